@@ -1,0 +1,30 @@
+# Two commands are all a fresh Linux machine with Python >= 3.11 needs: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check env clean
+
+env: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than Python 3.11; run: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
+	@echo "creating $(VENV) (about 7 GB, a few minutes)"
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,export,ort,rtx,dev]'
+	$(BIN)/python -m pip check --disable-pip-version-check
+	@touch $@
+
+demo: env
+	$(BIN)/python -m examples.demo
+
+check: env
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/python -m pytest -n 2
+
+clean:
+	rm -rf runs bundles data build *.egg-info

@@ -1,0 +1,61 @@
+"""What the three command lines share: errors as one line with an exit code, and a terminal or a plain log.
+
+Exit codes: 0 success, 1 failure, 2 misuse, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+from rich.console import Console
+from typer.main import get_command
+
+from mope_deploy.errors import MopeError
+
+__all__ = ["err", "out", "run_app"]
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def run_app(app: typer.Typer, argv: Sequence[str] | None = None) -> int:
+    """Run a typer application and return its exit code; never lets a traceback reach the user.
+
+    Set ``MOPE_DEBUG=1`` to see the traceback of an unexpected failure.
+    """
+    try:
+        result = get_command(app).main(args=None if argv is None else list(argv), standalone_mode=False)
+    except MopeError as error:
+        err.print(f"error: {error}", markup=False)
+        return error.exit_code
+    except KeyboardInterrupt:
+        err.print("interrupted", markup=False)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output left (`mope info … | head`): not an error of ours.
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        if os.environ.get("MOPE_DEBUG"):
+            raise
+        return _click_exit_code(error)
+    return result if isinstance(result, int) else 0
+
+
+def _click_exit_code(error: Exception) -> int:
+    """Exit code for click's own exceptions (bad option, missing argument) and for what nobody foresaw."""
+    show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
+    if callable(show) and isinstance(code, int):
+        show()
+        return code
+    if type(error).__name__ == "Abort":
+        err.print("interrupted", markup=False)
+        return 130
+    err.print(
+        f"error: unexpected {type(error).__name__}: {error}\nset MOPE_DEBUG=1 to see where, and please report it",
+        markup=False,
+    )
+    return 1
