@@ -1,0 +1,343 @@
+"""JSONL rows → samples, checked.
+
+A row is one JSON object per line: ``image`` (a path, relative to the file's own folder), ``text`` and ``label`` (a
+name, or for multi-label tasks a list of names). Other keys are kept in :attr:`Sample.extra`. Training, the export
+gate and the device all read through here: a row that one of them accepts, the others accept too. Every error names
+file and line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mope_deploy.errors import DataError, UsageError
+from mope_deploy.fields import nearest, parse_json, shown
+from mope_deploy.preprocess import Preprocessing, check_text
+
+__all__ = ["MODALITIES", "Sample", "Samples", "count_rows", "fingerprint", "open_samples", "scan_labels"]
+
+MODALITIES = ("image", "text")
+MAX_LINE_BYTES = 16 * 2**20
+MAX_LABELS = 100_000
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row.
+
+    Args:
+        image: the picture's path, if the row is read for its image; known to exist and not to be empty.
+        text: not blank, if the row is read for its text.
+        label: a name, a tuple of names for multi-label tasks, or None where no label is asked for and none is given.
+        line: 1-based line in ``source``.
+        source: the JSONL file.
+        extra: every other key of the row, as parsed.
+    """
+
+    image: Path | None
+    text: str | None
+    label: str | tuple[str, ...] | None
+    line: int
+    source: Path
+    extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def where(self) -> str:
+        """``file:line``, as every error about this row begins."""
+        return f"{self.source}:{self.line}"
+
+    def load(self, preprocessing: Preprocessing) -> dict[str, Any]:
+        """The row as :meth:`Preprocessing.collate` takes it, with its image decoded.
+
+        Returns:
+            ``image`` uint8 (H, W, 3) and ``text``, as far as the model reads them.
+
+        Raises:
+            DataError: naming file and line: the image cannot be decoded or is outside the stated limits.
+        """
+        loaded: dict[str, Any] = {}
+        try:
+            if preprocessing.image is not None:
+                loaded["image"] = preprocessing.load_image(self.image)  # type: ignore[arg-type]
+            if preprocessing.text is not None:
+                loaded["text"] = check_text(self.text)
+        except DataError as error:
+            raise DataError(f"{self.where}: {error}") from error
+        return loaded
+
+
+class Samples:
+    """The rows of one file, read lazily each time it is iterated; see :func:`open_samples`.
+
+    Attributes:
+        skipped: the message of every row left out by ``skip_bad`` in the latest pass.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        labels: Sequence[str] | None,
+        multi_label: bool,
+        require_label: bool,
+        skip_bad: bool,
+        modalities: Collection[str],
+    ) -> None:
+        self.path, self.labels, self.multi_label = path, None if labels is None else tuple(labels), multi_label
+        self.require_label, self.skip_bad, self.modalities = require_label, skip_bad, tuple(modalities)
+        self.skipped: list[str] = []
+        self._known = None if labels is None else frozenset(labels)
+
+    def __iter__(self) -> Iterator[Sample]:
+        self.skipped = []
+        for number, line in _lines(self.path):
+            try:
+                sample = self._sample(number, line)
+            except DataError as error:
+                self._skip_or_raise(error)
+            else:
+                yield sample
+
+    def load(self, preprocessing: Preprocessing) -> Iterator[tuple[Sample, dict[str, Any]]]:
+        """Every sample with what :meth:`Sample.load` makes of it; ``skip_bad`` covers undecodable images too."""
+        for sample in self:
+            try:
+                loaded = sample.load(preprocessing)
+            except DataError as error:
+                self._skip_or_raise(error)
+            else:
+                yield sample, loaded
+
+    def _skip_or_raise(self, error: DataError) -> None:
+        if not self.skip_bad:
+            raise error
+        self.skipped.append(str(error))
+
+    def _sample(self, number: int, line: bytes) -> Sample:
+        where = f"{self.path}:{number}"
+        row = _row(line, where)
+        image = _image_path(row, self.path.parent, where) if "image" in self.modalities else None
+        text = None
+        if "text" in self.modalities:
+            try:
+                text = check_text(_value(row, "text", where))
+            except DataError as error:
+                raise error if str(error).startswith(where) else DataError(f"{where}: {error}") from error
+        label = self._label(row, where)
+        extra = {key: value for key, value in row.items() if key not in (*MODALITIES, "label")}
+        return Sample(image=image, text=text, label=label, line=number, source=self.path, extra=extra)
+
+    def _label(self, row: dict[str, Any], where: str) -> str | tuple[str, ...] | None:
+        if row.get("label") is None:
+            if self.require_label:
+                _value(row, "label", where)
+                raise DataError(f"{where}: label", received="null", expected="a label")
+            return None
+        found = row["label"]
+        if self.multi_label:
+            if not isinstance(found, list):
+                hint = f'write ["{found}"]' if isinstance(found, str) else None
+                raise DataError(f"{where}: label", received=shown(found), expected="an array of label names", todo=hint)
+            names = tuple(self._name(item, where) for item in found)
+            if len(set(names)) != len(names):
+                raise DataError(f"{where}: label", received="a name twice", expected="every name once")
+            return names
+        if isinstance(found, list):
+            raise DataError(
+                f"{where}: label",
+                received=shown(found),
+                expected="one label name",
+                todo="lists of names belong to multi-label tasks",
+            )
+        return self._name(found, where)
+
+    def _name(self, name: object, where: str) -> str:
+        if not isinstance(name, str) or not name.strip():
+            raise DataError(
+                f"{where}: label", received=shown(name), expected="a label name (a string that is not blank)"
+            )
+        if self._known is not None and name not in self._known:
+            assert self.labels is not None
+            hint = nearest(name, self.labels)
+            few = ", ".join(map(repr, self.labels[:10])) + (" …" if len(self.labels) > 10 else "")
+            raise DataError(
+                f"{where}: unknown label",
+                received=shown(name),
+                expected=f"one of {few}",
+                todo=f"did you mean {hint!r}?" if hint else None,
+            )
+        return name
+
+
+def open_samples(
+    path: str | Path,
+    *,
+    labels: Sequence[str] | None = None,
+    multi_label: bool = False,
+    require_label: bool = True,
+    skip_bad: bool = False,
+    modalities: Collection[str] = MODALITIES,
+) -> Samples:
+    """The rows of a JSONL file, read and checked lazily.
+
+    Args:
+        path: the file; pictures are found relative to its folder.
+        labels: the names that may occur; without it any.
+        multi_label: labels are arrays of names.
+        require_label: a row without a label is an error.
+        skip_bad: leave bad rows out instead of raising, and list them in :attr:`Samples.skipped`.
+        modalities: which of ``image`` and ``text`` a row must have; the others are not read.
+
+    Raises:
+        UsageError: the file does not exist or is no file.
+        DataError: while iterating, naming file and line: truncated or malformed JSON, not UTF-8, not an object, a
+            missing or mistyped key, a missing or empty image, empty text, an unknown label.
+    """
+    path = Path(path)
+    _check_file(path)
+    unknown = sorted(set(modalities) - set(MODALITIES))
+    if unknown:
+        raise UsageError("modalities", received=", ".join(unknown), expected=", ".join(MODALITIES))
+    return Samples(
+        path,
+        labels=labels,
+        multi_label=multi_label,
+        require_label=require_label,
+        skip_bad=skip_bad,
+        modalities=modalities,
+    )
+
+
+def scan_labels(path: str | Path, *, multi_label: bool = False, skip_bad: bool = False) -> tuple[str, ...]:
+    """Every label name of a file, in the order of first appearance.
+
+    Raises:
+        DataError: a row without a usable label, unless ``skip_bad``; more than 100,000 names.
+    """
+    found: dict[str, None] = {}
+    for sample in open_samples(path, multi_label=multi_label, skip_bad=skip_bad, modalities=()):
+        assert sample.label is not None
+        found.update(dict.fromkeys((sample.label,) if isinstance(sample.label, str) else sample.label))
+        if len(found) > MAX_LABELS:
+            raise DataError(
+                f"{sample.where}: more than {MAX_LABELS:,} different labels", todo="is label the right key?"
+            )
+    return tuple(found)
+
+
+def count_rows(path: str | Path) -> int:
+    """Rows of a file without parsing them (blank lines do not count), for the total of a progress bar."""
+    path = Path(path)
+    _check_file(path)
+    with path.open("rb") as file:
+        return sum(1 for line in file if line.strip())
+
+
+def fingerprint(path: str | Path) -> dict[str, Any]:
+    """What identifies a data file and, cheaply, its pictures.
+
+    Returns:
+        ``sha256`` of the file's bytes; ``rows``; ``images``, the number of different pictures it names; and
+        ``images_sha256`` over the sorted lines ``path as written, tab, size in bytes`` (-1 if it is missing).
+        Pictures are not read: one replaced by another of exactly the same size goes unnoticed.
+    """
+    path = Path(path)
+    _check_file(path)
+    digest, rows, images = hashlib.sha256(), 0, set()
+    with path.open("rb") as file:
+        for line in file:
+            digest.update(line)
+            if not line.strip():
+                continue
+            rows += 1
+            try:
+                images.add(str(json.loads(line)["image"]))
+            except (ValueError, TypeError, KeyError, RecursionError):
+                continue  # a row that names no picture; whoever reads the rows reports it
+    listing = hashlib.sha256()
+    for name in sorted(images):
+        listing.update(f"{name}\t{_size(path.parent / name)}\n".encode("utf-8", "surrogatepass"))
+    return {"sha256": digest.hexdigest(), "rows": rows, "images": len(images), "images_sha256": listing.hexdigest()}
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):
+        return -1
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise UsageError(
+            f"data file {path} {'is not a file' if path.exists() else 'does not exist'}",
+            expected="a JSONL file with one object per line: image, text, label",
+        )
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(1-based number, bytes) of every line that is not blank; never more than the limit in memory."""
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if len(line) > MAX_LINE_BYTES:
+                # The rest of such a file is not worth guessing at: raised here, this is fatal even with skip_bad.
+                raise DataError(
+                    f"{path}:{number}: line longer than {MAX_LINE_BYTES // 2**20} MiB",
+                    expected="JSONL: one object per line",
+                )
+            if line.strip():
+                yield number, line
+
+
+def _row(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = parse_json(line.decode("utf-8").strip())
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8", received=f"byte 0x{line[error.start]:02x} at {error.start:,}") from error
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{where}: not JSON, or cut short", received=f"{error.msg} at column {error.colno:,}"
+        ) from error
+    except ValueError as error:
+        raise DataError(f"{where}: not JSON", received=str(error)) from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: row", received=shown(row), expected="a JSON object with image, text and label")
+    return row
+
+
+def _value(row: dict[str, Any], key: str, where: str) -> Any:
+    if key in row:
+        return row[key]
+    hint = nearest(key, row)
+    raise DataError(
+        f"{where}: {key} missing",
+        received=f"keys {', '.join(map(shown, list(row)[:10])) or 'none'}",
+        todo=f"is {hint!r} meant to be {key!r}?" if hint else None,
+    )
+
+
+def _image_path(row: dict[str, Any], folder: Path, where: str) -> Path:
+    name = _value(row, "image", where)
+    if not isinstance(name, str) or not name.strip() or "\0" in name:
+        raise DataError(f"{where}: image", received=shown(name), expected="a path")
+    path = folder / name
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError as error:
+        raise DataError(f"{where}: image {path} does not exist") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{where}: image {shown(name)} cannot be read", received=type(error).__name__) from error
+    if not path.is_file():
+        raise DataError(f"{where}: image {path} is not a file")
+    if size == 0:
+        raise DataError(f"{where}: image {path} is empty (0 bytes)")
+    return path

@@ -1,0 +1,125 @@
+"""Accuracy, F1, confusion and agreement in numpy; the same numbers in training, in the gate and on the device.
+
+Letters: n samples · C classes · K experts. Single-label: class indices int (n,). Multi-label: booleans (n, C).
+Definitions are scikit-learn's defaults with ``zero_division=0`` (its user guide, "Metrics and scoring").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mope_deploy.errors import UsageError
+
+__all__ = ["accuracy", "agreement", "confusion_matrix", "expert_agreement", "f1_scores", "report"]
+
+
+def accuracy(true: ArrayLike, predicted: ArrayLike) -> float:
+    """Share of samples that are right, 0 to 1; multi-label: all of a sample's labels right (subset accuracy)."""
+    true, predicted = _pair(true, predicted)
+    right = true == predicted
+    return float(right.mean() if right.ndim == 1 else right.all(axis=1).mean())
+
+
+def confusion_matrix(true: ArrayLike, predicted: ArrayLike, classes: int) -> NDArray[np.int64]:
+    """Counts (C, C) of a single-label task: row = true class, column = predicted class."""
+    true, predicted = _pair(true, predicted, ndim=1)
+    _check_classes(true, classes)
+    _check_classes(predicted, classes)
+    cells = np.bincount(true.astype(np.int64) * classes + predicted, minlength=classes * classes)
+    return cells.reshape(classes, classes).astype(np.int64)
+
+
+def f1_scores(true: ArrayLike, predicted: ArrayLike, classes: int) -> dict[str, Any]:
+    """F1 = 2 TP / (2 TP + FP + FN), 0 where that is 0/0.
+
+    Returns:
+        ``macro``: mean over classes; single-label tasks leave out classes that neither occur nor are predicted,
+        multi-label tasks count every class. ``micro``: of the summed counts. ``per_class``: C floats. All 0 to 1.
+    """
+    true, predicted = _pair(true, predicted)
+    if true.ndim == 1:
+        cells = confusion_matrix(true, predicted, classes)
+        hits, of_true, of_predicted = np.diag(cells), cells.sum(1), cells.sum(0)  # (C,) each
+        counted = (of_true + of_predicted) > 0
+    else:
+        if true.shape[1] != classes:
+            raise UsageError("multi-label arrays", received=f"{true.shape[1]} classes", expected=classes)
+        hits, of_true, of_predicted = (true & predicted).sum(0), true.sum(0), predicted.sum(0)
+        counted = np.ones(classes, bool)
+    per_class = _f1(hits, of_true + of_predicted)
+    micro = _f1(hits.sum(), (of_true + of_predicted).sum())
+    return {
+        "macro": float(per_class[counted].mean()),
+        "micro": float(micro),
+        "per_class": [float(f) for f in per_class],
+    }
+
+
+def agreement(a: ArrayLike, b: ArrayLike) -> float:
+    """Share of samples on which two models decide the same, 0 to 1 (:func:`accuracy` without a truth)."""
+    return accuracy(a, b)
+
+
+def expert_agreement(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
+    """Share of samples whose top-1 expert is the same, per layer: routing (n, layers, K) twice → (layers,), 0 to 1."""
+    a, b = np.asarray(a), np.asarray(b)
+    if a.shape != b.shape or a.ndim != 3 or a.shape[0] == 0:
+        raise UsageError("routing", received=f"{a.shape} and {b.shape}", expected="(n, layers, experts) twice")
+    return (a.argmax(-1) == b.argmax(-1)).mean(axis=0)
+
+
+def report(true: ArrayLike, predicted: ArrayLike, labels: Sequence[str]) -> dict[str, Any]:
+    """Everything above for one task, JSON-ready.
+
+    Args:
+        true, predicted: class indices (n,) or, for multi-label tasks, booleans (n, C).
+        labels: the C names.
+
+    Returns:
+        ``samples``, ``accuracy``, ``f1_macro``, ``f1_micro``, ``per_class`` {label: {``f1``, ``support``}} and, for
+        single-label tasks, ``confusion_matrix`` (rows = true) as lists.
+    """
+    true, predicted = _pair(true, predicted)
+    scores = f1_scores(true, predicted, len(labels))
+    support = np.bincount(true, minlength=len(labels)) if true.ndim == 1 else true.sum(0)
+    found: dict[str, Any] = {
+        "samples": int(true.shape[0]),
+        "accuracy": accuracy(true, predicted),
+        "f1_macro": scores["macro"],
+        "f1_micro": scores["micro"],
+        "per_class": {
+            label: {"f1": scores["per_class"][i], "support": int(support[i])} for i, label in enumerate(labels)
+        },
+    }
+    if true.ndim == 1:
+        found["confusion_matrix"] = confusion_matrix(true, predicted, len(labels)).tolist()
+    return found
+
+
+def _f1(hits: ArrayLike, total: ArrayLike) -> NDArray[np.float64]:
+    hits, total = np.asarray(hits, np.float64), np.asarray(total, np.float64)
+    return np.divide(2 * hits, total, out=np.zeros_like(hits), where=total > 0)
+
+
+def _pair(true: ArrayLike, predicted: ArrayLike, *, ndim: int | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+    true, predicted = np.asarray(true), np.asarray(predicted)
+    kinds = {1: "iu", 2: "b"}  # class indices, multi-label booleans
+    fits = all(array.dtype.kind in kinds.get(array.ndim, "") for array in (true, predicted))
+    if true.shape != predicted.shape or not fits or true.shape[0] == 0 or (ndim is not None and true.ndim != ndim):
+        raise UsageError(
+            "arrays to compare",
+            received=f"{true.dtype} {true.shape} and {predicted.dtype} {predicted.shape}",
+            expected="class indices (n,) twice" + ("" if ndim == 1 else ", or booleans (n, classes) twice"),
+        )
+    return true, predicted
+
+
+def _check_classes(indices: NDArray[Any], classes: int) -> None:
+    if indices.min() < 0 or indices.max() >= classes:
+        raise UsageError(
+            "class indices", received=f"{indices.min()} to {indices.max()}", expected=f"0 to {classes - 1}"
+        )
