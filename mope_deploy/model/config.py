@@ -23,11 +23,12 @@ class EncoderSpec:
 
     Attributes:
         modality: ``"image"`` or ``"text"``.
-        source: where its architecture and weights come from: ``timm:NAME[.TAG]``, ``hf:ID``, ``dir:PATH`` (a folder in timm's
-            or transformers' own format) or ``embedded:NAME``.
-        prompts: static prompts per layer that condition a *complementary* encoder itself (paper: 4 for text); 0 for none.
-            A main encoder's prompts are set by :class:`MoPEConfig`, so it must be 0 there.
-        max_length: longest text in tokens, special tokens included; ``None`` takes the encoder's own limit, at most 128.
+        source: where its architecture and weights come from: ``timm:NAME[.TAG]``, ``hf:ID``, ``dir:PATH`` (a folder in
+            timm's or transformers' own format) or ``embedded:NAME``.
+        prompts: static prompts per layer that condition a *complementary* encoder itself (paper: 4 for text); 0 for
+            none. A main encoder's prompts are set by :class:`MoPEConfig`, so it must be 0 there.
+        max_length: longest text in tokens, special tokens included; ``None`` takes the encoder's own limit, at most
+            128.
     """
 
     modality: str
@@ -107,7 +108,9 @@ class MoPEConfig:
         for name, spec in specs:
             found += [f"{name}.{problem}" for problem in _encoder_problems(spec)]
         if self.main.prompts:
-            found.append(f"main.prompts: received {self.main.prompts}, expected 0 (prompt_length sets the main encoder's)")
+            found.append(
+                f"main.prompts: received {self.main.prompts}, expected 0 (prompt_length sets the main encoder's)"
+            )
         if not self.complementary:
             found.append("complementary: received no encoder, expected at least one")
         modalities = [spec.modality for _, spec in specs]

@@ -1,0 +1,79 @@
+"""Frozen encoders: loading one from a source, and the one table that decides its family.
+
+A family is one file that wraps a library's encoder into the interface of :class:`Backbone`; only these files know timm
+or transformers. Adding a family is that file and one line in ``_families``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from mope_deploy.errors import ConfigError
+from mope_deploy.model.backbones.base import Backbone
+from mope_deploy.model.backbones.sources import LoadedEncoder, load_source
+from mope_deploy.model.config import EncoderSpec
+from mope_deploy.preprocess import ImageSpec, TextSpec
+
+__all__ = ["Backbone", "FrozenEncoder", "load_encoder"]
+
+
+@dataclass(frozen=True)
+class FrozenEncoder:
+    """A wrapped encoder together with what its raw inputs must become.
+
+    Attributes:
+        backbone: the encoder behind the common interface, its parameters frozen.
+        preprocess: how raw samples of its modality become its inputs.
+        tokenizer: the JSON text of a ``tokenizer.json`` for a text encoder, else None.
+    """
+
+    backbone: Backbone
+    preprocess: ImageSpec | TextSpec
+    tokenizer: str | None = None
+
+
+def load_encoder(spec: EncoderSpec) -> FrozenEncoder:
+    """Load, wrap and freeze the encoder that ``spec`` names.
+
+    Raises:
+        ConfigError: if the source does not exist, is no supported encoder or is of another modality than ``spec`` says.
+    """
+    loaded = load_source(spec.source)
+    for family in _families():
+        if family.accepts(loaded.module):
+            if family.modality != spec.modality:
+                raise ConfigError(
+                    f"{spec.source} is an encoder of another modality",
+                    received=f"modality {spec.modality!r}",
+                    expected=repr(family.modality),
+                )
+            frozen = family.wrap(loaded, spec)
+            frozen.backbone.requires_grad_(False).eval()
+            return frozen
+    raise ConfigError(
+        f"{spec.source} belongs to no supported encoder family",
+        received=type(loaded.module).__name__,
+        expected=" or ".join(family.name for family in _families()),
+    )
+
+
+@dataclass(frozen=True)
+class _Family:
+    name: str
+    modality: str
+    accepts: Callable[[nn.Module], bool]
+    wrap: Callable[[LoadedEncoder, EncoderSpec], Any]
+
+
+def _families() -> tuple[_Family, ...]:
+    # Imported here: each family imports its library, and a text-only user should not wait for timm.
+    from mope_deploy.model.backbones import bert, vit
+
+    return (
+        _Family("timm VisionTransformer", "image", vit.accepts, vit.wrap),
+        _Family("transformers BERT-like", "text", bert.accepts, bert.wrap),
+    )
