@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mope_deploy.errors import CheckpointError, ConfigError
-from mope_deploy.model.backbones import load_encoder
+from mope_deploy.model.backbones import Backbone, load_encoder
 from mope_deploy.model.backbones.sources import fingerprint
 from mope_deploy.model.config import MoPEConfig
 from mope_deploy.preprocess import Preprocessing
@@ -145,8 +145,8 @@ def copy_state(state: Mapping[str, Tensor], *, into: Mapping[str, Tensor]) -> No
 
 
 def _write(model: MoPE, folder: Path, *, standalone: bool, card: str) -> None:
-    backbones = {model.config.main.modality: model.main}
-    backbones |= {name: encoder.backbone for name, encoder in model.complementary.items()}
+    backbones: dict[str, Backbone] = {model.config.main.modality: model.main}
+    backbones |= {name: encoder.backbone for name, encoder in model.complementary_encoders().items()}
     specs = {spec.modality: spec for spec in (model.config.main, *model.config.complementary)}
     description = {
         "format": FORMAT,
@@ -173,7 +173,7 @@ def _write(model: MoPE, folder: Path, *, standalone: bool, card: str) -> None:
     if standalone:
         for modality, backbone in backbones.items():
             target = folder / "encoders" / modality
-            backbone.save_source(str(target))
+            backbone.save_source(target)
             if modality == "text" and tokenizer is not None:
                 (target / TOKENIZER).write_text(tokenizer, encoding="utf-8")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from huggingface_hub import ModelHubMixin
@@ -67,6 +67,8 @@ class ComplementaryEncoder(nn.Module):
         self.prompts = nn.ModuleList(prompts)
         self.dropout = nn.Dropout(dropout)
         self.standardise = standardise
+        self.y_mean: Tensor
+        self.y_std: Tensor
         if standardise:
             self.register_buffer("y_mean", torch.zeros(backbone.feature_width))
             self.register_buffer("y_std", torch.ones(backbone.feature_width))
@@ -75,7 +77,7 @@ class ComplementaryEncoder(nn.Module):
         """The pooled feature y of a batch, standardised if asked for: (B, D_y)."""
         x, mask = self.backbone.embed(inputs)
         for i in range(self.backbone.depth):
-            prompts = self.dropout(self.prompts[i](x.shape[0])) if self.prompts else None
+            prompts = self.dropout(self.prompts[i](x.shape[0])) if len(self.prompts) else None
             x = self.backbone.layer(i, x, prompts, mask)
         y = self.backbone.finish(x, mask)
         return (y - self.y_mean) / self.y_std if self.standardise else y
@@ -129,11 +131,15 @@ class MoPE(
         self.mappers = nn.ModuleDict(mappers)
         self.head = head
 
+    def complementary_encoders(self) -> dict[str, ComplementaryEncoder]:
+        """The complementary encoders by modality."""
+        return cast("dict[str, ComplementaryEncoder]", dict(self.complementary.items()))
+
     @property
     def input_names(self) -> tuple[str, ...]:
         """Names of the inputs, the main modality's first."""
         names = list(self.main.input_names)
-        for encoder in self.complementary.values():
+        for encoder in self.complementary_encoders().values():
             names += encoder.backbone.input_names
         return tuple(names)
 
@@ -166,7 +172,7 @@ class MoPE(
 
     def encode_complementary(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Pooled features of the complementary encoders, {modality: (B, D_y)}."""
-        return {name: encoder(inputs) for name, encoder in self.complementary.items()}
+        return {name: encoder(inputs) for name, encoder in self.complementary_encoders().items()}
 
     def fit_statistics(self, y: Mapping[str, Tensor]) -> None:
         """Standardise y from now on by the statistics of these training features, {modality: (samples, D_y)}.
@@ -174,14 +180,14 @@ class MoPE(
         The features must come from this model before the call, that is, not yet standardised. Only for
         ``y_norm="standardise"``.
         """
-        for name, encoder in self.complementary.items():
+        for name, encoder in self.complementary_encoders().items():
             encoder.fit_statistics(y[name])
 
     def train(self, mode: bool = True) -> MoPE:
         """Training mode for what trains; the frozen encoders never leave evaluation mode."""
         super().train(mode)
         self.main.eval()
-        for encoder in self.complementary.values():
+        for encoder in self.complementary_encoders().values():
             encoder.backbone.eval()
         return self
 
@@ -192,7 +198,7 @@ class MoPE(
     def trained_state(self) -> dict[str, Tensor]:
         """What a checkpoint holds: the trained parameters, and the statistics of y where they were fitted."""
         state: dict[str, Tensor] = {name: value.detach() for name, value in self.trained_parameters().items()}
-        for modality, encoder in self.complementary.items():
+        for modality, encoder in self.complementary_encoders().items():
             if encoder.standardise:
                 state[f"complementary.{modality}.y_mean"] = encoder.y_mean
                 state[f"complementary.{modality}.y_std"] = encoder.y_std
@@ -208,7 +214,7 @@ class MoPE(
 
         copy_state(state, into=self.trained_state())
 
-    def save_pretrained(  # type: ignore[override]
+    def save_pretrained(
         self,
         save_directory: str | Path,
         *,
@@ -242,7 +248,7 @@ class MoPE(
         return None
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, *, encoders: Mapping[str, str] | None = None, **hub: Any
     ) -> MoPE:
         """Load a checkpoint folder, or a hub repository that holds one.

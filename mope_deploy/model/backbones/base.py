@@ -2,54 +2,52 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 __all__ = ["Backbone"]
 
 
-@runtime_checkable
-class Backbone(Protocol):
+class Backbone(nn.Module, ABC):
     """One frozen encoder, run layer by layer so that each layer can have prompts of its own.
 
     Attributes:
         modality: ``"image"`` or ``"text"``.
+        input_names: the inputs it reads, by name.
+        encoder: the library's own module, whose weights the fingerprint covers.
         width: D, width of its hidden states.
         depth: number of layers.
         feature_width: width of the pooled feature that :meth:`finish` returns.
-        input_names: the inputs it reads, by name.
-        encoder: the library's own module, whose weights the fingerprint covers.
     """
 
     modality: str
-    width: int
-    depth: int
-    feature_width: int
     input_names: tuple[str, ...]
-    encoder: nn.Module
 
+    def __init__(self, encoder: nn.Module, *, width: int, depth: int, feature_width: int) -> None:
+        super().__init__()
+        self.encoder: Any = encoder
+        self.width, self.depth, self.feature_width = width, depth, feature_width
+
+    @abstractmethod
     def embed(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Tokens x (B, N, D) before the first layer, and which of them are real (B, N), or None if all are."""
-        ...
 
+    @abstractmethod
     def layer(self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None) -> Tensor:
-        """Layer ``index`` on [x ; prompts]; the prompts' own outputs are dropped. (B, N, D), (B, P, D) → (B, N, D)."""
-        ...
+        """Layer ``index`` on [x ; prompts], without the prompts' own outputs. (B, N, D), (B, P, D) → (B, N, D)."""
 
+    @abstractmethod
     def pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """What a router reads: the class token, or the mean of the real tokens. (B, N, D) → (B, D)."""
-        ...
 
+    @abstractmethod
     def finish(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """The encoder's pooled feature after its last layer. (B, N, D) → (B, feature_width)."""
-        ...
 
-    def save_source(self, folder: str) -> None:
+    @abstractmethod
+    def save_source(self, folder: Path) -> None:
         """Write the encoder's architecture and weights where a ``dir:`` source reads them."""
-        ...
-
-    # What a frozen nn.Module offers besides; spelled out because a protocol cannot inherit from a class.
-    def requires_grad_(self, requires_grad: bool = True) -> nn.Module: ...
-    def eval(self) -> nn.Module: ...

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from mope_deploy.errors import ConfigError
-from mope_deploy.model.backbones.sources import LoadedEncoder
+from mope_deploy.model.backbones.base import Backbone
+from mope_deploy.model.backbones.sources import LoadedEncoder, quiet_transformers
 from mope_deploy.model.config import EncoderSpec
 from mope_deploy.preprocess import TextSpec
 
@@ -52,21 +53,21 @@ def wrap(loaded: LoadedEncoder, spec: EncoderSpec) -> Any:
     return FrozenEncoder(backbone, TextSpec(max_length=max_length, pad_id=0 if pad_id is None else pad_id), tokenizer)
 
 
-class BertBackbone(nn.Module):
+class BertBackbone(Backbone):
     """A transformers BERT-like encoder, layer by layer."""
 
     modality = "text"
     input_names = ("input_ids", "attention_mask")
 
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder: Any = encoder
-        config = self.encoder.config
-        self.width: int = config.hidden_size
-        self.feature_width: int = config.hidden_size
-        self.depth: int = len(self.encoder.encoder.layer)
-        offset = config.model_type in _OFFSET_POSITIONS
-        self.first_position: int = config.pad_token_id + 1 if offset else 0
+    def __init__(self, encoder: Any) -> None:
+        config = encoder.config
+        super().__init__(
+            encoder,
+            width=config.hidden_size,
+            depth=len(encoder.encoder.layer),
+            feature_width=config.hidden_size,
+        )
+        self.first_position: int = config.pad_token_id + 1 if config.model_type in _OFFSET_POSITIONS else 0
         self.max_positions: int = config.max_position_embeddings - self.first_position
 
     def embed(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -97,9 +98,10 @@ class BertBackbone(nn.Module):
         """The class token of the last layer; these encoders have no final norm. (B, N, D) → (B, D)."""
         return x[:, 0]
 
-    def save_source(self, folder: str) -> None:
+    def save_source(self, folder: Path) -> None:
         """Write config.json and model.safetensors in transformers' own form; the tokenizer is the checkpoint's."""
-        self.encoder.save_pretrained(folder)
+        with quiet_transformers():
+            self.encoder.save_pretrained(folder)
 
 
 def _tokenizer_json(location: str, source: str) -> str:

@@ -16,7 +16,7 @@ from torch import nn
 from mope_deploy.errors import ConfigError
 from mope_deploy.extras import require
 
-__all__ = ["EMBEDDED", "LoadedEncoder", "fingerprint", "load_source"]
+__all__ = ["EMBEDDED", "LoadedEncoder", "fingerprint", "load_source", "quiet_transformers"]
 
 EMBEDDED = Path(__file__).parent / "embedded"
 
@@ -89,7 +89,7 @@ def _from_timm(name: str, source: str) -> nn.Module:
 def _from_transformers(name: str, source: str) -> nn.Module:
     transformers = require("transformers", extra="train", purpose=f"the encoder {source}")
     try:
-        with _quiet(transformers.utils.logging):
+        with quiet_transformers():
             module, report = transformers.AutoModel.from_pretrained(
                 name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
@@ -108,8 +108,10 @@ def _from_transformers(name: str, source: str) -> nn.Module:
 
 
 @contextmanager
-def _quiet(logging: Any) -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """transformers without its bars and load reports, which would break up our own progress lines."""
+    from transformers.utils import logging
+
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -18,6 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mope_deploy.errors import ConfigError
+from mope_deploy.model.backbones.base import Backbone
 from mope_deploy.model.backbones.sources import LoadedEncoder
 from mope_deploy.model.config import EncoderSpec
 from mope_deploy.preprocess import ImageSpec
@@ -48,12 +49,12 @@ def wrap(loaded: LoadedEncoder, spec: EncoderSpec) -> Any:
 
 
 def _data_config(encoder: VisionTransformer) -> dict[str, Any]:
-    """timm's evaluation transform, at the size the encoder was really built for (``img_size`` may override its tag's)."""
+    """timm's evaluation transform, at the size the encoder was built for: ``img_size`` may override its tag's."""
     height, width = encoder.patch_embed.img_size
     return resolve_data_config({"input_size": (3, height, width)}, model=encoder)
 
 
-class ViTBackbone(nn.Module):
+class ViTBackbone(Backbone):
     """A timm VisionTransformer, layer by layer.
 
     Args:
@@ -65,12 +66,10 @@ class ViTBackbone(nn.Module):
     input_names = ("pixel_values",)
 
     def __init__(self, encoder: VisionTransformer, *, model_args: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.encoder = encoder
+        super().__init__(
+            encoder, width=encoder.embed_dim, depth=len(encoder.blocks), feature_width=encoder.num_features
+        )
         self.model_args = dict(model_args)
-        self.width: int = encoder.embed_dim
-        self.depth: int = len(encoder.blocks)
-        self.feature_width: int = encoder.num_features
 
     def embed(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Class token and patches with positions. pixel_values (B, 3, H, W) → (B, N, D); all tokens are real."""
@@ -97,10 +96,9 @@ class ViTBackbone(nn.Module):
         """timm's own final norm and pooling, without a classifier. (B, N, D) → (B, feature_width)."""
         return self.encoder.forward_head(self.encoder.norm(x), pre_logits=True)
 
-    def save_source(self, folder: str) -> None:
+    def save_source(self, folder: Path) -> None:
         """Write config.json and model.safetensors in the form that timm's ``local-dir:`` reads."""
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         cfg = dict(self.encoder.pretrained_cfg)
         kept = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
         config = {
@@ -111,6 +109,6 @@ class ViTBackbone(nn.Module):
             "model_args": self.model_args,
             "pretrained_cfg": {key: cfg[key] for key in kept if key in cfg} | {"num_classes": 0},
         }
-        (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.encoder.state_dict().items()}
-        save_file(tensors, target / "model.safetensors")
+        save_file(tensors, folder / "model.safetensors")
