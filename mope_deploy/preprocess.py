@@ -300,6 +300,15 @@ class Preprocessing:
             arrays.update(self.encode_text(texts, pad_to=pad_to, on_truncate=on_truncate))
         return arrays
 
+    def check_tokenizer(self) -> None:
+        """Parse the tokenizer now rather than at the first text.
+
+        Raises:
+            ConfigError: it cannot be parsed, or has more special tokens than ``max_length``.
+        """
+        if self.text is not None:
+            _ = self._tokenizer
+
     @cached_property
     def _tokenizer(self) -> Tokenizer:
         from tokenizers import Tokenizer

@@ -1,0 +1,473 @@
+"""``manifest.json``: its schema as types, and the strict reader of every schema ever released.
+
+docs/bundle.md describes each field. Pure text in, :class:`Manifest` out: files are mope_deploy.bundle's business.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mope_deploy.errors import BundleError, ConfigError
+from mope_deploy.fields import Fields, parse_json, shown
+from mope_deploy.preprocess import ImageSpec, TextSpec
+
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "SCHEMA",
+    "FileEntry",
+    "Golden",
+    "Graph",
+    "Manifest",
+    "Parity",
+    "Routing",
+    "Task",
+    "TensorSpec",
+    "check_name",
+    "read_manifest",
+]
+
+FORMAT = "mope-bundle"
+SCHEMA = 1
+MANIFEST = "manifest.json"
+
+DTYPES = ("float32", "float16", "int64", "int32", "int8", "uint8", "bool")
+RUNS_ON = ("any", "onnxruntime")
+TASKS = ("single-label", "multi-label")
+
+MAX_FILE_BYTES = 2**40
+MAX_TOKENIZER_BYTES = 256 * 2**20
+MAX_FILES = 10_000
+MAX_LABELS = 100_000
+
+_SAFE_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")  # a name on every file system; never "." or ".."
+_AXIS = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+AGAIN = "copy or export the bundle again"  # what to do about a damaged one
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a graph.
+
+    Args:
+        name: as in the graph.
+        dtype: numpy's name, one of :data:`DTYPES`.
+        shape: sizes, or names of axes that vary: ``("batch", 3, 224, 224)``.
+        range: least and greatest value that occurs, if that is known.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    range: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One file that computes the model.
+
+    Args:
+        name: distinguishes the graphs of a bundle: ``"model"``, ``"model-fused"``.
+        file: the ONNX file.
+        data: the external-data files it reads.
+        precision: of its weights and arithmetic: ``"fp32"``.
+        opset, ir_version: of the file, for those who must know whether their engine reads it.
+        runs_on: ``"any"``, or the one engine whose own operators it uses.
+        inputs, outputs: in the graph's order.
+    """
+
+    name: str
+    file: str
+    data: tuple[str, ...]
+    precision: str
+    opset: int
+    ir_version: int
+    runs_on: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the logits mean: softmax over ``labels``, or a sigmoid each with ``threshold`` for multi-label tasks."""
+
+    type: str
+    labels: tuple[str, ...]
+    threshold: float | None
+
+    @property
+    def multi_label(self) -> bool:
+        return self.type == "multi-label"
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Shape of the ``routing`` output (B, layers, experts); ``top_k`` is None for dense routing."""
+
+    layers: int
+    experts: int
+    top_k: int | None
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Inputs whose outputs are known.
+
+    Args:
+        samples: JSONL as mope_deploy.data reads it; its pictures are PNG files of the bundle.
+        inputs: .npz, the same samples as one batch of input arrays.
+        outputs: .npz, ``logits`` and, where the graph has it, ``routing``.
+        logits: allowed ``max|a - b| / max|b|`` over all golden logits b.
+        routing: allowed ``max|a - b|`` over all golden routing weights, which lie between 0 and 1.
+    """
+
+    samples: str
+    inputs: str
+    outputs: str
+    logits: float
+    routing: float
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Result of the export gate: the file of its report, and the figures worth showing."""
+
+    report: str | None
+    figures: Mapping[str, float | str | bool]
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What one file of a bundle must be."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``manifest.json``, checked. Field by field in docs/bundle.md."""
+
+    schema: int
+    name: str
+    created: str
+    versions: Mapping[str, str]
+    task: Task
+    main: str
+    complementary: tuple[str, ...]
+    image: ImageSpec | None
+    text: TextSpec | None
+    tokenizer: str | None
+    graphs: tuple[Graph, ...]
+    routing: Routing | None
+    golden: Golden
+    parity: Parity
+    files: Mapping[str, FileEntry]
+
+
+def read_manifest(text: str, where: str) -> Manifest:
+    """The text of a manifest, of any schema that this release knows, as today's :class:`Manifest`.
+
+    Args:
+        text: the whole file.
+        where: what error messages call it.
+
+    Raises:
+        BundleError: damaged JSON, an unknown schema, a field missing, unknown, mistyped, out of range or at odds with
+        another.
+    """
+    try:
+        document = parse_json(text)
+    except ValueError as error:
+        raise BundleError(f"{where} is damaged", received=str(error), expected="JSON", todo=AGAIN) from error
+    if not isinstance(document, dict):
+        raise BundleError(where, received=shown(document), expected="a JSON object")
+    if document.get("format") != FORMAT:
+        raise BundleError(f"{where}.format", received=shown(document.get("format")), expected=repr(FORMAT))
+    schema = document.get("schema")
+    reader = _READERS.get(schema) if isinstance(schema, int) and not isinstance(schema, bool) else None
+    if reader is None:
+        newer = isinstance(schema, int) and schema > SCHEMA
+        raise BundleError(
+            f"{where}.schema",
+            received=shown(schema),
+            expected=f"one that this release reads: {', '.join(map(str, sorted(_READERS)))}",
+            todo="the bundle was written by a newer release: pip install --upgrade mope-deploy" if newer else AGAIN,
+        )
+    return reader(document, where)
+
+
+def _read_schema_1(document: dict[str, Any], where: str) -> Manifest:
+    read = Fields(
+        document,
+        where,
+        BundleError,
+        required=(
+            "format",
+            "schema",
+            "name",
+            "created",
+            "versions",
+            "task",
+            "modalities",
+            "preprocess",
+            "graphs",
+            "routing",
+            "golden",
+            "parity",
+            "files",
+        ),
+    )
+    modalities = Fields(document["modalities"], f"{where}.modalities", BundleError, required=("main", "complementary"))
+    preprocess = Fields(
+        document["preprocess"], f"{where}.preprocess", BundleError, required=("image", "text", "tokenizer")
+    )
+    manifest = Manifest(
+        schema=1,
+        name=read.text("name", most=200),
+        created=_time(read),
+        versions=_versions(document["versions"], f"{where}.versions"),
+        task=_task(document["task"], f"{where}.task"),
+        main=modalities.choice("main", ("image", "text")),
+        complementary=modalities.texts("complementary", most=8, each=32, distinct=True),
+        image=preprocess.maybe("image", _image),
+        text=preprocess.maybe("text", _text),
+        tokenizer=preprocess.maybe("tokenizer", check_name),
+        graphs=read.array("graphs", _graph, least=1, most=64),
+        routing=read.maybe("routing", _routing),
+        golden=_golden(document["golden"], f"{where}.golden"),
+        parity=_parity(document["parity"], f"{where}.parity"),
+        files=_files(document["files"], f"{where}.files"),
+    )
+    _check_consistent(manifest, where)
+    return manifest
+
+
+# Every schema ever released keeps its reader, which returns today's Manifest.
+_READERS = {1: _read_schema_1}
+
+
+def _time(read: Fields) -> str:
+    text = read.text("created", most=40)
+    try:
+        datetime.datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ")
+    except ValueError:
+        raise read.fail("created", "a time in UTC like 2025-01-31T12:00:00Z") from None
+    return text
+
+
+def _image(value: object, where: str) -> ImageSpec:
+    try:
+        return ImageSpec.from_dict(value, where=where)
+    except ConfigError as error:
+        raise BundleError(str(error)) from error
+
+
+def _text(value: object, where: str) -> TextSpec:
+    try:
+        return TextSpec.from_dict(value, where=where)
+    except ConfigError as error:
+        raise BundleError(str(error)) from error
+
+
+def _versions(value: object, where: str) -> dict[str, str]:
+    if not isinstance(value, dict) or len(value) > 100:
+        raise BundleError(where, received=shown(value), expected="an object of at most 100 package versions")
+    read = Fields(value, where, BundleError, required=list(value))
+    for key in value:
+        if len(key) > 100:
+            raise BundleError(where, received=shown(key), expected="names of at most 100 characters")
+    return {key: read.text(key, most=100) for key in value}
+
+
+def _task(value: object, where: str) -> Task:
+    read = Fields(value, where, BundleError, required=("type", "labels", "threshold"))
+    kind = read.choice("type", TASKS)
+    labels = read.texts("labels", least=1 if kind == "multi-label" else 2, most=MAX_LABELS, each=256, distinct=True)
+    if kind == "multi-label":
+        return Task(kind, labels, read.number("threshold", 0.0, 1.0))
+    if read.value["threshold"] is not None:
+        raise read.fail("threshold", "null for a single-label task")
+    return Task(kind, labels, None)
+
+
+def _graph(value: object, where: str) -> Graph:
+    keys = ("name", "file", "data", "precision", "opset", "ir_version", "runs_on", "inputs", "outputs")
+    read = Fields(value, where, BundleError, required=keys)
+    return Graph(
+        name=read.text("name", most=64),
+        file=_name(read, "file"),
+        data=read.array("data", check_name, most=1000),
+        precision=read.text("precision", most=32),
+        opset=read.integer("opset", 1, 1000),
+        ir_version=read.integer("ir_version", 1, 1000),
+        runs_on=read.choice("runs_on", RUNS_ON),
+        inputs=read.array("inputs", _tensor, least=1, most=64),
+        outputs=read.array("outputs", _tensor, least=1, most=64),
+    )
+
+
+def _tensor(value: object, where: str) -> TensorSpec:
+    read = Fields(value, where, BundleError, required=("name", "dtype", "shape", "range"))
+    return TensorSpec(
+        name=read.text("name", most=128),
+        dtype=read.choice("dtype", DTYPES),
+        shape=read.array("shape", _axis, most=8),
+        range=read.maybe("range", lambda _, __: _range(read)),
+    )
+
+
+def _axis(value: object, where: str) -> int | str:
+    if isinstance(value, str) and _AXIS.fullmatch(value):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 2**31:
+        return value
+    raise BundleError(where, received=shown(value), expected="a size of at least 1 or the name of an axis")
+
+
+def _range(read: Fields) -> tuple[float, float]:
+    low, high = read.numbers("range", 2)
+    if low > high:
+        raise read.fail("range", "[least, greatest]")
+    return low, high
+
+
+def _routing(value: object, where: str) -> Routing:
+    read = Fields(value, where, BundleError, required=("layers", "experts", "top_k"))
+    experts = read.integer("experts", 1, 1_000_000)
+    top_k = None if read.value["top_k"] is None else read.integer("top_k", 1, experts)
+    return Routing(layers=read.integer("layers", 1, 10_000), experts=experts, top_k=top_k)
+
+
+def _golden(value: object, where: str) -> Golden:
+    read = Fields(value, where, BundleError, required=("samples", "inputs", "outputs", "tolerance"))
+    tolerance = Fields(read.value["tolerance"], f"{where}.tolerance", BundleError, required=("logits", "routing"))
+    return Golden(
+        samples=_name(read, "samples"),
+        inputs=_name(read, "inputs"),
+        outputs=_name(read, "outputs"),
+        logits=tolerance.number("logits", 0.0, 1.0),
+        routing=tolerance.number("routing", 0.0, 1.0),
+    )
+
+
+def _parity(value: object, where: str) -> Parity:
+    read = Fields(value, where, BundleError, required=("report", "figures"))
+    figures = read.value["figures"]
+    if not isinstance(figures, dict) or len(figures) > 200:
+        raise read.fail("figures", "an object of at most 200 figures")
+    for key, figure in figures.items():
+        plain = isinstance(figure, bool | int | float) or (isinstance(figure, str) and len(figure) <= 1000)
+        if len(key) > 100 or not plain:
+            raise BundleError(
+                f"{where}.figures[{shown(key)}]",
+                received=shown(figure),
+                expected="a number, true, false or a short string",
+            )
+    return Parity(report=read.maybe("report", check_name), figures=figures)
+
+
+def _files(value: object, where: str) -> dict[str, FileEntry]:
+    if not isinstance(value, dict) or not 1 <= len(value) <= MAX_FILES:
+        raise BundleError(where, received=shown(value), expected=f"an object of 1 to {MAX_FILES:,} files")
+    entries: dict[str, FileEntry] = {}
+    for name, item in value.items():
+        check_name(name, where)
+        read = Fields(item, f"{where}[{name!r}]", BundleError, required=("sha256", "bytes"))
+        digest = read.value["sha256"]
+        if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+            raise read.fail("sha256", "64 hexadecimal digits in lower case")
+        entries[name] = FileEntry(sha256=digest, bytes=read.integer("bytes", 0, MAX_FILE_BYTES))
+    return entries
+
+
+def _name(read: Fields, key: str) -> str:
+    return check_name(read.value[key], f"{read.where}.{key}")
+
+
+def check_name(name: object, where: str) -> str:
+    """A file's name in a bundle: a relative path, in ``/`` notation, that stays inside the folder on every system.
+
+    Raises:
+        BundleError: absolute, with ``..``, with characters that some file system does not take, too long, the
+        manifest's own.
+    """
+    parts = name.split("/") if isinstance(name, str) and len(name) <= 512 else []
+    if not 1 <= len(parts) <= 8 or not all(_SAFE_PART.fullmatch(part) for part in parts) or name == MANIFEST:
+        raise BundleError(
+            where,
+            received=shown(name),
+            expected="the relative path of a file inside the bundle (letters, digits, _ . + -)",
+        )
+    return str(name)
+
+
+def _check_consistent(manifest: Manifest, where: str) -> None:
+    """What no single field can say: that the parts fit each other."""
+    if (manifest.text is None) != (manifest.tokenizer is None):
+        raise BundleError(f"{where}.preprocess", received="text or tokenizer alone", expected="both, or null for both")
+    modalities = (manifest.main, *manifest.complementary)
+    prepared = [name for name in ("image", "text") if getattr(manifest, name) is not None]
+    if sorted(modalities) != prepared:
+        raise BundleError(
+            f"{where}.modalities",
+            received=", ".join(modalities),
+            expected=f"those that preprocess prepares, once each: {', '.join(prepared) or 'none'}",
+        )
+    names = [graph.name for graph in manifest.graphs]
+    if len(set(names)) != len(names):
+        raise BundleError(f"{where}.graphs", received="one name twice", expected="every graph's own name")
+    for i, graph in enumerate(manifest.graphs):
+        _check_graph(graph, manifest, f"{where}.graphs[{i}]")
+    golden = manifest.golden
+    named = [golden.samples, golden.inputs, golden.outputs]
+    named += [name for graph in manifest.graphs for name in (graph.file, *graph.data)]
+    named += [name for name in (manifest.tokenizer, manifest.parity.report) if name is not None]
+    for name in named:
+        if name not in manifest.files:
+            raise BundleError(f"{where}.files: {name!r} is used and not listed", todo=AGAIN)
+    if manifest.tokenizer is not None and manifest.files[manifest.tokenizer].bytes > MAX_TOKENIZER_BYTES:
+        raise BundleError(
+            f"{where}.files: the tokenizer is too large", expected=f"{MAX_TOKENIZER_BYTES:,} bytes at most"
+        )
+
+
+Tensors = dict[str, tuple[str, tuple[int | str, ...]]]
+
+
+def _check_graph(graph: Graph, manifest: Manifest, where: str) -> None:
+    """A graph reads what preprocessing makes, and says what the task and the routing promise."""
+    made: Tensors = {}
+    if manifest.image is not None:
+        made["pixel_values"] = ("float32", ("batch", 3, manifest.image.height, manifest.image.width))
+    if manifest.text is not None:
+        made["input_ids"] = made["attention_mask"] = ("int64", ("batch", "text_length"))
+    promised: Tensors = {"logits": ("float32", ("batch", len(manifest.task.labels)))}
+    if manifest.routing is not None:
+        promised["routing"] = ("float32", ("batch", manifest.routing.layers, manifest.routing.experts))
+    _check_tensors(graph.inputs, made, f"{where}.inputs")
+    _check_tensors(graph.outputs, promised, f"{where}.outputs")
+    missing = sorted(set(promised) - {tensor.name for tensor in graph.outputs})
+    if missing:
+        raise BundleError(f"{where}.outputs", received=f"no {missing[0]}", expected=", ".join(promised))
+
+
+def _check_tensors(tensors: tuple[TensorSpec, ...], known: Tensors, where: str) -> None:
+    names = [tensor.name for tensor in tensors]
+    if len(set(names)) != len(names):
+        raise BundleError(where, received="one name twice", expected="every name once")
+    for tensor in tensors:
+        if tensor.name not in known:
+            raise BundleError(where, received=shown(tensor.name), expected=", ".join(known))
+        dtype, shape = known[tensor.name]
+        if (tensor.dtype, tensor.shape) != (dtype, shape):
+            raise BundleError(
+                f"{where}: {tensor.name}",
+                received=f"{tensor.dtype} {list(tensor.shape)}",
+                expected=f"{dtype} {list(shape)}",
+            )
