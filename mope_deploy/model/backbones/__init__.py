@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from mope_deploy.errors import ConfigError
@@ -42,7 +43,9 @@ def load_encoder(spec: EncoderSpec) -> FrozenEncoder:
     Raises:
         ConfigError: if the source does not exist, is no supported encoder or is of another modality than ``spec`` says.
     """
-    loaded = load_source(spec.source)
+    # Libraries draw initial values before they load weights; the caller's random state is not theirs to move.
+    with torch.random.fork_rng(devices=[]):
+        loaded = load_source(spec.source)
     for family in _families():
         if family.accepts(loaded.module):
             if family.modality != spec.modality:

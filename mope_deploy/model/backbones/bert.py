@@ -25,6 +25,7 @@ _MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 # These count positions from padding_idx + 1 on.
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")
 _DEFAULT_MAX_LENGTH = 128
+_SLOW_VOCABULARIES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
 
 
 def accepts(module: nn.Module) -> bool:
@@ -106,9 +107,16 @@ class BertBackbone(Backbone):
 
 def _tokenizer_json(location: str, source: str) -> str:
     """The text of the encoder's ``tokenizer.json``; slow-only tokenizers are converted by transformers."""
-    file = Path(location) / "tokenizer.json"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
+    folder = Path(location)
+    if (folder / "tokenizer.json").is_file():
+        return (folder / "tokenizer.json").read_text(encoding="utf-8")
+    # Given a folder without any vocabulary, transformers makes up a tokenizer of special tokens alone.
+    if folder.is_dir() and not any((folder / name).is_file() for name in _SLOW_VOCABULARIES):
+        raise ConfigError(
+            f"no tokenizer beside {source}",
+            received=f"{folder} without one",
+            expected=f"tokenizer.json or {', '.join(_SLOW_VOCABULARIES)}",
+        )
     from transformers import AutoTokenizer
 
     try:

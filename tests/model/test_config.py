@@ -1,0 +1,119 @@
+"""The configuration: every error at once, the nearest key named, and encoders that cannot be used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+from safetensors.torch import load_file, save_file
+
+from mope_deploy.errors import ConfigError
+from mope_deploy.model import EncoderSpec, MoPEConfig, build_model
+from tests.tiny import LABELS, bert_folder, tiny_config, vit_folder
+
+
+def test_round_trip(vit: Path, bert: Path) -> None:
+    config = tiny_config(vit, bert, top_k=2, noise=0.0)
+    assert MoPEConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_the_paper_s_defaults() -> None:
+    text = EncoderSpec(modality="text", source="hf:a")
+    config = MoPEConfig(main=EncoderSpec(modality="image", source="timm:b"), complementary=(text,), labels=LABELS)
+    assert (config.prompt_length, config.experts, config.d_x, config.d_y) == (6, 4, 2, 8)
+    assert (config.temperature, config.sigma, config.prompt_dropout, config.top_k) == (0.1, 0.25, 0.1, 0)
+    assert (config.static, config.dynamic, config.mapped, config.train_embeddings) == (True, True, True, False)
+
+
+def test_all_problems_are_reported_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        MoPEConfig(
+            main=EncoderSpec(modality="smell", source="vit", prompts=2),
+            complementary=(),
+            labels=("a", "a"),
+            experts=0,
+            top_k=3,
+            temperature=0.0,
+            noise=-1.0,
+            prompt_dropout=1.0,
+            similarity="l2",
+        )
+    for phrase in ("smell", "'vit'", "main.prompts", "complementary", "duplicates", "experts", "top_k", "temperature"):
+        assert phrase in str(caught.value)
+    for phrase in ("noise", "prompt_dropout", "l2"):
+        assert phrase in str(caught.value)
+
+
+def test_unknown_keys_name_the_nearest(vit: Path, bert: Path) -> None:
+    values = tiny_config(vit, bert).to_dict()
+    with pytest.raises(ConfigError, match=r"'temprature' .did you mean 'temperature'"):
+        MoPEConfig.from_dict(values | {"temprature": 1.0})
+    values["main"]["sauce"] = "x"
+    with pytest.raises(ConfigError, match=r"main: unknown key 'sauce' .did you mean 'source'"):
+        MoPEConfig.from_dict(values)
+
+
+def build(main: str, text: str, **text_args: int) -> None:
+    build_model(
+        MoPEConfig(
+            main=EncoderSpec(modality="image", source=main),
+            complementary=(EncoderSpec(modality="text", source=text, **text_args),),
+            labels=LABELS,
+        )
+    )
+
+
+def test_encoders_that_cannot_be_used_say_why(vit: Path, bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"without a config\.json"):
+        build(f"dir:{tmp_path / 'nowhere'}", f"dir:{bert}")
+    with pytest.raises(ConfigError, match="another modality"):
+        build(f"dir:{bert}", f"dir:{bert}")
+    with pytest.raises(ConfigError, match="at most its 40 positions"):
+        build(f"dir:{vit}", f"dir:{bert}", max_length=41)
+    with pytest.raises(ConfigError, match="no encoder at embedded:nonsense"):
+        build("embedded:nonsense", f"dir:{bert}")
+    with pytest.raises(ConfigError, match="could not be loaded"):
+        build("timm:no_such_architecture", f"dir:{bert}")
+    resnet = tmp_path / "resnet"
+    resnet.mkdir()
+    module = timm.create_model("resnet10t", num_classes=0)
+    save_file(module.state_dict(), resnet / "model.safetensors")
+    (resnet / "config.json").write_text(json.dumps({"architecture": "resnet10t", "num_classes": 0}))
+    with pytest.raises(ConfigError, match="no supported encoder family; received ResNet; expected timm Vision"):
+        build(f"dir:{resnet}", f"dir:{bert}")
+    with pytest.raises(ConfigError, match="does not pool"):
+        build(f"dir:{vit_folder(tmp_path / 'flat', global_pool='')}", f"dir:{bert}")
+
+
+def test_weights_that_lack_a_tensor_are_refused(vit: Path, tmp_path: Path) -> None:
+    """transformers would fill it with random values and only log it."""
+    bert = bert_folder(tmp_path / "bert")
+    state = load_file(bert / "model.safetensors")
+    del state["encoder.layer.1.output.dense.weight"]
+    save_file(state, bert / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"incomplete; received no encoder\.layer\.1\.output\.dense\.weight"):
+        build(f"dir:{vit}", f"dir:{bert}")
+
+
+def test_a_folder_without_tokenizer_is_refused(vit: Path, tmp_path: Path) -> None:
+    bert = bert_folder(tmp_path / "bert")
+    (bert / "tokenizer.json").unlink()
+    with pytest.raises(ConfigError, match="no tokenizer beside"):
+        build(f"dir:{vit}", f"dir:{bert}")
+
+
+def test_building_leaves_the_random_state_alone(vit: Path, bert: Path) -> None:
+    import torch
+
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = build_model(tiny_config(vit, bert), seed=1)
+    assert torch.equal(torch.rand(3), expected)
+    second = build_model(tiny_config(vit, bert), seed=1)
+    third = build_model(tiny_config(vit, bert), seed=2)
+    name = "layers.0.experts.prompts"
+    assert torch.equal(first.trained_parameters()[name], second.trained_parameters()[name])
+    assert not torch.equal(first.trained_parameters()[name], third.trained_parameters()[name])
