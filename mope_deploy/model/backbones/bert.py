@@ -87,7 +87,7 @@ class BertBackbone(Backbone):
         N = x.shape[1]
         if prompts is not None:
             x = torch.cat([x, prompts], dim=1)  # (B, N + P, D)
-            mask = torch.nn.functional.pad(mask, (0, prompts.shape[1]), value=1)  # prompts are never masked
+            mask = torch.cat([mask, mask.new_ones(prompts.shape[:2])], dim=1)  # prompts are never masked
         blocked = (1 - mask[:, None, None, :]).to(x.dtype) * torch.finfo(x.dtype).min  # (B, 1, 1, N + P), additive
         return self.encoder.encoder.layer[index](x, blocked)[:, :N]
 

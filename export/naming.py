@@ -1,0 +1,88 @@
+"""Names in an exported graph: modules' own names instead of the exporter's counters, and no machine's paths.
+
+torch's exporter folds transposes into new constants called ``val_53`` and notes for every node the source files and
+stack it came from. Here a node is named after its module (``layers.0.dynamic/Softmax``), which lint errors, TensorRT
+layers and profiles then show; a folded weight gets its parameter's name back (``….qkv.weight.T``), which quantisation
+needs; and the notes are dropped.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from torch import nn
+
+__all__ = ["name_after_modules"]
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_COUNTED = re.compile(r"(val|expand|permute|select|t|transpose|unsqueeze|view|reshape)(_\d+)?")
+
+
+def name_after_modules(model: ir.Model, module: nn.Module) -> None:
+    """Rename nodes and folded weights of ``model`` in place after the modules of what was traced; drop all notes.
+
+    Args:
+        model: as the exporter left it.
+        module: what was traced.
+    """
+    scopes = {node: _scope(node) for node in model.graph}
+    _name_weights(model.graph, module, scopes)
+    count: Counter[str] = Counter()
+    for node, scope in scopes.items():
+        name = f"{scope}/{node.op_type}" if scope else node.op_type
+        count[name] += 1
+        node.name = name if count[name] == 1 else f"{name}_{count[name]}"
+    ClearMetadataAndDocStringPass()(model)
+
+
+def _scope(node: ir.Node) -> str:
+    """Dotted name of the innermost module that ``node`` came from, as far as the exporter knows it."""
+    try:
+        # The last entry is the operation itself; unnamed ones come from the exporter's own passes.
+        path = [name for name in ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))[:-1] if "." in name]
+    except (ValueError, SyntaxError):
+        return ""
+    return path[-1] if path else ""
+
+
+def _name_weights(graph: ir.Graph, module: nn.Module, scopes: dict[ir.Node, str]) -> None:
+    """Give constants that the exporter folded from one parameter that parameter's name."""
+    taken = set(graph.initializers)
+    for node, scope in scopes.items():
+        for value in node.inputs:
+            if value is None or value.name not in graph.initializers or not _COUNTED.fullmatch(value.name or ""):
+                continue
+            name = _origin(value, module, scope)
+            if name is not None and name not in taken:
+                taken.add(name)
+                value.name = name
+
+
+def _origin(value: ir.Value, module: nn.Module, scope: str) -> str | None:
+    """The name of the tensor of module ``scope`` (or of a module around it) that ``value`` was folded from."""
+    if value.const_value is None or value.const_value.size < 2 or value.const_value.dtype != ir.DataType.FLOAT:
+        return None
+    array = value.const_value.numpy()
+    for name, tensor in _tensors(module, scope):
+        if tensor.size == array.size:
+            if array.ndim == 2 and tensor.shape == array.shape[::-1] and np.array_equal(tensor.T, array):
+                return f"{name}.T"
+            if np.array_equal(tensor.reshape(-1), array.reshape(-1)):
+                return name
+    return None
+
+
+def _tensors(module: nn.Module, scope: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Tensors held directly by the module called ``scope``."""
+    try:
+        holder = module.get_submodule(scope)
+    except AttributeError:
+        return
+    for name, tensor in (*holder.named_parameters(recurse=False), *holder.named_buffers(recurse=False)):
+        yield (f"{scope}.{name}" if scope else name), tensor.detach().cpu().numpy()

@@ -1,0 +1,147 @@
+"""From a static model to one ONNX file: torch's dynamo exporter with named dynamic axes, cleaned up and linted."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnxscript.version_converter import convert_version
+
+from export import lint
+from export.exporter_config import MoPEExporterConfig
+from export.naming import name_after_modules
+from export.static import StaticMoPE
+from mope_deploy.errors import ExportError, UsageError
+
+__all__ = ["DEFAULT_OPSET", "EMBED_LIMIT", "check_opset", "save", "trace"]
+
+DEFAULT_OPSET = 18
+EMBED_LIMIT = 2_000_000_000  # bytes of weights that stay inside the file; protobuf ends at 2 GiB
+_SMALL = 1024  # bytes; smaller tensors stay in the file, where shape inference can read them
+
+
+def check_opset(opset: int) -> int:
+    """``opset`` if every target reads it.
+
+    Raises:
+        UsageError: naming the range.
+    """
+    if opset not in lint.OPSETS:
+        first, last = lint.OPSETS.start, lint.OPSETS.stop - 1
+        raise UsageError(
+            "the opset", received=opset, expected=f"{first} to {last}", todo=f"{DEFAULT_OPSET} is the safest"
+        )
+    return opset
+
+
+def trace(static: StaticMoPE, config: MoPEExporterConfig, *, opset: int = DEFAULT_OPSET) -> ir.Model:
+    """Trace a static model into a graph that every target takes.
+
+    Args:
+        static: from :func:`export.static.to_static`; its weights are referenced, not copied.
+        config: describes inputs, axes and outputs.
+        opset: version of the standard operators, 17 to 20.
+
+    Raises:
+        UsageError: an opset outside that range.
+        ExportError: the exporter failed, or the graph holds something that a target cannot take.
+    """
+    check_opset(opset)
+    names = list(config.inputs)
+    examples = config.generate_dummy_inputs(framework="pt")
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                static,
+                kwargs={"inputs": examples},
+                dynamo=True,
+                input_names=names,
+                output_names=list(config.outputs),
+                dynamic_shapes={"inputs": config.inputs},
+                opset_version=max(opset, DEFAULT_OPSET),
+                verbose=False,
+            )
+            model = program.model  # type: ignore[union-attr]
+            name_after_modules(model, static)
+            if opset < DEFAULT_OPSET:  # the exporter writes 18 at least; converting it later keeps the names
+                convert_version(model, target_version=opset, fallback=True)
+    except Exception as error:  # the exporter raises many classes, all meaning that it cannot
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ExportError(
+            f"torch's exporter failed: {type(error.__cause__ or error).__name__}: {reason[:300]}"
+        ) from error
+    if model.opset_imports.get("") != opset:
+        raise ExportError("the graph's opset", received=model.opset_imports.get(""), expected=opset)
+    model.graph.name = "mope"
+    model.ir_version = min(model.ir_version or lint.MAX_IR_VERSION, lint.MAX_IR_VERSION)
+    model.producer_name, model.producer_version = "mope-deploy", version("mope-deploy")
+    _check_interface(model, config)
+    return model
+
+
+def save(model: ir.Model, path: Path, *, external: bool = False, embed_limit: int = EMBED_LIMIT) -> list[Path]:
+    """Write a graph and lint what was written.
+
+    Args:
+        model: from :func:`trace`.
+        path: the file, ``….onnx``.
+        external: put the weights into ``….onnx.data`` beside it, whatever their size.
+        embed_limit: bytes of weights above which that happens anyway.
+
+    Returns:
+        The files written: the graph, and the weights if they are apart.
+
+    Raises:
+        ExportError: a target cannot take the graph, or the file is not valid ONNX.
+    """
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    data = path.with_name(path.name + ".data")
+    if external or weights > embed_limit:
+        ir.save(model, path, external_data=data.name, size_threshold_bytes=_SMALL)
+    else:
+        ir.save(model, path)
+    files = [path, data] if data.is_file() else [path]
+    lint.check(onnx.load(path, load_external_data=False), what=path.name)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:  # checker and shape inference have exceptions of their own
+        raise ExportError(f"{path.name} is not valid ONNX: {' '.join(str(error).split())[:300]}") from error
+    return files
+
+
+def _check_interface(model: ir.Model, config: MoPEExporterConfig) -> None:
+    """What the exporter made of names and axes is what was asked for: it renames or fixes an axis without an error."""
+    for what, values, wanted in (
+        ("inputs", model.graph.inputs, config.inputs),
+        ("outputs", model.graph.outputs, config.outputs),
+    ):
+        if [value.name for value in values] != list(wanted):
+            raise ExportError(f"the graph's {what}", received=[value.name for value in values], expected=list(wanted))
+        for value in values:
+            shape = [] if value.shape is None else [str(size) for size in value.shape]
+            found = {axis: size for axis, size in enumerate(shape) if not size.isdigit()}
+            if found != wanted[value.name or ""]:
+                raise ExportError(f"dynamic axes of {value.name}", received=found, expected=wanted[value.name or ""])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's exporter tells about its own steps and about axes that share a name: nothing a user can act on."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
