@@ -131,13 +131,23 @@ class Bundle:
             raise BundleError(f"{self.path / (tokenizer or MANIFEST)}: {error}") from error
         return made
 
-    def golden_inputs(self) -> dict[str, NDArray[Any]]:
-        """Input arrays of the golden samples, by name."""
-        return _read_npz(self.file(self.manifest.golden.inputs))
+    def golden(self) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+        """Input arrays of the golden samples and the outputs known for them, both by name.
 
-    def golden_outputs(self) -> dict[str, NDArray[Any]]:
-        """Known outputs of the golden samples, by name."""
-        return _read_npz(self.file(self.manifest.golden.outputs))
+        Raises:
+            BundleError: an array is missing, or has another dtype, shape or number of samples than the graph.
+        """
+        golden, graph = self.manifest.golden, self.manifest.graphs[0]
+        inputs, outputs = _read_npz(self.file(golden.inputs)), _read_npz(self.file(golden.outputs))
+        batch = {array.shape[:1] for array in (*inputs.values(), *outputs.values())}
+        if len(batch) != 1 or batch == {(0,)}:
+            raise BundleError(f"{self.path}: golden arrays", received="several sizes, or none", expected="one batch")
+        for name, arrays, specs in ((golden.inputs, inputs, graph.inputs), (golden.outputs, outputs, graph.outputs)):
+            received = {key: f"{array.dtype} of {array.ndim} axes" for key, array in sorted(arrays.items())}
+            expected = {spec.name: f"{spec.dtype} of {len(spec.shape)} axes" for spec in specs}
+            if received != expected:
+                raise BundleError(f"{self.path / name}", received=received, expected=expected)
+        return inputs, outputs
 
     def unlisted(self) -> tuple[str, ...]:
         """Files in the folder that the manifest does not know; nothing reads them."""
@@ -190,7 +200,7 @@ def write_bundle(
         (temporary / MANIFEST).write_text(_dump(document), encoding="utf-8")
         bundle = Bundle.open(temporary)
         _ = bundle.preprocessing
-        _check_golden(bundle)
+        bundle.golden()
         _replace(temporary, target)
     except OSError as error:
         raise BundleError(f"{target} cannot be written", received=_reason(error)) from error
@@ -315,25 +325,6 @@ def _dump(document: Mapping[str, Any]) -> str:
         return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError, RecursionError) as error:
         raise BundleError("the manifest cannot be written as JSON", received=_reason(error)) from error
-
-
-def _check_golden(bundle: Bundle) -> None:
-    """The golden arrays have the graph's names and dtypes, and one number of samples."""
-    graph = bundle.manifest.graphs[0]
-    for name, arrays, tensors in (
-        (bundle.manifest.golden.inputs, bundle.golden_inputs(), graph.inputs),
-        (bundle.manifest.golden.outputs, bundle.golden_outputs(), graph.outputs),
-    ):
-        received = {key: f"{array.dtype} {array.shape}" for key, array in arrays.items()}
-        expected = {tensor.name: f"{tensor.dtype} {tensor.shape}" for tensor in tensors}
-        if set(received) != set(expected):
-            raise BundleError(f"{name}: arrays", received=", ".join(received), expected=", ".join(expected))
-        for tensor in tensors:
-            array = arrays[tensor.name]
-            if array.dtype != tensor.dtype or array.ndim != len(tensor.shape):
-                raise BundleError(
-                    f"{name}: {tensor.name}", received=received[tensor.name], expected=expected[tensor.name]
-                )
 
 
 def _replace(temporary: Path, target: Path) -> None:

@@ -32,6 +32,7 @@ class Sample:
 
     Args:
         image: the picture's path, if the row is read for its image; known to exist and not to be empty.
+        image_name: the same as the row has it, relative to the file's folder.
         text: not blank, if the row is read for its text.
         label: a name, a tuple of names for multi-label tasks, or None where no label is asked for and none is given.
         line: 1-based line in ``source``.
@@ -44,6 +45,7 @@ class Sample:
     label: str | tuple[str, ...] | None
     line: int
     source: Path
+    image_name: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
@@ -65,7 +67,7 @@ class Sample:
             if preprocessing.image is not None:
                 loaded["image"] = preprocessing.load_image(self.image)  # type: ignore[arg-type]
             if preprocessing.text is not None:
-                loaded["text"] = check_text(self.text)
+                loaded["text"] = preprocessing.check_text(self.text)
         except DataError as error:
             raise DataError(f"{self.where}: {error}") from error
         return loaded
@@ -122,6 +124,7 @@ class Samples:
         where = f"{self.path}:{number}"
         row = _row(line, where)
         image = _image_path(row, self.path.parent, where) if "image" in self.modalities else None
+        name = row["image"] if image is not None else None
         text = None
         if "text" in self.modalities:
             try:
@@ -130,7 +133,7 @@ class Samples:
                 raise error if str(error).startswith(where) else DataError(f"{where}: {error}") from error
         label = self._label(row, where)
         extra = {key: value for key, value in row.items() if key not in (*MODALITIES, "label")}
-        return Sample(image=image, text=text, label=label, line=number, source=self.path, extra=extra)
+        return Sample(image=image, text=text, label=label, line=number, source=self.path, image_name=name, extra=extra)
 
     def _label(self, row: dict[str, Any], where: str) -> str | tuple[str, ...] | None:
         if row.get("label") is None:

@@ -31,7 +31,7 @@ from mope_deploy.errors import ConfigError, MediaError, UsageError
 from mope_deploy.fields import Fields, shown
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 __all__ = ["MAX_PIXELS", "MAX_SIDE", "MAX_TEXT_CHARS", "ImageSource", "ImageSpec", "Preprocessing", "TextSpec"]
 
@@ -252,16 +252,13 @@ class Preprocessing:
             raise UsageError("texts", received="one string", expected="a list of strings")
         if not texts:
             raise UsageError("texts", received="an empty list", expected="at least one text")
-        for text in texts:
-            check_text(text)
-        tokenizer = self._tokenizer
-        special = tokenizer.num_special_tokens_to_add(False)
         rows: list[list[int]] = []
-        for index, encoding in enumerate(tokenizer.encode_batch(list(texts))):
-            if len(encoding.ids) <= special:
-                raise MediaError("text has no tokens", received=shown(texts[index]), expected="at least one word")
+        for index, text in enumerate(texts):
+            # One by one: the library's threads, once used, warn about every later fork (a data loader's workers).
+            encoding = self._encode(check_text(text))
             if encoding.overflowing and on_truncate is not None:
-                on_truncate(index, len(encoding.ids) + sum(len(rest.ids) - special for rest in encoding.overflowing))
+                rest = sum(len(more.ids) - self._special for more in encoding.overflowing)
+                on_truncate(index, len(encoding.ids) + rest)
             rows.append(encoding.ids)
         longest = max(map(len, rows))
         if pad_to is not None and not longest <= pad_to <= spec.max_length:
@@ -299,6 +296,26 @@ class Preprocessing:
             texts = [sample["text"] for sample in samples]
             arrays.update(self.encode_text(texts, pad_to=pad_to, on_truncate=on_truncate))
         return arrays
+
+    def check_text(self, text: object) -> str:
+        """Return ``text`` if :meth:`encode_text` would take it.
+
+        Raises:
+            MediaError: as :meth:`encode_text`.
+        """
+        checked = check_text(text)
+        self._encode(checked)
+        return checked
+
+    def _encode(self, text: str) -> Encoding:
+        encoding = self._tokenizer.encode(text)
+        if len(encoding.ids) <= self._special:
+            raise MediaError("text has no tokens", received=shown(text), expected="at least one word")
+        return encoding
+
+    @cached_property
+    def _special(self) -> int:
+        return self._tokenizer.num_special_tokens_to_add(False)
 
     def check_tokenizer(self) -> None:
         """Parse the tokenizer now rather than at the first text.

@@ -1,0 +1,387 @@
+"""``mope``: run, evaluate, verify and describe a bundle. No torch.
+
+Results go to standard output, everything else to standard error, so that output can be piped. Exit codes: 0 success,
+1 failure, 2 misuse.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mope_deploy import console
+from mope_deploy.errors import DataError, MopeError, UsageError
+from mope_deploy.progress import track
+
+if TYPE_CHECKING:
+    from mope_deploy.data import Sample, Samples
+    from mope_deploy.manifest import Manifest
+    from mope_deploy.predictor import Prediction, Predictor
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="mope",
+    help="Run a bundle: a multimodal model exported by mope-export. Needs no PyTorch.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+BUNDLE = typer.Argument(metavar="BUNDLE", help="Folder of the bundle.", show_default=False)
+ENGINE = typer.Option("auto", help="Inference engine: auto or onnxruntime.")
+GRAPH = typer.Option(None, help="Which graph of the bundle; by default the canonical one.", show_default=False)
+THREADS = typer.Option(None, min=1, help="Threads of one operator; by default the number of cores.", show_default=False)
+PROVIDER = typer.Option(
+    None, help="ONNX Runtime's execution provider, repeatable: CUDAExecutionProvider. Default: CPU.", show_default=False
+)
+BATCH = typer.Option(16, min=1, max=4096, help="Samples that run at once.")
+SKIP_BAD = typer.Option(False, "--skip-bad", help="Leave out rows that cannot be used, and list them at the end.")
+JSON = typer.Option(False, "--json", help="Print JSON.")
+
+
+@app.command()
+def run(
+    bundle: Path = BUNDLE,
+    image: Path | None = typer.Option(None, help="One image file.", show_default=False),
+    text: str | None = typer.Option(None, help="One text.", show_default=False),
+    data: Path | None = typer.Option(None, help="JSONL with a row per sample: image, text.", show_default=False),
+    out: Path | None = typer.Option(
+        None, help="JSONL to write, with --data; by default standard output.", show_default=False
+    ),
+    routing: bool = typer.Option(False, "--routing", help="Also give the experts' weights in each layer."),
+    as_json: bool = JSON,
+    batch_size: int = BATCH,
+    skip_bad: bool = SKIP_BAD,
+    engine: str = ENGINE,
+    graph: str | None = GRAPH,
+    threads: int | None = THREADS,
+    provider: list[str] | None = PROVIDER,
+) -> None:
+    """Predict one sample (--image, --text), or every row of a file (--data in.jsonl --out out.jsonl)."""
+    if data is not None and (image is not None or text is not None):
+        raise UsageError("--data reads a file and --image/--text give one sample", expected="one of the two")
+    if data is None and (out is not None or skip_bad):
+        raise UsageError(
+            f"{'--out' if out is not None else '--skip-bad'} belongs to --data", expected="--data in.jsonl"
+        )
+    if data is not None and out is not None and _same_file(data, out):
+        raise UsageError("--out is the file that --data reads", received=out, expected="another file")
+    predictor = _load(bundle, engine=engine, graph=graph, threads=threads, provider=provider)
+    if data is not None:
+        _run_file(predictor, data, out, routing=routing, batch_size=batch_size, skip_bad=skip_bad)
+        return
+    _require_inputs(predictor, image=image, text=text)
+    prediction = predictor.predict(image=image, text=text, routing=routing)
+    assert not isinstance(prediction, list)
+    if as_json:
+        _print_json(prediction.to_dict())
+        return
+    _warn(prediction.notices)
+    _print_prediction(prediction)
+
+
+@app.command("eval")
+def evaluate(
+    bundle: Path = BUNDLE,
+    data: Path = typer.Argument(metavar="DATA", help="JSONL with a row per sample: image, text, label."),
+    as_json: bool = JSON,
+    batch_size: int = BATCH,
+    skip_bad: bool = SKIP_BAD,
+    engine: str = ENGINE,
+    graph: str | None = GRAPH,
+    threads: int | None = THREADS,
+    provider: list[str] | None = PROVIDER,
+) -> None:
+    """Compare predictions with the labels of a file: accuracy, macro and micro F1, confusion."""
+    import numpy as np
+
+    from mope_deploy.metrics import report
+
+    predictor = _load(bundle, engine=engine, graph=graph, threads=threads, provider=provider)
+    task, index = predictor.task, {name: i for i, name in enumerate(predictor.labels)}
+    true: list[Any] = []
+    predicted: list[Any] = []
+
+    def encode(label: Any) -> Any:
+        return [name in label for name in index] if task.multi_label else index[label]
+
+    samples = _open(predictor, data, require_label=True, skip_bad=skip_bad)
+    for sample, prediction in _stream(predictor, samples, routing=False, batch_size=batch_size):
+        true.append(encode(sample.label))
+        predicted.append(encode(prediction.label))
+    found = report(np.array(true), np.array(predicted), predictor.labels)
+    found["skipped"] = len(samples.skipped)
+    if as_json:
+        _print_json(found)
+    else:
+        _print_report(found)
+
+
+@app.command()
+def verify(
+    bundle: Path = BUNDLE,
+    engine: str = ENGINE,
+    graph: str | None = GRAPH,
+    threads: int | None = THREADS,
+    provider: list[str] | None = PROVIDER,
+    as_json: bool = JSON,
+) -> None:
+    """Check every file's hash, then repeat the golden samples: preprocessing bit for bit, outputs within tolerance."""
+    from mope_deploy.bundle import Bundle
+
+    opened = Bundle.open(bundle, verify=True)
+    runnable = [g.name for g in opened.manifest.graphs if g.runs_on in ("any", "onnxruntime")]
+    results = []
+    for name in [graph] if graph is not None else runnable:
+        predictor = _load(bundle, engine=engine, graph=name, threads=threads, provider=provider, check=False)
+        results.append((predictor, predictor.verify()))
+    if as_json:
+        _print_json({"bundle": str(bundle), "sha256": opened.sha256, "graphs": [vars(result) for _, result in results]})
+        return
+    console.out.print(f"{len(opened.manifest.files)} files: SHA-256 as in the manifest", markup=False)
+    for predictor, result in results:
+        routing = "" if result.routing_error is None else f", routing error {result.routing_error:.1e}"
+        ties = f", {result.near_ties} near-tied labels flipped" if result.near_ties else ""
+        console.out.print(
+            f"{result.graph} in {predictor.session.name} ({predictor.session.device}): {result.samples} golden "
+            f"samples, inputs equal to the last bit, logits error {result.logits_error:.1e}{routing}{ties}",
+            markup=False,
+        )
+    if unlisted := opened.unlisted():
+        console.err.print(
+            f"note: {len(unlisted)} files are not part of the bundle: {', '.join(unlisted[:10])}", markup=False
+        )
+    console.out.print(f"{bundle} is as it was exported", markup=False)
+
+
+@app.command()
+def info(bundle: Path = BUNDLE, as_json: bool = JSON) -> None:
+    """Say what a bundle is: task, inputs, graphs, parity figures, versions. Sizes are checked, hashes are not."""
+    from mope_deploy.bundle import MANIFEST, Bundle
+
+    opened = Bundle.open(bundle, verify=False)
+    if as_json:
+        sys.stdout.write((opened.path / MANIFEST).read_text(encoding="utf-8"))
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for key, value in _described(opened.manifest):
+        table.add_row(_plain(key), _plain(value))
+    table.add_row(_plain("sha256"), _plain(opened.sha256))
+    _print_table(table)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(console.run_app(app))
+
+
+def _load(
+    bundle: Path,
+    *,
+    engine: str,
+    graph: str | None,
+    threads: int | None,
+    provider: list[str] | None,
+    check: bool = True,
+) -> Predictor:
+    from mope_deploy.predictor import load
+
+    return load(bundle, engine=engine, graph=graph, threads=threads, providers=provider or None, verify=check)
+
+
+def _require_inputs(predictor: Predictor, **given: Any) -> None:
+    read = (predictor.bundle.manifest.main, *predictor.bundle.manifest.complementary)
+    missing = [f"--{name}" for name in read if given[name] is None]
+    surplus = [f"--{name}" for name, value in given.items() if value is not None and name not in read]
+    if missing or surplus:
+        raise UsageError(
+            f"{' and '.join(missing)} missing" if missing else f"this bundle reads no {surplus[0].removeprefix('--')}",
+            expected=" and ".join(f"--{name}" for name in read) + ", or --data in.jsonl",
+        )
+
+
+def _open(predictor: Predictor, data: Path, *, require_label: bool, skip_bad: bool) -> Samples:
+    from mope_deploy.data import open_samples
+
+    manifest = predictor.bundle.manifest
+    return open_samples(
+        data,
+        labels=predictor.labels if require_label else None,
+        multi_label=predictor.task.multi_label,
+        require_label=require_label,
+        skip_bad=skip_bad,
+        modalities=(manifest.main, *manifest.complementary),
+    )
+
+
+def _stream(
+    predictor: Predictor, samples: Samples, *, routing: bool, batch_size: int
+) -> Iterator[tuple[Sample, Prediction]]:
+    """Every row's prediction with progress; afterwards what was skipped and truncated, once for the whole file."""
+    from mope_deploy.data import count_rows
+
+    count, truncated = 0, 0
+    pairs = predictor.predict_batches(samples, batch_size=batch_size, routing=routing)
+    for sample, prediction in track(pairs, what="predicting", total=count_rows(samples.path)):
+        count += 1
+        truncated += bool(prediction.notices)
+        yield sample, prediction
+    for message in samples.skipped:
+        console.err.print(f"skipped {message}", markup=False)
+    if samples.skipped:
+        console.err.print(f"skipped {len(samples.skipped):,} of {count + len(samples.skipped):,} rows", markup=False)
+    if truncated:
+        assert predictor.preprocessing.text is not None
+        limit = predictor.preprocessing.text.max_length
+        console.err.print(f"note: {truncated:,} texts were truncated to {limit:,} tokens", markup=False)
+    if count == 0:
+        raise DataError(f"{samples.path}: no row to predict", received=f"{len(samples.skipped):,} rows skipped")
+
+
+def _run_file(
+    predictor: Predictor, data: Path, out: Path | None, *, routing: bool, batch_size: int, skip_bad: bool
+) -> None:
+    samples = _open(predictor, data, require_label=False, skip_bad=skip_bad)
+    with _writer(out) as write:
+        for sample, prediction in _stream(predictor, samples, routing=routing, batch_size=batch_size):
+            row: dict[str, Any] = {"line": sample.line}
+            if sample.image is not None:
+                row["image"] = sample.image_name
+            if sample.text is not None:
+                row["text"] = sample.text
+            write(json.dumps({**row, **prediction.to_dict()}, ensure_ascii=False, allow_nan=False) + "\n")
+    if out is not None:
+        console.err.print(f"wrote {out}", markup=False)
+
+
+@contextmanager
+def _writer(out: Path | None) -> Iterator[Callable[[str], object]]:
+    """Write lines to standard output, or to a temporary file that becomes ``out`` if nothing fails."""
+    if out is None:
+        yield sys.stdout.write
+        return
+    out = out.resolve()  # a link stays one, what it points to is replaced
+    regular = out.is_file() or not out.exists()
+    temporary = out.parent / f".{out.name}.{secrets.token_hex(4)}.tmp" if regular else out
+    try:
+        file = temporary.open("x" if regular else "w", encoding="utf-8")  # a device or a pipe is written as it is
+    except OSError as error:
+        raise UsageError(f"--out {out} cannot be written", received=error.strerror) from error
+    try:
+        with file:
+            yield file.write
+        if regular:
+            os.replace(temporary, out)
+    except OSError as error:
+        raise MopeError(f"{out} cannot be written", received=error.strerror) from error
+    finally:
+        if regular:
+            temporary.unlink(missing_ok=True)
+
+
+def _same_file(a: Path, b: Path) -> bool:
+    return a.exists() and b.exists() and a.samefile(b)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2) + "\n")
+
+
+def _plain(value: object) -> Any:
+    """Text from a file as rich shows it: without reading markup into it."""
+    from rich.text import Text
+
+    return Text(str(value))
+
+
+def _print_table(table: Table) -> None:
+    """At its full width, so that nothing is cut where output is piped or the terminal is narrow."""
+    Console(width=10_000, highlight=False).print(table)
+
+
+def _warn(notices: tuple[str, ...]) -> None:
+    for notice in notices:
+        console.err.print(f"note: {notice}", markup=False)
+
+
+def _print_prediction(prediction: Prediction) -> None:
+    label = prediction.label if isinstance(prediction.label, str) else ", ".join(prediction.label) or "(no label)"
+    console.out.print(label, markup=False, style="bold")
+    table = Table(show_header=False, box=None, pad_edge=False)
+    ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
+    for name, probability in ranked[:10]:
+        table.add_row(_plain(name), _plain(f"{probability:.4f}"))
+    if len(ranked) > 10:
+        table.add_row(_plain(f"… {len(ranked) - 10:,} more"), "")
+    _print_table(table)
+    if prediction.routing is None:
+        return
+    layers = Table(box=None, pad_edge=False)
+    layers.add_column("routing")
+    for k in range(prediction.routing.shape[1]):
+        layers.add_column(f"expert {k + 1}", justify="right")
+    for i, weights in enumerate(prediction.routing):
+        layers.add_row(f"layer {i + 1}", *(f"{weight:.3f}" for weight in weights))
+    _print_table(layers)
+
+
+def _print_report(found: dict[str, Any]) -> None:
+    console.out.print(
+        f"{found['samples']:,} samples: accuracy {found['accuracy']:.4f}, "
+        f"F1 macro {found['f1_macro']:.4f}, F1 micro {found['f1_micro']:.4f}",
+        markup=False,
+    )
+    table = Table(box=None, pad_edge=False)
+    for name in ("label", "F1", "samples"):
+        table.add_column(name, justify="left" if name == "label" else "right")
+    for label, figures in found["per_class"].items():
+        table.add_row(_plain(label), f"{figures['f1']:.4f}", f"{figures['support']:,}")
+    _print_table(table)
+    cells, labels = found.get("confusion_matrix"), list(found["per_class"])
+    if cells is None or len(labels) > 12:
+        return
+    confusion = Table(box=None, pad_edge=False, title="rows: true, columns: predicted", title_justify="left")
+    confusion.add_column("")
+    for label in labels:
+        confusion.add_column(_plain(label), justify="right")
+    for label, row in zip(labels, cells, strict=True):
+        confusion.add_row(_plain(label), *(f"{cell:,}" for cell in row))
+    _print_table(confusion)
+
+
+def _described(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    task, labels = manifest.task, manifest.task.labels
+    few = ", ".join(labels[:10]) + (f" … {len(labels) - 10:,} more" if len(labels) > 10 else "")
+    yield "name", manifest.name
+    yield "created", manifest.created
+    yield "schema", str(manifest.schema)
+    yield "task", task.type + (f", threshold {task.threshold:g}" if task.threshold is not None else "")
+    yield f"{len(labels):,} labels", few
+    yield "main", manifest.main
+    yield "complementary", ", ".join(manifest.complementary) or "none"
+    if manifest.image is not None:
+        yield "image", f"{manifest.image.height} x {manifest.image.width} pixels, {manifest.image.interpolation}"
+    if manifest.text is not None:
+        yield "text", f"at most {manifest.text.max_length:,} tokens"
+    if manifest.routing is not None:
+        kind = "dense" if manifest.routing.top_k is None else f"top-{manifest.routing.top_k}"
+        yield "routing", f"{kind}, {manifest.routing.experts} experts in each of {manifest.routing.layers} layers"
+    for graph in manifest.graphs:
+        size = sum(manifest.files[name].bytes for name in (graph.file, *graph.data))
+        runs = "" if graph.runs_on == "any" else f", for {graph.runs_on} only"
+        yield f"graph {graph.name}", f"{graph.file}, {graph.precision}, opset {graph.opset}, {size / 1e6:,.1f} MB{runs}"
+    for key, figure in manifest.parity.figures.items():
+        yield f"parity {key}", f"{figure:.3g}" if isinstance(figure, float) else str(figure)
+    yield from manifest.versions.items()

@@ -1,0 +1,311 @@
+"""Bundle → :meth:`Predictor.predict`: labels with probabilities, without torch."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mope_deploy.bundle import Bundle
+from mope_deploy.data import Sample, Samples, open_samples
+from mope_deploy.engines import Session, open_session
+from mope_deploy.errors import BundleError, DataError, EngineError, MediaError, ParityError, UsageError
+from mope_deploy.preprocess import ImageSource, Preprocessing
+
+__all__ = ["Prediction", "Predictor", "Verification", "load"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says about one sample.
+
+    Args:
+        label: the most probable name; for multi-label tasks every name whose probability reaches the threshold.
+        probability: of ``label``, 0 to 1; None for multi-label tasks, where each name has its own.
+        probabilities: of every name, 0 to 1; they sum to 1 in single-label tasks.
+        routing: float32 (layers, K), the weights of the experts, if asked for.
+        notices: what the user should know about this sample: a text that was truncated.
+    """
+
+    label: str | tuple[str, ...]
+    probability: float | None
+    probabilities: Mapping[str, float]
+    routing: NDArray[np.float32] | None = None
+    notices: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; ``routing`` and ``notices`` only where there are any."""
+        found: dict[str, Any] = {
+            "label": self.label if isinstance(self.label, str) else list(self.label),
+            "probability": self.probability,
+            "probabilities": dict(self.probabilities),
+        }
+        if self.probability is None:
+            del found["probability"]
+        if self.routing is not None:
+            found["routing"] = [[float(weight) for weight in layer] for layer in self.routing]
+        if self.notices:
+            found["notices"] = list(self.notices)
+        return found
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What :meth:`Predictor.verify` measured.
+
+    Args:
+        graph: name of the graph.
+        samples: number of golden samples.
+        logits_error: ``max|a - b| / max|b|`` against the golden logits.
+        routing_error: ``max|a - b|`` against the golden routing; None if the graph has none.
+        near_ties: golden samples whose label flipped within the tolerance: their two best logits are nearer than it.
+    """
+
+    graph: str
+    samples: int
+    logits_error: float
+    routing_error: float | None
+    near_ties: int
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    engine: str = "auto",
+    graph: str | None = None,
+    threads: int | None = None,
+    providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None = None,
+    verify: bool = True,
+) -> Predictor:
+    """Open a bundle, ready to predict.
+
+    Args:
+        path: the bundle's folder.
+        engine, graph, threads, providers: see :func:`mope_deploy.engines.open_session`.
+        verify: compare every file's SHA-256 first.
+
+    Raises:
+        UsageError: ``path`` is no bundle; no such engine or graph.
+        BundleError: the bundle is damaged or altered.
+        EngineError: the engine refuses the graph.
+    """
+    bundle = Bundle.open(path, verify=verify)
+    preprocessing = bundle.preprocessing  # a broken tokenizer is found before the engine spends its seconds
+    session = open_session(bundle, engine=engine, graph=graph, threads=threads, providers=providers)
+    return Predictor(bundle=bundle, session=session, preprocessing=preprocessing, graph=graph)
+
+
+class Predictor:
+    """A bundle in an engine; made by :func:`load`.
+
+    Attributes:
+        bundle, session, preprocessing: what it is made of.
+        labels: the names, in the order of the logits.
+    """
+
+    def __init__(
+        self, *, bundle: Bundle, session: Session, preprocessing: Preprocessing, graph: str | None = None
+    ) -> None:
+        self.bundle, self.session, self.preprocessing = bundle, session, preprocessing
+        self.graph = bundle.graph(graph, engine=session.name).name
+        self.task = bundle.manifest.task
+        self.labels = self.task.labels
+        self._feeds = [spec.name for spec in session.inputs]
+
+    def predict(
+        self,
+        image: ImageSource | Sequence[ImageSource] | None = None,
+        text: str | Sequence[str] | None = None,
+        *,
+        routing: bool = False,
+        batch_size: int = 32,
+    ) -> Prediction | list[Prediction]:
+        """Predict one sample, or a list of them.
+
+        Args:
+            image: a path, a Pillow image, a uint8 array (H, W), (H, W, 3) or (H, W, 4), or a list of these.
+            text: a string or a list of strings. One text with many images, or one image with many texts, goes with
+            each.
+            routing: also return the experts' weights.
+            batch_size: samples that run at once; it changes the numbers by rounding only.
+
+        Returns:
+            One :class:`Prediction`, or a list of them if either argument is a list.
+
+        Raises:
+            UsageError: an input that the model reads is missing, or lists differ in length.
+            MediaError: an input that cannot be used; in a list, with its position.
+        """
+        given = {"image": image, "text": text}
+        read = (self.bundle.manifest.main, *self.bundle.manifest.complementary)
+        for name, value in given.items():
+            if (value is not None) != (name in read):
+                problem = f"{name} is missing" if name in read else f"this model reads no {name}"
+                raise UsageError(problem, expected=" and ".join(read))
+        many = {name: len(given[name]) for name in read if isinstance(given[name], list | tuple)}  # type: ignore[arg-type]
+        if len(set(many.values())) > 1:
+            raise UsageError(
+                "lists of inputs",
+                received=", ".join(f"{count} of {name}" for name, count in many.items()),
+                expected="equal lengths, or one single input for all",
+            )
+        if batch_size < 1:
+            raise UsageError("batch_size", received=batch_size, expected="at least 1")
+        loaded = self._broadcast({name: given[name] for name in read}, many)
+        found = [one for batch in _batches(loaded, batch_size) for one in self._predict(batch, routing=routing)]
+        return found if many else found[0]
+
+    def predict_batches(
+        self, samples: Samples | Iterable[Sample], *, batch_size: int = 16, routing: bool = False
+    ) -> Iterator[tuple[Sample, Prediction]]:
+        """Predict the rows of a data file as a stream, ``batch_size`` in memory at a time.
+
+        Args:
+            samples: from :func:`mope_deploy.data.open_samples`; its ``skip_bad`` is honoured, ``skipped`` filled.
+            batch_size: samples that run at once.
+            routing: also return the experts' weights.
+
+        Raises:
+            DataError: naming file and line of a row that cannot be used.
+        """
+        if isinstance(samples, Samples):
+            pairs: Iterator[tuple[Sample, dict[str, Any]]] = samples.load(self.preprocessing)
+        else:
+            pairs = ((sample, sample.load(self.preprocessing)) for sample in samples)
+        for batch in _batches(pairs, batch_size):
+            predictions = self._predict([loaded for _, loaded in batch], routing=routing)
+            yield from zip((sample for sample, _ in batch), predictions, strict=True)
+
+    def verify(self) -> Verification:
+        """Repeat the golden samples: from the raw files to the input arrays, and from the arrays to the outputs.
+
+        Preprocessing must give the stored arrays to the last bit; outputs must lie within the manifest's tolerances.
+
+        Raises:
+            ParityError: they do not; the message has the figures.
+            BundleError: the golden files are damaged.
+        """
+        inputs, outputs = self.bundle.golden()
+        self._verify_preprocessing(inputs)
+        found = self.session.run({name: inputs[name] for name in self._feeds})
+        golden, where = self.bundle.manifest.golden, f"{self.bundle.path}, graph {self.graph}"
+        for name, array in found.items():
+            if array.shape != outputs[name].shape or not np.isfinite(array).all():
+                raise ParityError(
+                    f"{where}: {name}",
+                    received=f"shape {array.shape}{'' if np.isfinite(array).all() else ' with NaN or infinity'}",
+                    expected=f"finite values of shape {outputs[name].shape}",
+                )
+        errors = {name: np.abs(array.astype(np.float64) - outputs[name]).max() for name, array in found.items()}
+        errors["logits"] /= max(np.abs(outputs["logits"]).max(), np.finfo(np.float32).tiny)
+        for name, allowed in (("logits", golden.logits), ("routing", golden.routing)):
+            if name in errors and not errors[name] <= allowed:
+                raise ParityError(
+                    f"{where}: {name} are not the golden ones",
+                    received=f"an error of {errors[name]:.2g}",
+                    expected=f"at most {allowed:.2g}",
+                    todo=f"this {self.session.name} on {self.session.device} computes something else; do not use it",
+                )
+        flips = found["logits"].argmax(-1) != outputs["logits"].argmax(-1)
+        return Verification(
+            graph=self.graph,
+            samples=len(flips),
+            logits_error=float(errors["logits"]),
+            routing_error=float(errors["routing"]) if "routing" in errors else None,
+            near_ties=int(flips.sum()),
+        )
+
+    def _verify_preprocessing(self, golden: Mapping[str, NDArray[Any]]) -> None:
+        file = self.bundle.file(self.bundle.manifest.golden.samples)
+        modalities = (self.bundle.manifest.main, *self.bundle.manifest.complementary)
+        try:
+            samples = open_samples(file, require_label=False, modalities=modalities)
+            made = self.preprocessing.collate([loaded for _, loaded in samples.load(self.preprocessing)])
+        except DataError as error:
+            raise BundleError(str(error)) from error
+        for name, array in golden.items():
+            if array.shape != made[name].shape or array.tobytes() != made[name].tobytes():
+                here = f"pillow (here {version('pillow')}) or tokenizers (here {version('tokenizers')})"
+                differ = (
+                    f"{(array != made[name]).sum():,} of {array.size:,} values"
+                    if array.shape == made[name].shape
+                    else ""
+                )
+                raise ParityError(
+                    f"{file}: preprocessing on this device does not give the golden {name}",
+                    received=differ or f"shape {made[name].shape}, not {array.shape}",
+                    expected="equality to the last bit",
+                    todo=f"try another version of {here}",
+                )
+
+    def _broadcast(self, given: Mapping[str, Any], many: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+        """Samples as :meth:`Preprocessing.collate` takes them; a single input beside a list is loaded once."""
+        once = {name: self._load(name, value, None) for name, value in given.items() if name not in many}
+        for i in range(max(many.values(), default=1)):
+            yield {**once, **{name: self._load(name, given[name][i], i) for name in many}}
+
+    def _load(self, name: str, value: Any, position: int | None) -> Any:
+        try:
+            return self.preprocessing.load_image(value) if name == "image" else self.preprocessing.check_text(value)
+        except MediaError as error:
+            raise error if position is None else MediaError(f"{name}[{position}]: {error}") from error
+
+    def _predict(self, loaded: Sequence[Mapping[str, Any]], *, routing: bool) -> list[Prediction]:
+        """One batch through the graph."""
+        shape = self.bundle.manifest.routing
+        if routing and shape is None:
+            raise UsageError("this model has no routing: it was trained without dynamic prompts")
+        notices: list[tuple[str, ...]] = [()] * len(loaded)
+
+        def truncated(index: int, tokens: int) -> None:
+            assert self.preprocessing.text is not None
+            limit = self.preprocessing.text.max_length
+            notices[index] = (f"text truncated from {tokens:,} to {limit:,} tokens",)
+
+        arrays = self.preprocessing.collate(loaded, on_truncate=truncated)
+        outputs = ["logits", "routing"] if routing else ["logits"]
+        found = self.session.run({name: arrays[name] for name in self._feeds}, outputs)
+        logits = found["logits"].astype(np.float64)  # (B, C)
+        if not np.isfinite(logits).all():
+            raise EngineError(
+                f"{self.session.name} on {self.session.device} returned NaN or infinite logits",
+                todo=f"run: mope verify {self.bundle.path}",
+            )
+        weights = found["routing"] if routing else [None] * len(loaded)  # (B, layers, K)
+        return [self._decide(*one) for one in zip(logits, weights, notices, strict=True)]
+
+    def _decide(
+        self, logits: NDArray[np.float64], routing: NDArray[np.float32] | None, notices: tuple[str, ...]
+    ) -> Prediction:
+        probabilities = _sigmoid(logits) if self.task.multi_label else _softmax(logits)  # (C,)
+        named = {name: float(p) for name, p in zip(self.labels, probabilities, strict=True)}
+        if self.task.multi_label:
+            assert self.task.threshold is not None
+            chosen = tuple(name for name, p in named.items() if p >= self.task.threshold)
+            return Prediction(chosen, None, named, routing, notices)
+        best = self.labels[int(logits.argmax())]
+        return Prediction(best, named[best], named, routing, notices)
+
+
+def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    powers = np.exp(logits - logits.max())
+    return powers / powers.sum()
+
+
+def _sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    return 0.5 * (1.0 + np.tanh(0.5 * logits))  # no overflow at either end
+
+
+T = TypeVar("T")
+
+
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
