@@ -1,0 +1,189 @@
+"""What the same frozen features give without any conditioning: one modality alone, and late concatenation.
+
+Every head gets a fair chance: standardised features, AdamW, early stopping on validation, the learning rate that is
+best on validation, and several seeds. Where labels depend on both inputs together a linear head on the concatenation is
+a straw man; the MLP beside it is the comparison that counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mope_deploy.metrics import report
+from mope_deploy.model import MoPE
+from mope_deploy.progress import track
+from train.data import ImageCache, Split
+from train.evaluation import decide
+from train.features import encode_different
+
+__all__ = ["run_baselines", "unprompted_features"]
+
+HIDDEN = 256
+BATCH = 256
+EPOCHS = 40
+PATIENCE = 5  # epochs without a better validation metric
+LEARNING_RATES = {"linear": (3e-3,), "mlp": (1e-3, 3e-3)}
+WEIGHT_DECAY = 1e-2
+DROPOUT = 0.1
+SEEDS = 3
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Features (n, F) and targets of the three splits, and how they are scored."""
+
+    features: tuple[Tensor, Tensor, Tensor]
+    targets: tuple[Tensor, Tensor, Tensor]
+    labels: tuple[str, ...]
+    multi_label: bool
+    metric: str
+
+
+def run_baselines(
+    model: MoPE,
+    splits: tuple[Split, Split, Split],
+    images: ImageCache | None,
+    *,
+    metric: str,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+) -> list[dict[str, Any]]:
+    """Train every head on the model's frozen encoders, without their prompts.
+
+    Args:
+        model: whose encoders are used; its prompts are not.
+        splits: rows to train on, to choose by, and to report.
+        images: decoded pictures.
+        metric: the validation metric to choose by.
+        seed: the first of the seeds.
+        batch_size: of the encoders.
+        device: where encoders and heads run.
+
+    Returns:
+        One entry a head: ``name``, ``head`` (``linear`` or ``mlp``), ``parameters``, ``learning_rate``, ``validation``
+        and the last split's ``accuracy``, ``f1_macro``, ``f1_micro``, each as ``mean`` and one value per seed.
+    """
+    features = [unprompted_features(model, split, images, batch_size=batch_size, device=device) for split in splits]
+    modalities = list(features[0])
+    sets = {f"{name} only": [name] for name in modalities} | {"late concatenation": modalities}
+    targets = tuple(_targets(split).to(device) for split in splits)
+    heads = [(name, parts, kind) for name, parts in sets.items() for kind in LEARNING_RATES]
+    found = []
+    for name, parts, kind in track(heads, what="training baselines"):
+        task = _Task(
+            features=_standardised([torch.cat([rows[part] for part in parts], dim=1).to(device) for rows in features]),
+            targets=targets,  # type: ignore[arg-type]
+            labels=splits[0].labels,
+            multi_label=splits[0].multi_label,
+            metric=metric,
+        )
+        found.append({"name": name, **_tuned(task, kind, seed=seed)})
+    return found
+
+
+@torch.no_grad()
+def unprompted_features(
+    model: MoPE, split: Split, images: ImageCache | None, *, batch_size: int, device: torch.device
+) -> dict[str, Tensor]:
+    """Pooled features of every row from the bare encoders, {modality: float32 (n, D)}, the main modality first."""
+    backbones: dict[str, Any] = {model.config.main.modality: model.main}
+    backbones |= {name: encoder.backbone for name, encoder in model.complementary.items()}
+    found = {}
+    for name, backbone in backbones.items():
+
+        def run(inputs: Mapping[str, Tensor], backbone: Any = backbone) -> Tensor:
+            x, mask = backbone.embed(inputs)
+            for index in range(backbone.depth):
+                x = backbone.layer(index, x, None, mask)
+            return backbone.finish(x, mask)
+
+        different = encode_different(
+            run,
+            model.preprocessing,
+            name,
+            split,
+            images,
+            width=backbone.feature_width,
+            batch_size=batch_size,
+            device=device,
+        )
+        found[name] = different[torch.from_numpy(split.column(name))]
+    return found
+
+
+def _tuned(task: _Task, kind: str, *, seed: int) -> dict[str, Any]:
+    """The learning rate is chosen on the first seed; the other seeds use it."""
+    rates = LEARNING_RATES[kind]
+    tried = {rate: _trained(task, kind, rate, seed) for rate in rates}
+    best = max(rates, key=lambda rate: tried[rate]["validation"])
+    results = [tried[best]] + [_trained(task, kind, best, seed + i) for i in range(1, SEEDS)]
+    scores = {
+        key: {"mean": mean(result[key] for result in results), "seeds": [result[key] for result in results]}
+        for key in ("validation", "accuracy", "f1_macro", "f1_micro")
+    }
+    return {"head": kind, "parameters": results[0]["parameters"], "learning_rate": best, **scores}
+
+
+def _trained(task: _Task, kind: str, rate: float, seed: int) -> dict[str, Any]:
+    x, target = task.features[0], task.targets[0]
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = _head(kind, x.shape[1], len(task.labels)).to(x.device)
+    optimiser = torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=WEIGHT_DECAY, fused=True)
+    best, state, since = -1.0, head.state_dict(), 0
+    for _ in range(EPOCHS):
+        head.train()
+        for rows in torch.randperm(len(x), generator=generator).to(x.device).split(BATCH):
+            logits = head(x[rows])
+            if task.multi_label:
+                loss = nn.functional.binary_cross_entropy_with_logits(logits, target[rows].float())
+            else:
+                loss = nn.functional.cross_entropy(logits, target[rows])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        score = _scores(head, task, 1)[task.metric]
+        if score > best:
+            best, since = score, 0
+            state = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+        else:
+            since += 1
+            if since >= PATIENCE:
+                break
+    head.load_state_dict(state)
+    parameters = sum(parameter.numel() for parameter in head.parameters())
+    return {"parameters": parameters, "validation": best, **_scores(head, task, 2)}
+
+
+@torch.no_grad()
+def _scores(head: nn.Module, task: _Task, split: int) -> dict[str, float]:
+    head.eval()
+    decided = decide(head(task.features[split]).cpu().numpy(), multi_label=task.multi_label)
+    found = report(task.targets[split].cpu().numpy(), decided, task.labels)
+    return {key: found[key] for key in ("accuracy", "f1_macro", "f1_micro")}
+
+
+def _head(kind: str, width: int, classes: int) -> nn.Module:
+    if kind == "linear":
+        return nn.Linear(width, classes)
+    return nn.Sequential(nn.Linear(width, HIDDEN), nn.GELU(), nn.Dropout(DROPOUT), nn.Linear(HIDDEN, classes))
+
+
+def _standardised(features: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Minus the training mean, over the training deviation."""
+    mean, deviation = features[0].mean(dim=0), features[0].std(dim=0, unbiased=False).clamp_min(1e-4)
+    train, validation, test = ((rows - mean) / deviation for rows in features)
+    return train, validation, test
+
+
+def _targets(split: Split) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(split.targets()))

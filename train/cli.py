@@ -1,0 +1,152 @@
+"""The command line of training: a recipe in, a run folder out."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from mope_deploy.console import err, out, run_app
+from mope_deploy.errors import UsageError
+from mope_deploy.extras import require
+
+__all__ = ["app", "main"]
+
+INTERRUPTED = 130
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+_HELP = """Train a MoPE model on frozen encoders.
+
+RECIPE is a YAML file or the name of a shipped recipe (--list); any value in it can be set behind it:
+
+    python -m train digits-ve
+
+    python -m train my.yaml data.train=train.jsonl optim.lr_main=1e-3 model.experts=16
+
+    python -m train --resume runs/digits-ve-20260131-120000
+
+Several processes: torchrun --nproc_per_node 2 -m train RECIPE. Everything that can be set: docs/training.md.
+"""
+
+
+@app.command(help=_HELP)
+def train(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[RECIPE] [KEY=VALUE]...", show_default=False, help="What to train.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Continue this run; RECIPE may be left out.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check recipe, data and encoders, print sizes, write nothing.")
+    ] = False,
+    show: Annotated[bool, typer.Option("--show", help="Print the recipe with every value and stop.")] = False,
+    list_recipes: Annotated[bool, typer.Option("--list", help="List the shipped recipes and stop.")] = False,
+) -> int:
+    require("pydantic", extra="train", purpose="training")
+    require("yaml", extra="train", purpose="training")
+    from train.recipe import check_recipe, read_recipe, shipped_recipes, to_yaml
+    from train.runs import Run, free_folder, open_run
+
+    if list_recipes:
+        for name, about in shipped_recipes().items():
+            out.print(f"{name:<16} {about}", markup=False)
+        return 0
+    source, overrides = _split(arguments or [])
+    values = None if source is None else read_recipe(source)
+    if values is None and resume is None:
+        raise UsageError("no recipe given", expected="a YAML file or a shipped name", todo="see --list and --help")
+    if resume is None:
+        assert values is not None
+        recipe = check_recipe(values, overrides, what=f"recipe {source}")
+        if recipe.resume:
+            if recipe.run.dir is None:
+                raise UsageError("resume=true needs run.dir=RUN", todo="or use --resume RUN")
+            resume = Path(recipe.run.dir)
+        elif show:
+            out.print(to_yaml(recipe), markup=False, end="")
+            return 0
+    run: Run | None = None
+    if resume is not None:
+        run, recipe = open_run(resume, recipe=values, overrides=overrides)
+    else:
+        free_folder(recipe)  # a taken folder is reported before anything is imported
+    for module in ("torch", "timm", "transformers", "accelerate", "datasets", "sklearn", "matplotlib", "tensorboard"):
+        require(module, extra="train", purpose="training")
+    from train.fit import fit, plan
+
+    if dry_run:
+        _print_plan(plan(recipe), recipe.name)
+        return 0
+    main_process = os.environ.get("RANK", "0") == "0"
+    outcome = fit(recipe, command=shlex.join(["python", "-m", "train", *sys.argv[1:]]), resume=run)
+    if outcome.status == "interrupted":
+        if main_process:
+            err.print(f"interrupted; continue with: python -m train --resume {outcome.run.folder}", markup=False)
+        return INTERRUPTED
+    if main_process:
+        _print_outcome(outcome.run.folder, outcome.evaluation)
+    return 0
+
+
+def main() -> int:
+    return run_app(app)
+
+
+def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The recipe, if one is given, and the overrides behind it."""
+    if not arguments:
+        return None, []
+    first = arguments[0]
+    if "=" in first and not Path(first).is_file():
+        return None, list(arguments)
+    return first, list(arguments[1:])
+
+
+def _print_plan(plan: Any, name: str) -> None:
+    if plan.rows is None:
+        out.print(f"{name}: the data does not exist yet and would be generated or fetched", markup=False)
+    else:
+        out.print("data       " + ", ".join(f"{split} {rows:,}" for split, rows in plan.rows.items()), markup=False)
+    out.print(f"labels     {', '.join(plan.labels[:20])}{' …' if len(plan.labels) > 20 else ''}", markup=False)
+    out.print(f"parameters {plan.parameters['trained']:,} trained of {plan.parameters['total']:,}", markup=False)
+    if plan.steps is not None:
+        out.print(f"steps      {plan.steps:,}", markup=False)
+
+
+def _print_outcome(folder: Path, evaluation: Mapping[str, Any]) -> None:
+    out.print(
+        f"{evaluation['split']}: accuracy {evaluation['accuracy']:.2%}, F1 macro {evaluation['f1_macro']:.2%}, "
+        f"micro {evaluation['f1_micro']:.2%} ({evaluation['samples']:,} rows)",
+        markup=False,
+    )
+    for field, groups in evaluation.get("by", {}).items():
+        shares = ", ".join(f"{name} {group['accuracy']:.1%}" for name, group in groups.items())
+        out.print(f"accuracy by {field}: {shares}", markup=False)
+    if "routing" in evaluation:
+        routing = evaluation["routing"]
+        used = ", ".join(map(str, routing["used_experts"]))
+        out.print(f"experts in use per layer, of {routing['experts']}: {used}", markup=False)
+    if "baselines" in evaluation:
+        out.print(_baseline_table(evaluation))
+    out.print(f"run folder: {folder}", markup=False)
+    out.print(f"next: mope-export {folder} --format onnx", markup=False)
+
+
+def _baseline_table(evaluation: Mapping[str, Any]) -> Table:
+    table = Table(title="the same frozen encoders", title_justify="left", box=None)
+    for name in ("method", "trained parameters", "accuracy", "seeds"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for head in evaluation["baselines"]:
+        seeds = ", ".join(f"{value:.1%}" for value in head["accuracy"]["seeds"])
+        method = f"{head['name']}, {'MLP' if head['head'] == 'mlp' else head['head']}"
+        table.add_row(method, f"{head['parameters']:,}", f"{head['accuracy']['mean']:.1%}", seeds)
+    table.add_row("MoPE", f"{evaluation['parameters']['trained']:,}", f"{evaluation['accuracy']:.1%}", "this run")
+    return table

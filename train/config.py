@@ -1,0 +1,226 @@
+"""A recipe: everything that `python -m train` can be told, as typed values (docs/training.md).
+
+Nothing here imports torch, so that a mistake in a recipe is reported at once. Defaults are the paper's recipe
+(arXiv 2403.10568, implementation details) where it has one.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = [
+    "ColumnsSection",
+    "DataSection",
+    "EncoderSection",
+    "ModelSection",
+    "OptimSection",
+    "Recipe",
+    "RunSection",
+    "Section",
+    "TrainSection",
+]
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Real = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """Values of one part of a recipe; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+
+
+class ColumnsSection(Section):
+    """Which columns of a hub data set hold what."""
+
+    image: str = "image"
+    text: str = "text"
+    label: str = "label"
+
+
+class DataSection(Section):
+    """Where the samples come from: exactly one of ``name``, ``train`` (files) or ``hub``."""
+
+    name: Literal["digits-ve"] | None = None
+    """A data set that this project generates."""
+    root: str | None = None
+    """Folder of the generated (``name``) or fetched (``hub``) data; null for ``data/<name>``."""
+    seed: Count = 0
+    """Seed of the generated data, not of training."""
+    train_pairs: Positive = 20_000
+    """Training pairs to generate."""
+
+    hub: str | None = None
+    """Hub id, or local folder, of a data set that Hugging Face ``datasets`` reads."""
+    hub_config: str | None = None
+    """Its configuration, if it has several."""
+    columns: ColumnsSection = ColumnsSection()
+
+    train: str | None = None
+    """JSONL file of the training rows; with ``hub``, the name of the split (null for ``train``)."""
+    validation: str | None = None
+    """The same for validation; null holds out a part of the training rows."""
+    test: str | None = None
+    """The same for test; null evaluates on validation, and says so."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """How much of the training pictures is held out where there is no validation split."""
+
+    skip_bad: bool = False
+    """Skip rows that cannot be used, count and list them, instead of stopping at the first."""
+    check_images: bool = True
+    """Decode every image once before training; false for data too large for that."""
+    image_cache_mb: Count = 1024
+    """Memory for decoded images (uint8, at the encoder's size), in MiB; images beyond it are decoded every epoch."""
+    group_by: str | None = None
+    """A further field of the rows, for instance ``template``: accuracy is also reported for each of its values."""
+    workers: Count = 0
+    """Processes that prepare batches; 0 prepares them in the training process, best where the image cache suffices."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSection:
+        named = [key for key in ("name", "hub") if getattr(self, key)]
+        if not named and self.train:
+            named = ["train"]
+        if len(named) != 1:
+            given = " and ".join(f"data.{key}" for key in named) or "none"
+            raise ValueError(f"received {given}, expected one of data.name, data.train (a file) and data.hub")
+        if self.name and (self.train or self.validation or self.test):
+            raise ValueError(
+                f"data.name={self.name} brings its own splits; drop data.train, data.validation, data.test"
+            )
+        return self
+
+
+class EncoderSection(Section):
+    """One frozen encoder, see ``mope_deploy.model.EncoderSpec``."""
+
+    modality: Literal["image", "text"]
+    source: str
+    prompts: Count = 0
+    max_length: Annotated[int, Field(ge=3)] | None = None
+
+
+class ModelSection(Section):
+    """The model, field by field as in ``mope_deploy.model.MoPEConfig`` (a test holds the two equal)."""
+
+    main: EncoderSection
+    complementary: tuple[EncoderSection, ...] = Field(min_length=1)
+    labels: tuple[str, ...] | None = None
+    """Class names in the order of the logits; null takes the names found in the training rows, sorted."""
+    multi_label: bool = False
+    prompt_length: Positive = 6
+    experts: Positive = 4
+    static: bool = True
+    dynamic: bool = True
+    mapped: bool = True
+    top_k: Count = 0
+    temperature: PositiveReal = 0.1
+    d_x: Count = 2
+    d_y: Positive = 8
+    noise: Real | None = None
+    similarity: Literal["dot", "cosine"] = "dot"
+    train_embeddings: bool = False
+    routing_seed: Count = 0
+    mapper_width: Positive | None = None
+    mapper_per_layer: bool = False
+    y_norm: Literal["none", "standardise"] = "none"
+    prompt_init: Literal["normal", "uniform"] = "normal"
+    prompt_init_scale: PositiveReal = 0.02
+    prompt_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+    @model_validator(mode="after")
+    def _together(self) -> ModelSection:
+        if self.top_k > self.experts:
+            raise ValueError(f"top_k: received {self.top_k}, expected at most experts = {self.experts}")
+        return self
+
+
+class OptimSection(Section):
+    """AdamW, its learning rates and their schedule."""
+
+    lr_main: PositiveReal = 4e-4
+    """Peak learning rate of the main side: prompts, experts, routers, mappers, head."""
+    lr_complementary: PositiveReal = 5e-4
+    """Peak learning rate of the static prompts inside the complementary encoders."""
+    weight_decay: Real = 1e-3
+    """Of prompts, experts and weight matrices; never of biases, norms and routing embeddings."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    eps: PositiveReal = 1e-8
+    clip: Real = 1.0
+    """Largest norm of the gradient; 0 does not clip."""
+    schedule: Literal["multistep", "cosine", "constant"] = "multistep"
+    milestones: tuple[Real, ...] = (3, 6)
+    """Epochs after which ``multistep`` multiplies the learning rates by ``gamma``."""
+    gamma: PositiveReal = 0.4
+    warmup_steps: Count = 0
+    """Optimiser steps of linear warm-up, under every schedule."""
+
+
+class TrainSection(Section):
+    """The training loop."""
+
+    epochs: Positive = 10
+    max_steps: Positive | None = None
+    """Stop after so many optimiser steps, whatever ``epochs`` says."""
+    batch_size: Positive = 32
+    """Samples of one optimiser step, over all processes and accumulation steps together."""
+    accumulation: Positive = 1
+    """Parts that a batch is computed in, to save memory."""
+    eval_batch_size: Positive = 128
+    """Samples of one evaluation step and process."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the encoders' arithmetic in training; weights and evaluation on the test split are fp32."""
+    importance_weight: Real = 0.01
+    """Weight of the importance loss."""
+    importance_threshold: Real = 0.1
+    """γ: squared coefficients of variation up to it cost nothing."""
+    cache_y: bool = True
+    """Compute y once per distinct text where the complementary encoder has no trained prompts."""
+    y_cache_mb: Count = 2048
+    """Largest size of that cache in MiB; above it y is computed in every step."""
+    metric: Literal["auto", "accuracy", "f1_macro", "f1_micro"] = "auto"
+    """Validation metric of the best checkpoint; auto: accuracy, or f1_micro for multi-label."""
+    early_stopping: Positive | None = None
+    """Stop after so many epochs without a better validation metric."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Positive | None = None
+    """CPU threads of one process; null for all cores, divided among the processes of this machine."""
+    log_every: Positive = 50
+    """Optimiser steps between two log lines."""
+    save_every: Positive | None = None
+    """Optimiser steps between two resume states, besides the one after every epoch."""
+    tensorboard: bool = True
+
+
+class RunSection(Section):
+    """The run folder."""
+
+    dir: str | None = None
+    """The folder; null for ``<root>/<recipe name>-<time>``."""
+    root: str = "runs"
+
+
+class Recipe(Section):
+    """A whole recipe."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "recipe"
+    """Names the run folder."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of everything random in training: initial weights, order of samples, dropout, routing noise."""
+    data: DataSection
+    model: ModelSection
+    optim: OptimSection = OptimSection()
+    train: TrainSection = TrainSection()
+    run: RunSection = RunSection()
+    baselines: bool = False
+    """Also train heads on the same frozen features: image only, text only, late concatenation (linear and MLP)."""
+    resume: bool = False
+    """Continue the run in ``run.dir``."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """These values as YAML-ready types."""
+        return self.model_dump(mode="json")

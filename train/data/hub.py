@@ -1,0 +1,186 @@
+"""A hub data set written out as JSONL and picture files, once, so that everything after it reads the same rows."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mope_deploy.errors import DataError, UsageError
+from mope_deploy.fields import nearest, shown
+from mope_deploy.progress import track
+from train.config import DataSection
+from train.data.sources import SplitFiles
+
+__all__ = ["fetch_hub"]
+
+INFO = "hub.json"
+DEFAULT_SPLITS = {"train": "train", "validation": "validation", "test": "test"}
+
+
+def fetch_hub(section: DataSection, root: Path, *, multi_label: bool, fetch: bool = True) -> SplitFiles | None:
+    """The splits of ``section.hub`` under ``root``, fetched unless they are there from before.
+
+    Pictures keep the bytes they have in the data set; class numbers become their names.
+
+    Args:
+        section: the recipe's ``data:``.
+        root: folder to write to.
+        multi_label: whether labels are lists.
+        fetch: False returns None where something would have to be fetched.
+
+    Raises:
+        UsageError: no such data set, split or column, or ``root`` holds something else.
+        DataError: a row that cannot be written as JSONL.
+    """
+    request = {
+        "hub": section.hub,
+        "config": section.hub_config,
+        "columns": section.columns.model_dump(),
+        "splits": {name: getattr(section, name) for name in DEFAULT_SPLITS},
+        "multi_label": multi_label,
+    }
+    if root.exists() and any(root.iterdir()):
+        return _found(root, request)
+    if not fetch:
+        return None
+    loaded = _load(section)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    staging.chmod(0o755)  # mkdtemp's folders are for their owner alone
+    try:
+        for name, rows in loaded.items():
+            _write_split(rows, name, staging, section, multi_label=multi_label)
+        (staging / INFO).write_text(json.dumps({"request": request, "splits": list(loaded)}, indent=2) + "\n")
+        if root.exists():
+            root.rmdir()
+        staging.rename(root)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return _files(root, list(loaded))
+
+
+def _found(root: Path, request: dict[str, Any]) -> SplitFiles:
+    try:
+        info = json.loads((root / INFO).read_text(encoding="utf-8"))
+        same = info["request"] == request
+        splits = list(info["splits"])
+    except (OSError, ValueError, KeyError, TypeError):
+        same, splits = False, []
+    if not same:
+        raise UsageError(
+            f"{root} exists and holds something else than {request['hub']} as this recipe asks for it",
+            todo="choose another data.root, or remove the folder to fetch it again",
+        )
+    return _files(root, splits)
+
+
+def _files(root: Path, splits: list[str]) -> SplitFiles:
+    paths = {name: root / f"{name}.jsonl" for name in splits}
+    return SplitFiles(paths["train"], paths.get("validation"), paths.get("test"), copied=True)
+
+
+def _load(section: DataSection) -> dict[str, Any]:
+    """The Arrow table of every split that there is, and of every split that was asked for by name."""
+    import datasets
+
+    assert section.hub is not None
+    try:
+        available = datasets.load_dataset(section.hub, section.hub_config)
+    except Exception as error:  # datasets and the hub raise anything from OSError to their own and to HTTP errors
+        raise UsageError(
+            f"the data set {section.hub} could not be loaded: {type(error).__name__}: {_first_line(error)}",
+            todo="check data.hub and data.hub_config, or the network",
+        ) from error
+    found = {}
+    for ours, default in DEFAULT_SPLITS.items():
+        theirs = getattr(section, ours)
+        if (theirs or default) in available:
+            found[ours] = available[theirs or default]
+        elif theirs is not None or ours == "train":
+            raise UsageError(
+                f"{section.hub} has no split {theirs or default!r}",
+                expected=f"one of {', '.join(available)}",
+                todo=f"set data.{ours}",
+            )
+    columns = next(iter(found.values())).column_names
+    problems = []
+    for key, name in section.columns.model_dump().items():
+        if name not in columns:
+            hint = nearest(name, columns)
+            problems.append(f"data.columns.{key}={name}" + (f" (did you mean {hint}?)" if hint else ""))
+    if problems:
+        raise UsageError(
+            f"{section.hub} has no such column: {', '.join(problems)}", expected=f"columns among {', '.join(columns)}"
+        )
+    return found
+
+
+def _write_split(rows: Any, name: str, folder: Path, section: DataSection, *, multi_label: bool) -> None:
+    import datasets
+
+    columns = section.columns
+    if isinstance(rows.features[columns.image], datasets.Image):
+        rows = rows.cast_column(columns.image, datasets.Image(decode=False))
+    to_name = _label_names(rows.features[columns.label], multi_label)
+    others = [key for key in rows.column_names if key not in columns.model_dump().values()]
+    (folder / "images" / name).mkdir(parents=True)
+    with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+        for number, row in enumerate(track(rows, what=f"writing {name}", total=len(rows))):
+            where = f"{section.hub}, split {name}, row {number:,}"
+            image = _write_image(row[columns.image], folder / "images" / name / f"{number:07d}", where)
+            line = {
+                "image": f"images/{name}/{image}",
+                "text": row[columns.text],
+                "label": to_name(row[columns.label]),
+            }
+            extra = {key: row[key] for key in others if isinstance(row[key], str | int | float | bool)}
+            file.write(json.dumps({**extra, **line}, ensure_ascii=False) + "\n")
+
+
+def _write_image(value: Any, stem: Path, where: str) -> str:
+    """Write one picture as it is in the data set; its file name."""
+    content = None
+    if isinstance(value, str):
+        content = _read(Path(value), where)
+    elif isinstance(value, dict):
+        content = value.get("bytes") or (_read(Path(value["path"]), where) if value.get("path") else None)
+    if not content:
+        raise DataError(f"{where}: image", received=shown(value), expected="a picture's bytes or its path")
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            suffix = (image.format or "img").lower()
+    except Exception:  # whoever reads the rows says what is wrong with it, or skips it
+        suffix = "img"
+    path = stem.with_suffix(f".{suffix}")
+    path.write_bytes(content)
+    return path.name
+
+
+def _read(path: Path, where: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{where}: image {path} cannot be read: {error.strerror}") from error
+
+
+def _label_names(feature: Any, multi_label: bool) -> Callable[[Any], Any]:
+    """How a label column's values become names: numbers of a ClassLabel by its names, other numbers as written."""
+    inner: Any = getattr(feature, "feature", None) if multi_label else feature
+    name = inner.int2str if hasattr(inner, "int2str") else str
+
+    def one(value: Any) -> Any:
+        return None if value is None or value == -1 else name(value)
+
+    return (lambda values: [one(value) for value in values]) if multi_label else one
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else ""

@@ -1,0 +1,108 @@
+"""A trained model on one split: metrics, and how its routers used their experts.
+
+Letters: n samples · C classes · G groups · K experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+
+from mope_deploy.metrics import accuracy, report
+from mope_deploy.model import MoPE
+from mope_deploy.progress import track
+from train.data import Batches, Split
+
+__all__ = ["Predictions", "Usage", "decide", "evaluate", "predict", "usage"]
+
+USED_SHARE = 0.1  # of an even share: an expert that is the largest for fewer samples than that counts as unused
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model said about a split: logits float32 (n, C) and routing float32 (n, layers, K), or None."""
+
+    logits: NDArray[np.float32]
+    routing: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How experts were used.
+
+    Attributes:
+        names: of the rows below: class names, then values of the field that the rows were grouped by.
+        classes: how many of them are classes.
+        mean: mean routing weight (rows, layers, K); rows without samples are NaN.
+        used: experts in use per layer, (layers,): those with the largest weight for at least n / (10 K) samples, a
+            tenth of an even share.
+    """
+
+    names: tuple[str, ...]
+    classes: int
+    mean: NDArray[np.float64]
+    used: NDArray[np.int64]
+
+
+@torch.no_grad()
+def predict(model: MoPE, batches: Batches, *, batch_size: int, device: torch.device) -> Predictions:
+    """Run the whole model in evaluation mode and full precision over every row, in order."""
+    model.eval()
+    order = BatchSampler(SequentialSampler(batches), batch_size, drop_last=False)
+    loader = DataLoader(batches, batch_sampler=order, collate_fn=Batches.ready)  # type: ignore[arg-type]
+    logits, routing = [], []
+    for batch in track(loader, what=f"evaluating {batches.split.name}"):
+        y = {name: value.to(device) for name, value in batch["y"].items()} if "y" in batch else None
+        out = model({name: value.to(device) for name, value in batch["inputs"].items()}, y=y)
+        logits.append(out.logits.float().cpu().numpy())
+        if out.routing is not None:
+            routing.append(out.routing.float().cpu().numpy())
+    return Predictions(np.concatenate(logits), np.concatenate(routing) if routing else None)
+
+
+def decide(logits: NDArray[Any], *, multi_label: bool) -> NDArray[Any]:
+    """Class indices (n,), or for multi-label booleans (n, C): probability at least 0.5."""
+    return logits >= 0 if multi_label else logits.argmax(axis=-1)
+
+
+def evaluate(split: Split, predictions: Predictions, *, group_by: str | None) -> dict[str, Any]:
+    """The metrics of a split, JSON-ready: ``mope_deploy.metrics.report`` and, where rows are grouped, each group's."""
+    true, decided = split.targets(), decide(predictions.logits, multi_label=split.multi_label)
+    found: dict[str, Any] = {"split": split.name, **report(true, decided, split.labels)}
+    if group_by is not None:
+        groups = split.column("group")
+        found["by"] = {
+            group_by: {
+                str(name): {
+                    "samples": int((groups == name).sum()),
+                    "accuracy": accuracy(true[groups == name], decided[groups == name]),
+                }
+                for name in sorted(set(groups.tolist()))
+            }
+        }
+    return found
+
+
+def usage(split: Split, routing: NDArray[np.float32], *, grouped: bool) -> Usage:
+    """Mean routing weights by class, by group where rows are grouped, and how many experts each layer uses."""
+    true = split.targets()
+    members = [true[:, c] if split.multi_label else true == c for c in range(len(split.labels))]
+    names = list(split.labels)
+    if grouped:
+        groups = split.column("group")
+        for name in sorted(set(groups.tolist())):
+            members.append(groups == name)
+            names.append(str(name))
+    n, layers, K = routing.shape
+    mean = np.full((len(names), layers, K), np.nan)
+    for row, member in enumerate(members):
+        if member.any():
+            mean[row] = routing[member].mean(axis=0, dtype=np.float64)
+    chosen = routing.argmax(axis=-1)  # (n, layers)
+    counts = np.stack([np.bincount(chosen[:, layer], minlength=K) for layer in range(layers)])  # (layers, K)
+    return Usage(tuple(names), len(split.labels), mean, (counts >= max(1.0, USED_SHARE * n / K)).sum(axis=1))

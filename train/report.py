@@ -1,0 +1,153 @@
+"""The two pictures of a run: which classes are confused, and which experts are used for what."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from train.evaluation import Usage
+
+__all__ = ["confusion_picture", "label_picture", "usage_picture"]
+
+MAX_NAMED = 45  # rows that still have room for a name each
+MAX_NUMBERED = 25  # classes whose cells still have room for a number
+INK, FAINT = "#1f2933", "#7b8794"
+
+
+def confusion_picture(path: Path, confusion: Sequence[Sequence[int]], labels: Sequence[str], *, title: str) -> None:
+    """Row = true class, column = predicted class; colour = share of the row, number = count."""
+    counts = np.asarray(confusion, dtype=np.float64)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    C = len(labels)
+    side = min(14.0, 2.6 + 0.62 * C if C <= MAX_NUMBERED else 2.6 + 0.16 * C)
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    axes = figure.subplots()
+    shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    _name_ticks(axes, labels, rows=labels)
+    axes.set_xlabel("predicted", color=INK)
+    axes.set_ylabel("true", color=INK)
+    axes.set_title(title, fontsize=11, color=INK, loc="left")
+    if C <= MAX_NUMBERED:
+        for row in range(C):
+            for column in range(C):
+                dark = shares[row, column] > 0.55
+                axes.text(
+                    column,
+                    row,
+                    f"{int(counts[row, column]):,}",
+                    ha="center",
+                    va="center",
+                    fontsize=9,
+                    color="white" if dark else INK,
+                )
+    _colour_bar(figure, shown, axes, "share of the true class")
+    _save(figure, path)
+
+
+def label_picture(
+    path: Path, true: NDArray[np.bool_], predicted: NDArray[np.bool_], labels: Sequence[str], *, title: str
+) -> None:
+    """For multi-label tasks: per label, how often it was found, missed and wrongly given, as shares of where it occurs.
+
+    Args:
+        true, predicted: booleans (n, C).
+    """
+    found, missed, wrong = (true & predicted).sum(0), (true & ~predicted).sum(0), (~true & predicted).sum(0)
+    figure = Figure(figsize=(8, min(20.0, 1.6 + 0.3 * len(labels))), layout="constrained")
+    axes = figure.subplots()
+    rows = np.arange(len(labels))
+    axes.barh(rows, found, color="#2b6cb0", label="found")
+    axes.barh(rows, missed, left=found, color="#bee3f8", label="missed")
+    axes.barh(rows, -wrong, color="#e2936b", label="given, but not there")
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.set_yticks(rows, labels if len(labels) <= MAX_NAMED * 2 else [""] * len(labels), fontsize=8)
+    axes.invert_yaxis()
+    axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):,.0f}")
+    axes.set_xlabel("samples", color=INK)
+    axes.set_title(title, fontsize=11, color=INK, loc="left")
+    axes.legend(fontsize=8, frameon=False)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    _save(figure, path)
+
+
+def usage_picture(path: Path, usage: Usage, *, title: str, grouped_by: str | None) -> None:
+    """One panel a layer: rows = classes (and groups below a gap), columns = experts, colour = mean routing weight."""
+    rows, layers, K = usage.mean.shape
+    groups = rows - usage.classes
+    across = min(4 if K <= 16 else 2 if K <= 64 else 1, layers)
+    down = math.ceil(layers / across)
+    gap = 1 if groups else 0
+    named = rows <= MAX_NAMED
+    cell = 0.26 if named else max(0.06, 12 / rows)
+    names = max((len(name) for name in usage.names), default=0) * 0.075 if named else 0.3
+    width = min(22.0, names + across * max(2.2, min(0.22 * K, 9.0)) + 1.0)
+    height = min(40.0, 0.9 + down * ((rows + gap) * cell + 0.75))
+    figure = Figure(figsize=(width, height), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False, sharey=True)
+    top = max(2.0 / K, float(np.nanmax(usage.mean)))
+    shown: Any = None
+    for layer in range(down * across):
+        axes = panels[layer // across][layer % across]
+        if layer >= layers:
+            axes.set_axis_off()
+            continue
+        values = usage.mean[:, layer]  # (rows, K)
+        if gap:
+            values = np.insert(values, usage.classes, np.nan, axis=0)
+        shown = axes.imshow(values, cmap="magma_r", vmin=0, vmax=top, aspect="auto", interpolation="nearest")
+        axes.set_title(f"layer {layer + 1}", fontsize=10, color=INK, loc="left")
+        axes.set_title(f"{usage.used[layer]} of {K} used", fontsize=8, color=FAINT, loc="right")
+        step = max(1, math.ceil(K / 16))
+        axes.set_xticks(range(0, K, step), [str(k + 1) for k in range(0, K, step)], fontsize=7, color=FAINT)
+        if layer // across == down - 1 or layer + across >= layers:
+            axes.set_xlabel("expert", fontsize=8, color=FAINT)
+        if named:
+            places = [row + (gap if row >= usage.classes else 0) for row in range(rows)]
+            axes.set_yticks(places, usage.names, fontsize=8, color=INK)
+        else:
+            axes.set_yticks([])
+            axes.set_ylabel(f"{usage.classes} classes" + (f", {groups} groups" if groups else ""), fontsize=8)
+        axes.tick_params(length=0)
+        for side in axes.spines.values():
+            side.set_visible(False)
+    below = f"   rows: class{f', below: {grouped_by}' if groups else ''}"
+    figure.suptitle(title + below, fontsize=11, color=INK, x=0.01, ha="left")
+    _colour_bar(figure, shown, panels.ravel().tolist(), f"mean routing weight (even: {1 / K:.3g})")
+    _save(figure, path)
+
+
+def _name_ticks(axes: Any, columns: Sequence[str], *, rows: Sequence[str]) -> None:
+    if len(rows) > MAX_NAMED:
+        axes.set_xticks([])
+        axes.set_yticks([])
+        return
+    size = 9 if len(rows) <= MAX_NUMBERED else 6
+    axes.set_xticks(range(len(columns)), columns, rotation=35 if len(columns) <= 8 else 90, ha="right", fontsize=size)
+    axes.set_yticks(range(len(rows)), rows, fontsize=size)
+    axes.tick_params(length=0)
+
+
+def _colour_bar(figure: Figure, shown: Any, axes: Any, label: str) -> None:
+    bar = figure.colorbar(shown, ax=axes, shrink=0.8, pad=0.02)
+    bar.set_label(label, fontsize=8, color=FAINT)
+    bar.ax.tick_params(labelsize=7, length=0, colors=FAINT)
+    bar.outline.set_visible(False)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        figure.savefig(staging, format="png", dpi=130, facecolor="white")
+        staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)

@@ -1,0 +1,261 @@
+"""A run folder: where a training run writes, what export reads (docs/architecture.md, "A run folder")."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mope_deploy.errors import CheckpointError, ConfigError, UsageError
+from mope_deploy.fields import shown
+from train.config import Recipe
+from train.recipe import check_recipe, read_recipe, to_yaml
+
+__all__ = ["Run", "free_folder", "open_run", "resumable", "write_json", "write_text"]
+
+SCHEMA = 1
+COMPLETE = "complete.json"
+
+# What may differ when a run is continued: it changes neither the model, the data nor the order of the steps.
+MAY_CHANGE = (
+    "baselines",
+    "data.check_images",
+    "data.image_cache_mb",
+    "data.workers",
+    "resume",
+    "run.dir",
+    "run.root",
+    "train.early_stopping",
+    "train.eval_batch_size",
+    "train.log_every",
+    "train.save_every",
+    "train.tensorboard",
+    "train.threads",
+    "train.y_cache_mb",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of one run folder."""
+
+    folder: Path
+
+    @property
+    def description(self) -> Path:
+        return self.folder / "run.json"
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "config.yaml"
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "best"
+
+    @property
+    def last(self) -> Path:
+        return self.folder / "last"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.folder / "samples"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.folder / "tensorboard"
+
+    def create(self, recipe: Recipe, *, command: str, data: Mapping[str, Any]) -> None:
+        """Make the folder, or take up an interrupted one, and record what is about to happen."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        started = self.read().get("started") if self.description.is_file() else None
+        write_text(self.config, to_yaml(recipe))
+        write_json(
+            self.description,
+            {
+                "schema": SCHEMA,
+                "command": command,
+                "status": "running",
+                "started": started or _now(),
+                "checkpoint": "best",
+                "data": dict(data),
+                "metrics": {},
+            },
+        )
+
+    def update(self, **values: Any) -> None:
+        """Replace top-level values of ``run.json``."""
+        write_json(self.description, self.read() | values)
+
+    def finish(self, status: str, **values: Any) -> None:
+        """Record how the run ended: ``finished``, ``interrupted`` or ``failed``."""
+        self.update(status=status, ended=_now(), **values)
+
+    def read(self) -> dict[str, Any]:
+        """The content of ``run.json``.
+
+        Raises:
+            CheckpointError: it is missing, damaged or of an unknown schema.
+        """
+        try:
+            values = json.loads(self.description.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.description} cannot be read: {error}") from error
+        if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+            found = values.get("schema") if isinstance(values, dict) else values
+            raise CheckpointError(f"{self.description}: schema", received=shown(found), expected=SCHEMA)
+        return values
+
+    def path(self, target: Path) -> str:
+        """``target`` as ``run.json`` writes it: relative to the run where inside it, else absolute."""
+        target = target.resolve()
+        folder = self.folder.resolve()
+        return target.relative_to(folder).as_posix() if target.is_relative_to(folder) else str(target)
+
+
+def free_folder(recipe: Recipe) -> Path:
+    """The folder a new run will use.
+
+    Raises:
+        UsageError: the folder that the recipe names is taken.
+    """
+    if recipe.run.dir is not None:
+        folder = Path(recipe.run.dir).expanduser()
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            taken = "is a file" if not folder.is_dir() else "exists and is not empty"
+            todo = "choose another run.dir"
+            if (folder / "run.json").is_file():
+                todo += f", or continue it: python -m train --resume {folder}"
+            raise UsageError(f"run folder {folder} {taken}", todo=todo)
+        return folder
+    stem = Path(recipe.run.root).expanduser() / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder, number = stem, 2
+    while folder.exists():
+        folder = stem.with_name(f"{stem.name}-{number}")
+        number += 1
+    return folder
+
+
+def open_run(folder: str | Path, *, recipe: Mapping[str, Any] | None, overrides: Iterable[str]) -> tuple[Run, Recipe]:
+    """An existing run and the recipe to continue it with.
+
+    Args:
+        folder: the run folder.
+        recipe: the raw recipe that the user gave again, or None.
+        overrides: ``dotted.key=value``; only keys that do not change the result may differ from the run's own.
+
+    Raises:
+        UsageError: no such run.
+        ConfigError: the recipe asks for another run than this one.
+        CheckpointError: the run's own files are damaged.
+    """
+    run = Run(Path(folder).expanduser())
+    if not run.config.is_file() or not run.description.is_file():
+        raise UsageError(
+            f"{folder} is no run folder", expected="run.json and config.yaml, as python -m train writes them"
+        )
+    own = read_recipe(str(run.config))
+    before = check_recipe(own, what=f"{run.config}")
+    after = check_recipe(own if recipe is None else recipe, list(overrides), what="the recipe to continue with")
+    _refuse_changes(before, after, run)
+    values = after.to_dict() | {"resume": True}
+    values["run"] |= {"dir": str(run.folder)}
+    return run, Recipe.model_validate(values)
+
+
+def resumable(run: Run) -> Path | None:
+    """The newest complete resume state, or None if training has not reached one.
+
+    Raises:
+        CheckpointError: a state's files are not those that were written.
+    """
+    found = [path for path in run.checkpoints.glob("checkpoint-*") if (path / COMPLETE).is_file()]
+    if not found:
+        return None
+    newest = max(found, key=lambda path: int(path.name.rpartition("-")[2]))
+    try:
+        expected = json.loads((newest / COMPLETE).read_text(encoding="utf-8"))
+        wrong = [name for name, digest in expected.items() if _digest(newest / name) != digest]
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"resume state {newest} cannot be read: {error}", todo=_older(newest, found)) from error
+    if wrong:
+        raise CheckpointError(
+            f"resume state {newest} is damaged",
+            received=f"{', '.join(wrong)} with other content than was written",
+            todo=_older(newest, found),
+        )
+    return newest
+
+
+def seal(checkpoint: Path) -> None:
+    """Mark a resume state as complete, with the SHA-256 of each of its files."""
+    names = sorted(path.name for path in checkpoint.iterdir() if path.is_file() and path.name != COMPLETE)
+    write_json(checkpoint / COMPLETE, {name: _digest(checkpoint / name) for name in names})
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, all or nothing."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        staging.write_text(text, encoding="utf-8")
+        staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def _refuse_changes(before: Recipe, after: Recipe, run: Run) -> None:
+    old, new = _flat(before.to_dict()), _flat(after.to_dict())
+    may_change = set(MAY_CHANGE)
+    if before.optim.schedule != "cosine":
+        may_change |= {"train.epochs", "train.max_steps"}  # under cosine every learning rate depends on the last step
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in may_change]
+    if changed:
+        shown_changes = ", ".join(f"{key} (was {old.get(key)!r}, now {new.get(key)!r})" for key in changed[:6])
+        more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
+        raise ConfigError(
+            f"the recipe is not the one that {run.folder} was started with",
+            received=f"changes of {shown_changes}{more}",
+            expected=f"at most changes of {', '.join(sorted(may_change - {'resume', 'run.dir', 'run.root'}))}",
+            todo="start a new run for other settings",
+        )
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(values, dict):
+        return {name: leaf for key, value in values.items() for name, leaf in _flat(value, f"{prefix}{key}.").items()}
+    return {prefix.removesuffix("."): values}
+
+
+def _older(newest: Path, found: list[Path]) -> str:
+    return f"remove {newest} to continue from an older state" if len(found) > 1 else "start a new run"
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return "missing"
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
