@@ -173,7 +173,7 @@ class ProgressLines(TrainerCallback):
         self.metric = metric
         self._bar: Progress | None = None
         self._task: Any = None
-        self._loss = float("nan")
+        self._loss: float | None = None
         self._started = self._last = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -202,7 +202,7 @@ class ProgressLines(TrainerCallback):
         best, epoch, _ = found
         self._last = time.monotonic()
         err.print(
-            f"epoch {_epoch(state):>3}/{state.num_train_epochs}  loss {self._loss:.3f}  "
+            f"epoch {_epoch(state):>3}/{state.num_train_epochs}  loss {self._loss or 0.0:.3f}  "
             f"validation loss {metrics['eval_loss']:.3f}  {self.metric} {metrics[f'eval_{self.metric}']:.2%}  "
             f"best {best:.2%} (epoch {epoch})  {time.monotonic() - self._started:.0f} s",
             markup=False,
@@ -218,7 +218,8 @@ class ProgressLines(TrainerCallback):
             self._bar = None
 
     def _describe(self, state: Any) -> str:
-        return f"epoch {int(state.epoch or 0) + 1}/{state.num_train_epochs}  loss {self._loss:.3f}"
+        epoch = f"epoch {min(int(state.epoch or 0) + 1, state.num_train_epochs)}/{state.num_train_epochs}"
+        return epoch if self._loss is None else f"{epoch}  loss {self._loss:.3f}"
 
 
 def _epoch(state: Any) -> str:

@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from mope_deploy.console import err
-from mope_deploy.data import fingerprint, scan_labels
-from mope_deploy.errors import ConfigError, DataError
 from mope_deploy.model import EncoderSpec, MoPE, MoPEConfig, build_model
 from train.baselines import run_baselines
 from train.callbacks import BestModel, Interruption, MetricsFile, ProgressLines, best_so_far
 from train.config import Recipe
-from train.data import Batches, ImageCache, Split, SplitFiles, drop_bad_images, find_splits, hold_out, read_split
+from train.data import Batches, ImageCache, find_splits
 from train.evaluation import decide, evaluate, predict, usage
 from train.features import cacheable, complementary_features, fit_statistics
+from train.machine import Machine, set_up
 from train.objective import Objective
+from train.prepare import Prepared, decode, describe, read_rows, refuse_other_data
 from train.report import confusion_picture, label_picture, usage_picture
 from train.runs import Run, free_folder, resumable, write_json
-from train.samples import keep_rows
 from train.trainer import MopeTrainer, best_metric_name, read_weights, training_arguments
 
 __all__ = ["Outcome", "Plan", "fit", "plan"]
-
-MAX_LISTED = 100  # skipped rows that run.json names
 
 
 @dataclass(frozen=True)
@@ -58,39 +50,6 @@ class Plan:
     steps: int | None
 
 
-@dataclass(frozen=True)
-class _Machine:
-    """Where training runs, and whether this process is the one that writes files."""
-
-    state: PartialState
-    device: torch.device
-    processes: int
-    writes: bool
-    threads: int
-
-    @property
-    def cpu(self) -> bool:
-        return self.device.type == "cpu"
-
-
-@dataclass(frozen=True)
-class _Data:
-    """The splits as trained on; ``test`` is None where there is none."""
-
-    files: SplitFiles
-    train: Split
-    validation: Split
-    test: Split | None
-
-    @property
-    def splits(self) -> list[Split]:
-        return [self.train, self.validation, *([] if self.test is None else [self.test])]
-
-    @property
-    def reported(self) -> Split:
-        return self.validation if self.test is None else self.test
-
-
 def fit(recipe: Recipe, *, command: str, resume: Run | None = None) -> Outcome:
     """Train, evaluate and report.
 
@@ -105,18 +64,21 @@ def fit(recipe: Recipe, *, command: str, resume: Run | None = None) -> Outcome:
     Raises:
         MopeError: whatever is wrong with recipe, data or machine; before the first step nothing was written.
     """
-    machine = _machine(recipe)
+    machine = set_up(recipe)
     interruption = Interruption(save_every=recipe.train.save_every)
     with interruption.installed():
-        run = resume or Run(_agree(machine, free_folder(recipe) if machine.writes else None))
+        run = resume or Run(machine.agree(free_folder(recipe) if machine.writes else None))
         state = resumable(run) if resume is not None else None
-        data = _read(recipe, machine)
-        model = _build(recipe, data)
-        data, images = _decode(recipe, data, model, machine)
+        with machine.state.main_process_first():
+            files = find_splits(recipe.data, multi_label=recipe.model.multi_label)
+        assert files is not None
+        data = read_rows(recipe, files)
+        model = build_model(_config(recipe, data.train.labels), seed=recipe.seed)
+        data, images = decode(recipe, data, model.preprocessing, threads=machine.threads)
         if resume is not None:
-            _same_data(resume, data)
+            refuse_other_data(resume, data)
         if machine.writes:
-            run.create(recipe, command=command, data=_describe(run, data, recipe))
+            run.create(recipe, command=command, data=describe(run, data, recipe))
         try:
             return _run(recipe, machine, run, state, data, model, images, interruption)
         except KeyboardInterrupt:
@@ -140,95 +102,11 @@ def plan(recipe: Recipe) -> Plan:
         labels = recipe.model.labels or ("?", "??")
         model = build_model(_config(recipe, labels), seed=recipe.seed)
         return Plan(None, recipe.model.labels or (), _parameters(model), None)
-    data = _divide(recipe, files)
-    model = _build(recipe, data)
+    data = read_rows(recipe, files)
+    model = build_model(_config(recipe, data.train.labels), seed=recipe.seed)
     per_epoch = -(-len(data.train) // recipe.train.batch_size)
     steps = recipe.train.max_steps or per_epoch * recipe.train.epochs
     return Plan({split.name: len(split) for split in data.splits}, data.train.labels, _parameters(model), steps)
-
-
-def _machine(recipe: Recipe) -> _Machine:
-    """Set up device, processes and threads as the recipe asks.
-
-    Raises:
-        ConfigError: the machine has not what the recipe needs.
-    """
-    section = recipe.train
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    gpu = torch.cuda.is_available()
-    problems = []
-    if section.device == "cuda" and not gpu:
-        problems.append("train.device: received cuda, but PyTorch finds no GPU here")
-    cpu = section.device == "cpu" or not gpu
-    if section.precision == "fp16" and cpu:
-        problems.append("train.precision: received fp16, which needs a GPU; expected bf16 or fp32 on a CPU")
-    parts = processes * section.accumulation
-    if section.batch_size % parts:
-        what = f"{processes} processes × {section.accumulation} accumulation steps"
-        problems.append(f"train.batch_size: received {section.batch_size}, expected a multiple of {parts} ({what})")
-    if problems:
-        raise ConfigError("; ".join(problems))
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", str(processes)))
-    if section.threads is not None:
-        torch.set_num_threads(section.threads)
-    elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
-    state = PartialState(cpu=cpu)
-    return _Machine(state, state.device, processes, state.is_main_process, torch.get_num_threads())
-
-
-def _agree(machine: _Machine, folder: Path | None) -> Path:
-    """The main process's choice, in every process."""
-    chosen = [folder]
-    if machine.processes > 1:
-        broadcast_object_list(chosen)
-    assert chosen[0] is not None
-    return chosen[0]
-
-
-def _read(recipe: Recipe, machine: _Machine) -> _Data:
-    """Find or make the files, one process first; read and check every row."""
-    with machine.state.main_process_first():
-        files = find_splits(recipe.data, multi_label=recipe.model.multi_label)
-    assert files is not None
-    return _divide(recipe, files)
-
-
-def _divide(recipe: Recipe, files: SplitFiles) -> _Data:
-    section, model = recipe.data, recipe.model
-    labels = model.labels
-    if labels is None:
-        labels = tuple(sorted(scan_labels(files.train, multi_label=model.multi_label, skip_bad=section.skip_bad)))
-    modalities = [model.main.modality, *(spec.modality for spec in model.complementary)]
-    splits = {
-        name: read_split(
-            name,
-            path,
-            labels=labels,
-            multi_label=model.multi_label,
-            modalities=modalities,
-            skip_bad=section.skip_bad,
-            group_by=section.group_by,
-        )
-        for name, path in files.items()
-    }
-    train, validation = splits["train"], splits.get("validation")
-    if validation is None:
-        train, validation = hold_out(train, fraction=section.validation_fraction, seed=recipe.seed)
-        err.print(
-            f"note: no validation rows given: {len(validation):,} of {len(train) + len(validation):,} training rows "
-            f"are held out (data.validation_fraction={section.validation_fraction}, seed {recipe.seed})",
-            markup=False,
-        )
-    if files.test is None:
-        err.print(
-            "note: no test rows given: the final metrics are those of validation, which chose the model", markup=False
-        )
-    return _Data(files, train, validation, splits.get("test"))
-
-
-def _build(recipe: Recipe, data: _Data) -> MoPE:
-    return build_model(_config(recipe, data.train.labels), seed=recipe.seed)
 
 
 def _config(recipe: Recipe, labels: tuple[str, ...]) -> MoPEConfig:
@@ -238,64 +116,12 @@ def _config(recipe: Recipe, labels: tuple[str, ...]) -> MoPEConfig:
     return MoPEConfig(**values)
 
 
-def _decode(recipe: Recipe, data: _Data, model: MoPE, machine: _Machine) -> tuple[_Data, ImageCache | None]:
-    """Decode every picture once, which fills the cache and finds those that cannot be used."""
-    if model.preprocessing.image is None:
-        return data, None
-    images = ImageCache(model.preprocessing, limit_mb=recipe.data.image_cache_mb)
-    if not recipe.data.check_images:
-        return data, images
-    checked = []
-    for split in data.splits:
-        bad = images.check(split.images, what=f"decoding {split.name}", threads=machine.threads)
-        checked.append(drop_bad_images(split, bad, skip_bad=recipe.data.skip_bad))
-    for split in checked:
-        if split.skipped:
-            err.print(
-                f"warning: {len(split.skipped):,} rows of {split.source} skipped, the first: {split.skipped[0]}",
-                markup=False,
-            )
-    return _Data(data.files, checked[0], checked[1], checked[2] if data.test is not None else None), images
-
-
-def _same_data(run: Run, data: _Data) -> None:
-    before = run.read()["data"].get("fingerprint")
-    now = {name: fingerprint(path) for name, path in data.files.items()}
-    if before != now:
-        different = [name for name in now if not isinstance(before, dict) or before.get(name) != now[name]]
-        raise DataError(
-            f"the data of {run.folder} changed since it was started: {', '.join(different) or 'a split is gone'}",
-            todo="put the files back as they were, or start a new run",
-        )
-
-
-def _describe(run: Run, data: _Data, recipe: Recipe) -> dict[str, Any]:
-    """``run.json``'s ``data``; writes the rows that the run must keep for itself."""
-    paths = dict(data.files.items())
-    if data.files.copied:
-        paths |= {split.name: keep_rows(split, run.samples, with_images=True) for split in data.splits[1:]}
-    elif data.files.validation is None:
-        paths["validation"] = keep_rows(data.validation, run.samples, with_images=False)
-    return {
-        **{name: run.path(paths[name]) if name in paths else None for name in ("train", "validation", "test")},
-        "held_out": recipe.data.validation_fraction if data.files.validation is None else None,
-        "rows": {split.name: len(split) for split in data.splits},
-        "labels": list(data.train.labels),
-        "fingerprint": {name: fingerprint(path) for name, path in data.files.items()},
-        "skipped": {
-            split.name: {"count": len(split.skipped), "rows": split.skipped[:MAX_LISTED]}
-            for split in data.splits
-            if split.skipped
-        },
-    }
-
-
 def _run(
     recipe: Recipe,
-    machine: _Machine,
+    machine: Machine,
     run: Run,
     state: Path | None,
-    data: _Data,
+    data: Prepared,
     model: MoPE,
     images: ImageCache | None,
     interruption: Interruption,
@@ -345,13 +171,13 @@ def _run(
             "training": round(trained - prepared, 1),
             "evaluation": round(time.monotonic() - trained, 1),
         },
-        machine=_machine_description(machine),
+        machine=machine.describe(),
     )
     return Outcome(run, "finished", evaluation)
 
 
 def _batches(
-    recipe: Recipe, machine: _Machine, data: _Data, model: MoPE, images: ImageCache | None, *, fitted: bool
+    recipe: Recipe, machine: Machine, data: Prepared, model: MoPE, images: ImageCache | None, *, fitted: bool
 ) -> tuple[Batches, Batches]:
     """Training and validation batches, with y computed once where nothing that trains can change it."""
     modalities = [recipe.model.main.modality, *(spec.modality for spec in recipe.model.complementary)]
@@ -378,7 +204,7 @@ def _batches(
 
 def _trainer(
     recipe: Recipe,
-    machine: _Machine,
+    machine: Machine,
     run: Run,
     model: MoPE,
     train: Batches,
@@ -409,9 +235,9 @@ def _trainer(
 
 def _report(
     recipe: Recipe,
-    machine: _Machine,
+    machine: Machine,
     run: Run,
-    data: _Data,
+    data: Prepared,
     model: MoPE,
     images: ImageCache | None,
     parameters: dict[str, int],
@@ -463,7 +289,7 @@ def _parameters(model: MoPE) -> dict[str, int]:
     return {"trained": trained, "total": sum(parameter.numel() for parameter in model.parameters())}
 
 
-def _announce(recipe: Recipe, machine: _Machine, run: Run, data: _Data, parameters: dict[str, int]) -> None:
+def _announce(recipe: Recipe, machine: Machine, run: Run, data: Prepared, parameters: dict[str, int]) -> None:
     if not machine.writes:
         return
     rows = ", ".join(f"{split.name} {len(split):,}" for split in data.splits)
@@ -483,13 +309,3 @@ def _announce(recipe: Recipe, machine: _Machine, run: Run, data: _Data, paramete
             "is positive even for balanced routing; raise train.batch_size or lower train.accumulation",
             markup=False,
         )
-
-
-def _machine_description(machine: _Machine) -> dict[str, Any]:
-    return {
-        "device": torch.cuda.get_device_name(machine.device) if not machine.cpu else platform.machine(),
-        "processes": machine.processes,
-        "threads": machine.threads,
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("mope-deploy", "torch", "timm", "transformers", "accelerate")},
-    }
