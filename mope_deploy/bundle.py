@@ -142,6 +142,8 @@ class Bundle:
         batch = {array.shape[:1] for array in (*inputs.values(), *outputs.values())}
         if len(batch) != 1 or batch == {(0,)}:
             raise BundleError(f"{self.path}: golden arrays", received="several sizes, or none", expected="one batch")
+        if not all(np.isfinite(array).all() for array in outputs.values() if array.dtype.kind == "f"):
+            raise BundleError(f"{self.path / golden.outputs}", received="NaN or infinity", expected="finite values")
         for name, arrays, specs in ((golden.inputs, inputs, graph.inputs), (golden.outputs, outputs, graph.outputs)):
             received = {key: f"{array.dtype} of {array.ndim} axes" for key, array in sorted(arrays.items())}
             expected = {spec.name: f"{spec.dtype} of {len(spec.shape)} axes" for spec in specs}

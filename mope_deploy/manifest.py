@@ -66,6 +66,11 @@ class TensorSpec:
     shape: tuple[int | str, ...]
     range: tuple[float, float] | None = None
 
+    @property
+    def form(self) -> str:
+        """Dtype and shape as messages show them: ``float32 (batch, 3, 224, 224)``."""
+        return f"{self.dtype} ({', '.join(map(str, self.shape))})"
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -468,6 +473,6 @@ def _check_tensors(tensors: tuple[TensorSpec, ...], known: Tensors, where: str) 
         if (tensor.dtype, tensor.shape) != (dtype, shape):
             raise BundleError(
                 f"{where}: {tensor.name}",
-                received=f"{tensor.dtype} {list(tensor.shape)}",
-                expected=f"{dtype} {list(shape)}",
+                received=tensor.form,
+                expected=TensorSpec(tensor.name, dtype, shape).form,
             )

@@ -227,8 +227,8 @@ class Predictor:
         try:
             samples = open_samples(file, require_label=False, modalities=modalities)
             made = self.preprocessing.collate([loaded for _, loaded in samples.load(self.preprocessing)])
-        except DataError as error:
-            raise BundleError(str(error)) from error
+        except (DataError, UsageError) as error:
+            raise BundleError(f"golden samples: {error}") from error
         for name, array in golden.items():
             if array.shape != made[name].shape or array.tobytes() != made[name].tobytes():
                 here = f"pillow (here {version('pillow')}) or tokenizers (here {version('tokenizers')})"

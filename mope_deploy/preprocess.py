@@ -287,6 +287,8 @@ class Preprocessing:
                 taken as what :meth:`load_image` returned (cached, say); a path or a Pillow image is loaded first.
             pad_to, on_truncate: see :meth:`encode_text`.
         """
+        if not samples:
+            raise UsageError("samples", received="an empty list", expected="at least one sample")
         arrays: dict[str, NDArray[Any]] = {}
         if self.image is not None:
             images = [sample["image"] for sample in samples]

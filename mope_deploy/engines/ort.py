@@ -27,6 +27,8 @@ _DTYPES = {
     "tensor(uint8)": "uint8",
     "tensor(bool)": "bool",
 }
+# How its releases word that a file is newer than they know: the IR version, the opset, one operator.
+_TOO_OLD = r"IR version|model file format version|opset|not a registered function/op|Could not find an implementation"
 
 
 class OnnxRuntimeSession:
@@ -131,7 +133,7 @@ def _described(tensors: Sequence[Any]) -> dict[str, tuple[str, tuple[int | None,
 
 def _refused(error: Exception, path: Path, graph: Graph, version: str) -> EngineError:
     message = _message(error)
-    if re.search(r"IR version|opset|not a registered function/op|Could not find an implementation", message):
+    if re.search(_TOO_OLD, str(error)):
         return EngineError(
             f"onnxruntime {version} is too old for {path.name}",
             received=f"a graph of IR version {graph.ir_version} and opset {graph.opset} ({message})",
@@ -142,4 +144,6 @@ def _refused(error: Exception, path: Path, graph: Graph, version: str) -> Engine
 
 
 def _message(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    """One line; of a long one the end, which says what happened where the beginning names sources and functions."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    return message if len(message) <= 300 else f"… {message[-300:]}"

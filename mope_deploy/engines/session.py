@@ -54,14 +54,13 @@ def check_feeds(feeds: Mapping[str, NDArray[Any]], inputs: Sequence[TensorSpec])
         array = feeds[spec.name]
         if not isinstance(array, np.ndarray):
             raise UsageError(f"input {spec.name}", received=type(array).__name__, expected="a numpy array")
-        wanted = f"{spec.dtype} ({', '.join(map(str, spec.shape))})"
         if array.dtype != np.dtype(spec.dtype) or array.ndim != len(spec.shape) or array.size == 0:
-            raise UsageError(f"input {spec.name}", received=f"{array.dtype} {array.shape}", expected=wanted)
+            raise UsageError(f"input {spec.name}", received=f"{array.dtype} {array.shape}", expected=spec.form)
         for size, axis in zip(array.shape, spec.shape, strict=True):
             known, by = axes.setdefault(axis, (size, spec.name)) if isinstance(axis, str) else (axis, "")
             if size != known:
                 also = f", with {axis} = {known} as in {by}" if by else ""
-                raise UsageError(f"input {spec.name}", received=f"shape {array.shape}", expected=wanted + also)
+                raise UsageError(f"input {spec.name}", received=f"shape {array.shape}", expected=spec.form + also)
         if spec.range is not None and array.dtype.kind in "iu":  # some engines read garbage for an id beyond its table
             low, high = spec.range
             least, greatest = int(array.min()), int(array.max())
