@@ -108,7 +108,7 @@ class ModelSection(Section):
     """The model, field by field as in ``mope_deploy.model.MoPEConfig`` (a test holds the two equal)."""
 
     main: EncoderSection
-    complementary: tuple[EncoderSection, ...] = Field(min_length=1)
+    complementary: tuple[EncoderSection, ...]
     labels: tuple[str, ...] | None = None
     """Class names in the order of the logits; null takes the names found in the training rows, sorted."""
     multi_label: bool = False
@@ -134,6 +134,8 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _together(self) -> ModelSection:
+        if not self.complementary:
+            raise ValueError("complementary: received no encoder, expected at least one")
         if self.top_k > self.experts:
             raise ValueError(f"top_k: received {self.top_k}, expected at most experts = {self.experts}")
         return self

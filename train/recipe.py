@@ -167,11 +167,13 @@ def _nearest_key(key: str) -> str | None:
     by_name: dict[str, str] = {}
     for name in known:
         by_name.setdefault(name.rpartition(".")[2], name)
-    siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == parent}
-    for names in (siblings, by_name):
-        close = difflib.get_close_matches(last, names, n=1, cutoff=0.7)
-        if close:
-            return names[close[0]]
+    siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == parent]
+    close = difflib.get_close_matches(last, siblings, n=1, cutoff=0.7)
+    if close:
+        return ".".join([*key.split(".")[:-1], close[0]])
+    close = difflib.get_close_matches(last, by_name, n=1, cutoff=0.7)
+    if close:
+        return by_name[close[0]]
     return nearest(plain, known)
 
 
