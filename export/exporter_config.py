@@ -16,7 +16,15 @@ from tokenizers import Tokenizer
 
 from mope_deploy.model import MoPE
 
-__all__ = ["MODEL_TYPE", "TASK", "MoPEExporterConfig", "MoPEGraph", "exporter_config"]
+__all__ = [
+    "EXAMPLE_BATCH",
+    "EXAMPLE_LENGTH",
+    "MODEL_TYPE",
+    "TASK",
+    "MoPEExporterConfig",
+    "MoPEGraph",
+    "exporter_config",
+]
 
 MODEL_TYPE = "mope"
 TASK = "visual-question-answering"  # optimum's name for a picture and a text in, class scores out
@@ -25,7 +33,7 @@ AXES = {
     "input_ids": {0: "batch", 1: "text_length"},
     "attention_mask": {0: "batch", 1: "text_length"},
 }
-_EXAMPLE_BATCH, _EXAMPLE_LENGTH = 2, 7  # different from each other, or the exporter ties their axes
+EXAMPLE_BATCH, EXAMPLE_LENGTH = 2, 7  # different from each other, or the exporter ties their axes
 
 
 @dataclass(frozen=True)
@@ -79,15 +87,46 @@ class MoPEExporterConfig(ExporterConfig):
     ATOL_FOR_VALIDATION = 1e-5
 
     @property
+    def graph(self) -> MoPEGraph:
+        """What this describes."""
+        return self._config
+
+    @property
+    def tolerance(self) -> float:
+        """Allowed max|a − b| / max|b| of every output against the eager model."""
+        assert isinstance(self.ATOL_FOR_VALIDATION, float)
+        return self.ATOL_FOR_VALIDATION
+
+    @property
     def inputs(self) -> dict[str, dict[int, str]]:
         """Dynamic axes of every input by name."""
-        return {name: dict(AXES[name]) for name in self._config.input_names}
+        return {name: dict(AXES[name]) for name in self.graph.input_names}
 
     @property
     def outputs(self) -> dict[str, dict[int, str]]:
         """Dynamic axes of every output by name."""
-        names = ("logits", "routing") if self._config.routing_output else ("logits",)
+        names = ("logits", "routing") if self.graph.routing_output else ("logits",)
         return {name: {0: "batch"} for name in names}
+
+    @property
+    def input_shapes(self) -> dict[str, tuple[str, tuple[int | str, ...]]]:
+        """ONNX Runtime's type and the axes of every input by name."""
+        sizes: dict[str, tuple[str, tuple[int | str, ...]]] = {
+            "input_ids": ("tensor(int64)", ("batch", "text_length")),
+            "attention_mask": ("tensor(int64)", ("batch", "text_length")),
+        }
+        if self.graph.image_size is not None:
+            sizes["pixel_values"] = ("tensor(float)", ("batch", self.graph.num_channels, *self.graph.image_size))
+        return {name: sizes[name] for name in self.inputs}
+
+    @property
+    def output_shapes(self) -> dict[str, tuple[str, tuple[int | str, ...]]]:
+        """ONNX Runtime's type and the axes of every output by name."""
+        sizes: dict[str, tuple[str, tuple[int | str, ...]]] = {
+            "logits": ("tensor(float)", ("batch", self.graph.num_labels)),
+            "routing": ("tensor(float)", ("batch", self.graph.num_layers, self.graph.num_experts)),
+        }
+        return {name: sizes[name] for name in self.outputs}
 
     @property
     def values_override(self) -> None:
@@ -96,8 +135,8 @@ class MoPEExporterConfig(ExporterConfig):
 
     def generate_dummy_inputs(self, framework: str = "pt", **shapes: Any) -> dict[str, Any]:
         """Random inputs to trace with; ``batch_size`` and ``sequence_length`` may be given."""
-        longest = self._config.max_length or _EXAMPLE_LENGTH
-        shapes = {"batch_size": _EXAMPLE_BATCH, "sequence_length": min(_EXAMPLE_LENGTH, longest)} | shapes
+        longest = self.graph.max_length or EXAMPLE_LENGTH
+        shapes = {"batch_size": EXAMPLE_BATCH, "sequence_length": min(EXAMPLE_LENGTH, longest)} | shapes
         return super().generate_dummy_inputs(framework, **shapes)
 
 

@@ -15,12 +15,11 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
+from export.options import MAX_IR_VERSION, OPSETS
 from mope_deploy.errors import ExportError
 
-__all__ = ["ALLOWED_OPS", "MAX_IR_VERSION", "MAX_TOP_K", "OPSETS", "Refusal", "check", "lint"]
+__all__ = ["ALLOWED_OPS", "MAX_TOP_K", "Refusal", "check", "lint"]
 
-OPSETS = range(17, 21)
-MAX_IR_VERSION = 10  # the newest that ONNX Runtime 1.18 (JetPack 6) reads
 MAX_TOP_K = 3840  # TensorRT's own limit on k
 
 _ARITHMETIC = """Abs Add And Ceil Clip Cos Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish

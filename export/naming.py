@@ -18,7 +18,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import nn
 
-__all__ = ["name_after_modules"]
+__all__ = ["name_after_modules", "renumber"]
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _COUNTED = re.compile(r"(val|expand|permute|select|t|transpose|unsqueeze|view|reshape)(_\d+)?")
@@ -33,12 +33,23 @@ def name_after_modules(model: ir.Model, module: nn.Module) -> None:
     """
     scopes = {node: _scope(node) for node in model.graph}
     _name_weights(model.graph, module, scopes)
-    count: Counter[str] = Counter()
     for node, scope in scopes.items():
-        name = f"{scope}/{node.op_type}" if scope else node.op_type
-        count[name] += 1
-        node.name = name if count[name] == 1 else f"{name}_{count[name]}"
+        node.name = f"{scope}/{node.op_type}" if scope else node.op_type
+    renumber(model)
     ClearMetadataAndDocStringPass()(model)
+
+
+def renumber(model: ir.Model) -> None:
+    """Make node names unique by a counter behind repeated ones; nodes without a name get their operator's."""
+    taken: set[str] = set()
+    count: Counter[str] = Counter()
+    for node in model.graph:
+        stem = name = node.name or node.op_type
+        while name in taken:
+            count[stem] += 1
+            name = f"{stem}_{count[stem] + 1}"
+        taken.add(name)
+        node.name = name
 
 
 def _scope(node: ir.Node) -> str:

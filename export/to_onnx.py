@@ -12,33 +12,20 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript.version_converter import convert_version
 
 from export import lint
 from export.exporter_config import MoPEExporterConfig
 from export.naming import name_after_modules
+from export.options import DEFAULT_OPSET, MAX_IR_VERSION, check_opset
 from export.static import StaticMoPE
-from mope_deploy.errors import ExportError, UsageError
+from mope_deploy.errors import ExportError
 
-__all__ = ["DEFAULT_OPSET", "EMBED_LIMIT", "check_opset", "save", "trace"]
+__all__ = ["EMBED_LIMIT", "drop_routing", "save", "trace"]
 
-DEFAULT_OPSET = 18
 EMBED_LIMIT = 2_000_000_000  # bytes of weights that stay inside the file; protobuf ends at 2 GiB
 _SMALL = 1024  # bytes; smaller tensors stay in the file, where shape inference can read them
-
-
-def check_opset(opset: int) -> int:
-    """``opset`` if every target reads it.
-
-    Raises:
-        UsageError: naming the range.
-    """
-    if opset not in lint.OPSETS:
-        first, last = lint.OPSETS.start, lint.OPSETS.stop - 1
-        raise UsageError(
-            "the opset", received=opset, expected=f"{first} to {last}", todo=f"{DEFAULT_OPSET} is the safest"
-        )
-    return opset
 
 
 def trace(static: StaticMoPE, config: MoPEExporterConfig, *, opset: int = DEFAULT_OPSET) -> ir.Model:
@@ -80,7 +67,7 @@ def trace(static: StaticMoPE, config: MoPEExporterConfig, *, opset: int = DEFAUL
     if model.opset_imports.get("") != opset:
         raise ExportError("the graph's opset", received=model.opset_imports.get(""), expected=opset)
     model.graph.name = "mope"
-    model.ir_version = min(model.ir_version or lint.MAX_IR_VERSION, lint.MAX_IR_VERSION)
+    model.ir_version = min(model.ir_version or MAX_IR_VERSION, MAX_IR_VERSION)
     model.producer_name, model.producer_version = "mope-deploy", version("mope-deploy")
     _check_interface(model, config)
     return model
@@ -114,6 +101,14 @@ def save(model: ir.Model, path: Path, *, external: bool = False, embed_limit: in
     except Exception as error:  # checker and shape inference have exceptions of their own
         raise ExportError(f"{path.name} is not valid ONNX: {' '.join(str(error).split())[:300]}") from error
     return files
+
+
+def drop_routing(model: ir.Model) -> None:
+    """Take the output ``routing`` away, and what computes nothing else, in place."""
+    outputs = [value for value in model.graph.outputs if value.name != "routing"]
+    model.graph.outputs.clear()
+    model.graph.outputs.extend(outputs)
+    RemoveUnusedNodesPass()(model)
 
 
 def _check_interface(model: ir.Model, config: MoPEExporterConfig) -> None:

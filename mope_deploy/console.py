@@ -21,13 +21,18 @@ out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def run_app(app: typer.Typer, argv: Sequence[str] | None = None) -> int:
+def run_app(app: typer.Typer, argv: Sequence[str] | None = None, *, name: str | None = None) -> int:
     """Run a typer application and return its exit code; never lets a traceback reach the user.
 
     Set ``MOPE_DEBUG=1`` to see the traceback of an unexpected failure.
+
+    Args:
+        app: the application.
+        argv: its arguments; the process's own by default.
+        name: what its help calls it; the process's own name by default.
     """
     try:
-        result = get_command(app).main(args=None if argv is None else list(argv), standalone_mode=False)
+        result = get_command(app).main(args=None if argv is None else list(argv), prog_name=name, standalone_mode=False)
     except MopeError as error:
         err.print(f"error: {error}", markup=False)
         return error.exit_code
