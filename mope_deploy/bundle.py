@@ -38,7 +38,7 @@ from mope_deploy.manifest import (
 )
 from mope_deploy.preprocess import Preprocessing
 
-__all__ = ["Bundle", "write_bundle"]
+__all__ = ["Bundle", "check_target", "write_bundle"]
 
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_GOLDEN_BYTES = 2**30  # of one .npz once unpacked
@@ -181,7 +181,7 @@ def write_bundle(
         BundleError: the manifest and the files are not a valid bundle, or cannot be written.
     """
     target = Path(os.path.abspath(target))
-    _check_target(target, overwrite)
+    check_target(target, overwrite=overwrite)
     for name in files:
         check_name(name, "files")
     try:
@@ -304,7 +304,12 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
         ) from error
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
+def check_target(target: Path, *, overwrite: bool) -> None:
+    """Refuse a target before any work is done for it; :func:`write_bundle` asks again.
+
+    Raises:
+        UsageError: something is there that may not be replaced.
+    """
     if not os.path.lexists(target):
         return
     if target.is_symlink() or not (target / MANIFEST).is_file():

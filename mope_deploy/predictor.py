@@ -260,7 +260,9 @@ class Predictor:
         """One batch through the graph."""
         shape = self.bundle.manifest.routing
         if routing and shape is None:
-            raise UsageError("this model has no routing: it was trained without dynamic prompts")
+            raise UsageError(
+                "this bundle has no routing output: it was exported without, or its model has no dynamic prompts"
+            )
         notices: list[tuple[str, ...]] = [()] * len(loaded)
 
         def truncated(index: int, tokens: int) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+T = TypeVar("T")
 ImageSource = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 
 
@@ -310,7 +311,12 @@ class Preprocessing:
         return checked
 
     def _encode(self, text: str) -> Encoding:
-        encoding = self._tokenizer.encode(text)
+        try:
+            encoding = _rust(self._tokenizer.encode, text)
+        except _TokenizerError as error:  # an unknown word and no token for such, say
+            raise MediaError(
+                "text cannot be tokenised", received=f"{shown(text)}: {error}", todo="is tokenizer.json complete?"
+            ) from error
         if len(encoding.ids) <= self._special:
             raise MediaError("text has no tokens", received=shown(text), expected="at least one word")
         return encoding
@@ -335,9 +341,9 @@ class Preprocessing:
         spec = self._text_spec()
         assert self.tokenizer is not None
         try:
-            tokenizer = Tokenizer.from_str(self.tokenizer)
-        except Exception as error:  # the library raises bare Exception
-            raise ConfigError(f"tokenizer.json cannot be read: {str(error).splitlines()[0][:200]}") from error
+            tokenizer = _rust(Tokenizer.from_str, self.tokenizer)
+        except _TokenizerError as error:
+            raise ConfigError(f"tokenizer.json cannot be read: {error}") from error
         special = tokenizer.num_special_tokens_to_add(False)
         if spec.max_length <= special:
             raise ConfigError(
@@ -363,6 +369,20 @@ class Preprocessing:
         if self.text is None:
             raise UsageError("this model reads no text")
         return self.text
+
+
+class _TokenizerError(Exception):
+    pass
+
+
+def _rust(call: Callable[[str], T], text: str) -> T:
+    """Call the tokenizers library, whose errors are bare Exceptions and whose panics are not even those."""
+    try:
+        return call(text)
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise _TokenizerError(_one_line(error)) from error
+        raise
 
 
 def check_text(text: object) -> str:
@@ -545,6 +565,6 @@ def _center_crop(pixels: NDArray[np.uint8], height: int, width: int, fill: tuple
     return np.array(pixels[top : top + height, left : left + width], order="C")
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

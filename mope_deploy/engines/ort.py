@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,7 +68,15 @@ class OnnxRuntimeSession:
                 raise UsageError("threads", received=threads, expected="at least 1")
             options.intra_op_num_threads = threads
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=wanted)
+            # Falling back to other providers prints to standard output, where a command's JSON goes; in 1.18 no option
+            # keeps it from that.
+            with contextlib.redirect_stdout(io.StringIO()):
+                self._session = ort.InferenceSession(str(path), options, providers=wanted, enable_fallback=0)
+            self._session.disable_fallback()
+            loaded = {
+                "inputs": _described(self._session.get_inputs()),
+                "outputs": _described(self._session.get_outputs()),
+            }
         except Exception as error:  # the library's own exceptions share no base class but this
             raise _refused(error, path, graph, ort.__version__) from error
         active = self._session.get_providers()
@@ -78,8 +88,8 @@ class OnnxRuntimeSession:
             )
         self.device = active[0]
         self.inputs, self.outputs = graph.inputs, graph.outputs
-        check_interface("inputs", _described(self._session.get_inputs()), self.inputs, str(path))
-        check_interface("outputs", _described(self._session.get_outputs()), self.outputs, str(path))
+        check_interface("inputs", loaded["inputs"], self.inputs, str(path))
+        check_interface("outputs", loaded["outputs"], self.outputs, str(path))
 
     def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None) -> Arrays:
         names = check_outputs(outputs, self.outputs)

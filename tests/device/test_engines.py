@@ -131,9 +131,24 @@ def test_a_silent_fallback_to_the_cpu_is_an_error(bundle_path: Path, monkeypatch
         onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
     )
     real = onnxruntime.InferenceSession
-    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda path, options, providers: real(path, options))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda path, options, **_: real(path, options))
     with pytest.raises(EngineError, match="could not start CUDAExecutionProvider; received a session on CPU"):
         open_session(Bundle.open(bundle_path), providers=["CUDAExecutionProvider"])
+
+
+def test_a_provider_that_fails_prints_nothing(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX Runtime's own fallback prints to standard output, where `--json` goes."""
+
+    class Failing(onnxruntime.InferenceSession):
+        def _create_inference_session(self, providers: Any, *rest: Any, **more: Any) -> None:
+            raise RuntimeError("CUDA failure 35: driver too old")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Failing)
+    with pytest.raises(EngineError, match="driver too old"):
+        open_session(Bundle.open(bundle_path))
+    assert capsys.readouterr() == ("", "")
 
 
 def test_missing_onnxruntime_names_both_extras(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

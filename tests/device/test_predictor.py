@@ -196,7 +196,7 @@ def test_nan_from_an_engine_is_an_error(predictor: Predictor, monkeypatch: pytes
 def test_model_without_routing(graph_file: Path, bundle_path: Path) -> None:
     plain = load(bundle_path)
     object.__setattr__(plain.bundle.manifest, "routing", None)
-    with pytest.raises(UsageError, match="no routing"):
+    with pytest.raises(UsageError, match="no routing output"):
         plain.predict(image=pictures()[0], text="red", routing=True)
 
 

@@ -424,6 +424,25 @@ def test_damaged_tokenizer(tokenizer: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_tokenizer_that_fails_on_a_word() -> None:
+    tokenizer = tiny.tokenizer_json().replace('"[UNK]":1', '"other":1')
+    damaged = Preprocessing(tiny.IMAGE, tiny.TEXT, json.dumps(json.loads(tokenizer)))
+    assert damaged.encode_text(["red"])["input_ids"].shape == (1, 3)
+    if "[UNK]" in json.loads(tokenizer)["model"]["vocab"]:
+        pytest.fail("the tokenizer was not damaged")
+    with pytest.raises(MediaError, match="text cannot be tokenised; received 'unheard-of'"):
+        damaged.encode_text(["unheard-of"])
+
+
+def test_a_tokenizer_that_panics() -> None:
+    """Damage can make its Rust code panic, which Python sees as no Exception at all."""
+    tokenizer = json.loads(tiny.tokenizer_json())
+    tokenizer["post_processor"]["special_tokens"].pop("[SEP]")
+    damaged = Preprocessing(tiny.IMAGE, tiny.TEXT, json.dumps(tokenizer))
+    with pytest.raises((MediaError, ConfigError)):
+        damaged.encode_text(["red"])
+
+
 def test_max_length_leaves_room_for_a_word() -> None:
     with pytest.raises(ConfigError, match="special"):
         Preprocessing(None, TextSpec(2, 0), tiny.tokenizer_json()).check_tokenizer()
