@@ -143,6 +143,7 @@ def test_a_provider_that_fails_prints_nothing(
 
     class Failing(onnxruntime.InferenceSession):
         def _create_inference_session(self, providers: Any, *rest: Any, **more: Any) -> None:
+            self._fallback_providers = ["CPUExecutionProvider"]
             raise RuntimeError("CUDA failure 35: driver too old")
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", Failing)
