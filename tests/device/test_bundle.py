@@ -324,16 +324,34 @@ def test_things_that_are_no_bundle(tmp_path: Path, bundle_path: Path) -> None:
     refused(tmp_path / "checkpoint", "a checkpoint", "mope-export", **usage)
 
 
-def test_damaged_golden_arrays(bundle_copy: Path) -> None:
-    def replace(data: bytes) -> None:
-        (bundle_copy / "golden/outputs.npz").write_bytes(data)
-        digest = hashlib.sha256(data).hexdigest()
-        rewrite(
-            bundle_copy, lambda d: d["files"].update({"golden/outputs.npz": {"sha256": digest, "bytes": len(data)}})
-        )
+def exchange(path: Path, name: str, data: bytes) -> None:
+    """Put other bytes into a file and their hash into the manifest."""
+    (path / name).write_bytes(data)
+    entry = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    rewrite(path, lambda document: document["files"].update({name: entry}))
 
+
+class Opener:
+    """Unpickling it leaves a file behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_no_pickle_is_loaded(bundle_copy: Path, tmp_path: Path) -> None:
     outputs = Bundle.open(bundle_copy).golden()[1]
-    pickled = np.array([{"a": 1}], dtype=object)
+    payload = np.array([Opener(tmp_path / "run by a pickle")], dtype=object)
+    exchange(bundle_copy, "golden/outputs.npz", tiny.npz({**outputs, "logits": payload}))
+    with pytest.raises(BundleError, match=r"outputs\.npz is damaged"):
+        Bundle.open(bundle_copy).golden()
+    assert not (tmp_path / "run by a pickle").exists()
+
+
+def test_damaged_golden_arrays(bundle_copy: Path) -> None:
+    outputs = Bundle.open(bundle_copy).golden()[1]
     for bad in (
         b"",
         b"PK\x03\x04",
@@ -343,9 +361,8 @@ def test_damaged_golden_arrays(bundle_copy: Path) -> None:
         tiny.npz({**outputs, "logits": outputs["logits"][:2]}),
         tiny.npz({**outputs, "logits": outputs["logits"][0]}),
         tiny.npz({name: array[:0] for name, array in outputs.items()}),
-        tiny.npz({**outputs, "logits": pickled}),
     ):
-        replace(bad)
+        exchange(bundle_copy, "golden/outputs.npz", bad)
         opened = Bundle.open(bundle_copy)
         with pytest.raises(BundleError):
             opened.golden()
@@ -358,10 +375,7 @@ def test_golden_arrays_may_not_unpack_without_limit(bundle_copy: Path, monkeypat
 
 
 def test_damaged_tokenizer_is_named(bundle_copy: Path) -> None:
-    data = b"{}"
-    (bundle_copy / "tokenizer.json").write_bytes(data)
-    digest = hashlib.sha256(data).hexdigest()
-    rewrite(bundle_copy, lambda d: d["files"].update({"tokenizer.json": {"sha256": digest, "bytes": len(data)}}))
+    exchange(bundle_copy, "tokenizer.json", b"{}")
     with pytest.raises(BundleError, match=r"tokenizer\.json"):
         _ = Bundle.open(bundle_copy).preprocessing
 
