@@ -89,19 +89,17 @@ class Bundle:
         return self.path / name
 
     def graph(self, name: str | None = None, *, engine: str = "onnxruntime") -> Graph:
-        """The graph called ``name``, or the one that ``engine`` should run.
+        """The graph called ``name``, or the canonical one: the first that ``engine`` runs.
 
-        That is the first graph (the canonical one), unless the bundle has one of the same precision made for
-        ``engine``.
+        A variant fused for one engine is only run when it is asked for: older releases of that engine may lack, or
+        compute otherwise, what a newer one fuses.
 
         Raises:
             UsageError: no graph has that name, or it is made for another engine.
         """
         graphs = self.manifest.graphs
         if name is None:
-            first = graphs[0]
-            made_for = [g for g in graphs if g.runs_on == engine and g.precision == first.precision]
-            return made_for[0] if made_for else first
+            return next((g for g in graphs if g.runs_on in ("any", engine)), graphs[0])
         names = [g.name for g in graphs]
         if name not in names:
             hint = nearest(name, names)

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mope_deploy import console
-from mope_deploy.errors import DataError, MopeError, UsageError
+from mope_deploy.errors import DataError, EngineError, MopeError, UsageError
 from mope_deploy.progress import track
 
 if TYPE_CHECKING:
@@ -142,13 +142,21 @@ def verify(
     from mope_deploy.bundle import Bundle
 
     opened = Bundle.open(bundle, verify=True)
-    runnable = [g.name for g in opened.manifest.graphs if g.runs_on in ("any", "onnxruntime")]
-    results = []
-    for name in [graph] if graph is not None else runnable:
-        predictor = _load(bundle, engine=engine, graph=name, threads=threads, provider=provider, check=False)
-        results.append((predictor, predictor.verify()))
+    canonical = opened.graph(graph).name
+    variants = [g.name for g in opened.manifest.graphs if g.runs_on in ("any", "onnxruntime") and g.name != canonical]
+    results, unusable = [], {}
+    for name in [canonical, *(variants if graph is None else [])]:
+        try:
+            predictor = _load(bundle, engine=engine, graph=name, threads=threads, provider=provider, check=False)
+            results.append((predictor, predictor.verify()))
+        except EngineError as error:
+            # A variant may need a newer engine than this device has. One that runs and is wrong raises ParityError.
+            if name == canonical:
+                raise
+            unusable[name] = str(error)
     if as_json:
-        _print_json({"bundle": str(bundle), "sha256": opened.sha256, "graphs": [vars(result) for _, result in results]})
+        graphs = [vars(result) for _, result in results]
+        _print_json({"bundle": str(bundle), "sha256": opened.sha256, "graphs": graphs, "unusable": unusable})
         return
     console.out.print(f"{len(opened.manifest.files)} files: SHA-256 as in the manifest", markup=False)
     for predictor, result in results:
@@ -159,6 +167,8 @@ def verify(
             f"samples, inputs equal to the last bit, logits error {result.logits_error:.1e}{routing}{ties}",
             markup=False,
         )
+    for name, reason in unusable.items():
+        console.err.print(f"note: {name} cannot be used here, and is not unless asked for: {reason}", markup=False)
     if unlisted := opened.unlisted():
         console.err.print(
             f"note: {len(unlisted)} files are not part of the bundle: {', '.join(unlisted[:10])}", markup=False

@@ -28,7 +28,7 @@ def open_session(
     Args:
         bundle: where the graph is.
         engine: a name of :data:`ENGINES`, or ``"auto"``.
-        graph: its name; by default the canonical one, or its variant made for the engine.
+        graph: its name; by default the canonical one.
         threads, providers: see :class:`mope_deploy.engines.ort.OnnxRuntimeSession`.
 
     Raises:

@@ -207,6 +207,37 @@ def test_verify_runs_every_graph(mope, graph_file: Path, tmp_path: Path) -> None
     assert names == ["model"]
 
 
+def test_a_variant_that_this_engine_cannot_run_is_a_note(mope, graph_file: Path, tmp_path: Path) -> None:
+    """Fused for a newer engine, say; the canonical graph must run, and so must one that is asked for."""
+    (graph,) = tiny.manifest()["graphs"]
+    files = {**tiny.files(graph_file), "fused.onnx": b"of a future release"}
+    graphs = [graph, {**graph, "name": "fused", "file": "fused.onnx", "runs_on": "onnxruntime"}]
+    bundle = write_bundle(tmp_path / "b", files=files, manifest=tiny.manifest(graphs=graphs)).path
+    done = mope("verify", bundle)
+    assert done.code == 0
+    assert done.err.startswith("note: fused cannot be used here")
+    found = json.loads(mope("verify", bundle, "--json").out)
+    assert [entry["graph"] for entry in found["graphs"]] == ["model"]
+    assert list(found["unusable"]) == ["fused"]
+    assert mope("run", bundle, "--image", bundle / "golden/0.png", "--text", "red").code == 0
+    assert mope("verify", bundle, "--graph", "fused").code == 1
+    graphs[0]["file"], graphs[1]["file"] = graphs[1]["file"], graphs[0]["file"]
+    bundle = write_bundle(tmp_path / "c", files=files, manifest=tiny.manifest(graphs=graphs)).path
+    assert mope("verify", bundle).code == 1
+
+
+def test_a_variant_with_other_numbers_fails(mope, bundle_path: Path, graph_file: Path, tmp_path: Path) -> None:
+    (graph,) = tiny.manifest()["graphs"]
+    wrong = graph_file.read_bytes().replace(tiny.weights()["head"].tobytes(), (2 * tiny.weights()["head"]).tobytes())
+    assert wrong != graph_file.read_bytes()
+    graphs = [graph, {**graph, "name": "fused", "file": "fused.onnx", "runs_on": "onnxruntime"}]
+    files = {**tiny.files(graph_file), "fused.onnx": wrong}
+    bundle = write_bundle(tmp_path / "b", files=files, manifest=tiny.manifest(graphs=graphs)).path
+    done = mope("verify", bundle)
+    assert done.code == 1
+    assert "graph fused: logits are not the golden ones" in done.err
+
+
 def test_verify_mentions_files_that_do_not_belong(mope, bundle_copy: Path) -> None:
     (bundle_copy / "notes.txt").write_text("mine")
     done = mope("verify", bundle_copy)
