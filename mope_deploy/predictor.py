@@ -225,7 +225,7 @@ class Predictor:
         file = self.bundle.file(self.bundle.manifest.golden.samples)
         modalities = (self.bundle.manifest.main, *self.bundle.manifest.complementary)
         try:
-            samples = open_samples(file, require_label=False, modalities=modalities)
+            samples = open_samples(file, multi_label=self.task.multi_label, require_label=False, modalities=modalities)
             made = self.preprocessing.collate([loaded for _, loaded in samples.load(self.preprocessing)])
         except (DataError, UsageError) as error:
             raise BundleError(f"golden samples: {error}") from error
