@@ -394,6 +394,10 @@ def test_choice_of_graph(tmp_path: Path, graph_file: Path, bundle_path: Path) ->
     assert made.graph(engine="other").name == "model"
     with pytest.raises(UsageError, match="did you mean 'model-fused'"):
         made.graph("model-fusd")
+    first_is_special = tiny.manifest(graphs=two_graphs()[::-1])
+    special = write_bundle(tmp_path / "c", files=tiny.files(graph_file), manifest=first_is_special)
+    assert special.graph().name == "model-fused"
+    assert special.graph(engine="other").name == "model"
     with pytest.raises(UsageError, match="engine other"):
         made.graph("model-fused", engine="other")
 

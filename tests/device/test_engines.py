@@ -152,6 +152,11 @@ def test_a_provider_that_fails_prints_nothing(
     assert capsys.readouterr() == ("", "")
 
 
+def test_no_fallback_while_running(session: Session) -> None:
+    """ONNX Runtime would print, and go on with another provider, where the chosen one fails in the middle of a run."""
+    assert session._session._enable_fallback is False
+
+
 def test_missing_onnxruntime_names_both_extras(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingExtraError) as caught:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -119,6 +120,36 @@ def test_device_tests_pass_there(old_python: Path, graph_file: Path, tmp_path: P
     passed = int(summary.split(" passed")[0].split()[-1])
     assert passed > 400, report
     assert "skipped" not in summary, report
+
+
+def test_an_exported_model_runs_there(old_python: Path, tmp_path: Path) -> None:
+    """Not these tests' hand-made graph but a MoPE as mope-export writes it, TopK and Gather included."""
+    from export.bundling import export_bundle
+    from tests.export.runs import write_data
+    from tests.tiny import bert_folder, tiny_model, vit_folder
+
+    model = tiny_model(vit_folder(tmp_path / "vit"), bert_folder(tmp_path / "bert"), top_k=1)
+    data = write_data(tmp_path / "data")
+    bundle = export_bundle(model, tmp_path / "bundle", data=data)
+
+    def mope(python: Path | str, *arguments: object) -> str:
+        command = [python, "-c", "from mope_deploy.cli import main; main()", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, env=clean(), cwd=tmp_path, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "bundle is as it was exported" in mope(old_python, "verify", bundle)
+    rows = {}
+    for python in (old_python, sys.executable):
+        output = mope(python, "run", bundle, "--data", data, "--routing")
+        rows[python] = [json.loads(line) for line in output.splitlines()]
+    old, new = rows.values()
+    assert len(old) == len(new) == len(data.read_text().splitlines())
+    for a, b in zip(old, new, strict=True):
+        assert a["probabilities"] == pytest.approx(b["probabilities"], abs=1e-5)
+        assert [layer.index(max(layer)) for layer in a["routing"]] == [
+            layer.index(max(layer)) for layer in b["routing"]
+        ]
 
 
 def test_a_shim_that_does_not_work_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
