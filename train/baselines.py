@@ -7,6 +7,7 @@ a straw man; the MLP beside it is the comparison that counts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import mean
@@ -27,9 +28,10 @@ __all__ = ["run_baselines", "unprompted_features"]
 
 HIDDEN = 256
 BATCH = 256
-EPOCHS = 40
-PATIENCE = 5  # epochs without a better validation metric
-LEARNING_RATES = {"linear": (3e-3,), "mlp": (1e-3, 3e-3)}
+ROUND_STEPS = 50  # a round between two validations is at least so many steps, however few rows there are
+ROUNDS = 40
+PATIENCE = 5  # rounds without a better validation metric
+LEARNING_RATES = {"linear": (3e-3, 3e-2), "mlp": (1e-3, 3e-3)}
 WEIGHT_DECAY = 1e-2
 DROPOUT = 0.1
 SEEDS = 3
@@ -133,24 +135,33 @@ def _tuned(task: _Task, kind: str, *, seed: int) -> dict[str, Any]:
 
 
 def _trained(task: _Task, kind: str, rate: float, seed: int) -> dict[str, Any]:
+    device = task.features[0].device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)  # initial weights, order of rows, dropout
+        head = _head(kind, task.features[0].shape[1], len(task.labels)).to(device)
+        best = _fit(head, task, rate)
+    parameters = sum(parameter.numel() for parameter in head.parameters())
+    return {"parameters": parameters, "validation": best, **_scores(head, task, 2)}
+
+
+def _fit(head: nn.Module, task: _Task, rate: float) -> float:
+    """Train until validation stops improving; the best validation metric, whose weights ``head`` has in the end."""
     x, target = task.features[0], task.targets[0]
-    generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        head = _head(kind, x.shape[1], len(task.labels)).to(x.device)
     optimiser = torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=WEIGHT_DECAY, fused=True)
+    passes = math.ceil(ROUND_STEPS / math.ceil(len(x) / BATCH))
     best, state, since = -1.0, head.state_dict(), 0
-    for _ in range(EPOCHS):
+    for _ in range(ROUNDS):
         head.train()
-        for rows in torch.randperm(len(x), generator=generator).to(x.device).split(BATCH):
-            logits = head(x[rows])
-            if task.multi_label:
-                loss = nn.functional.binary_cross_entropy_with_logits(logits, target[rows].float())
-            else:
-                loss = nn.functional.cross_entropy(logits, target[rows])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
+        for _ in range(passes):
+            for rows in torch.randperm(len(x)).to(x.device).split(BATCH):
+                logits = head(x[rows])
+                if task.multi_label:
+                    loss = nn.functional.binary_cross_entropy_with_logits(logits, target[rows].float())
+                else:
+                    loss = nn.functional.cross_entropy(logits, target[rows])
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
         score = _scores(head, task, 1)[task.metric]
         if score > best:
             best, since = score, 0
@@ -160,8 +171,7 @@ def _trained(task: _Task, kind: str, rate: float, seed: int) -> dict[str, Any]:
             if since >= PATIENCE:
                 break
     head.load_state_dict(state)
-    parameters = sum(parameter.numel() for parameter in head.parameters())
-    return {"parameters": parameters, "validation": best, **_scores(head, task, 2)}
+    return best
 
 
 @torch.no_grad()
