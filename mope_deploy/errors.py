@@ -33,9 +33,7 @@ class MopeError(Exception):
 
     exit_code = 1
 
-    def __init__(
-        self, what: str, *, received: object = None, expected: object = None, todo: str | None = None
-    ) -> None:
+    def __init__(self, what: str, *, received: object = None, expected: object = None, todo: str | None = None) -> None:
         self.what, self.received, self.expected, self.todo = what, received, expected, todo
         parts = [what]
         if received is not None:

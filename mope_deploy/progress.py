@@ -31,10 +31,9 @@ def track(items: Iterable[T], *, what: str, total: int | None = None) -> Iterato
         with Progress(*columns, console=err, transient=True) as bar:
             yield from bar.track(items, total=total, description=what)
         return
-    last, count = time.monotonic(), 0
-    for item in items:
+    last = time.monotonic()
+    for count, item in enumerate(items, start=1):
         yield item
-        count += 1
         if time.monotonic() - last > _PLAIN_EVERY_S:
             last = time.monotonic()
             err.print(f"{what}: {count}" + (f"/{total}" if total else ""), markup=False)
