@@ -6,7 +6,6 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any, TypeVar
 
 import numpy as np
@@ -231,6 +230,8 @@ class Predictor:
             raise BundleError(f"golden samples: {error}") from error
         for name, array in golden.items():
             if array.shape != made[name].shape or array.tobytes() != made[name].tobytes():
+                from importlib.metadata import version  # slow to import, and only needed to say this
+
                 here = f"pillow (here {version('pillow')}) or tokenizers (here {version('tokenizers')})"
                 differ = (
                     f"{(array != made[name]).sum():,} of {array.size:,} values"
