@@ -235,6 +235,14 @@ def test_verify(predictor: Predictor) -> None:
     assert 0 < found.routing_error < 1e-6
 
 
+def test_golden_samples_may_have_labels(multi_label: Predictor, bundle_copy: Path) -> None:
+    """Of the task's own form: names, or lists of names."""
+    for path, label in ((multi_label.bundle.path, ["neutral", "entailment"]), (bundle_copy, "neutral")):
+        rows = (path / "golden/samples.jsonl").read_text().splitlines()
+        labelled = "\n".join(json.dumps({**json.loads(row), "label": label}) for row in rows)
+        assert load(rewritten(path, "golden/samples.jsonl", labelled.encode())).verify().samples == len(TEXTS)
+
+
 @pytest.mark.parametrize("name", ["logits", "routing"])
 def test_verify_finds_other_outputs(bundle_copy: Path, name: str) -> None:
     outputs = load(bundle_copy).bundle.golden()[1]
