@@ -232,8 +232,8 @@ def _print_result(exported: Exported, source: Source, target: Path, *, seconds: 
     bundle = exported.bundle
     files = bundle.manifest.files
     total = sum(entry.bytes for entry in files.values())
-    rows = open_samples(bundle.file(bundle.manifest.golden.samples), require_label=False)
-    sample = next(iter(rows))
+    golden = bundle.file(bundle.manifest.golden.samples)
+    sample = next(iter(open_samples(golden, multi_label=bundle.manifest.task.multi_label, require_label=False)))
     path = shlex.quote(str(target))
     image = shlex.quote(str(target / Path(os.path.relpath(sample.image, bundle.path)))) if sample.image else None
     given = (f"--image {image} " if image else "") + (f"--text {shlex.quote(sample.text)}" if sample.text else "")

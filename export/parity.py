@@ -80,13 +80,12 @@ def measure(
     ]
     if not all(check.within for check in values):
         values = _with_rounding(values, runs, keep, model, top_k)
-    error = max(check.max_abs_error for check in values if check.output == "logits")
-    decisions = [_labels(runs, keep, model, NEAR_TIE_FACTOR * error)]
+    decisions = [_labels(runs, keep, model, NEAR_TIE_FACTOR * _measured(values, "logits"))]
     if "routing" in config.outputs:
-        error = max(check.max_abs_error for check in values if check.output == "routing")
+        error = _measured(values, "routing")
         if top_k:
             # One expert kept has the weight 1 exactly; how far its scores are off shows in the logits alone.
-            error = max(error, *(check.error for check in values))
+            error = max(error, *(min(check.error, CEILING) for check in values))
         decisions.append(_experts(runs, top_k, NEAR_TIE_FACTOR * error))
     return ParityReport(
         **header,
@@ -162,10 +161,8 @@ def _values(
     for run, rows in _of_source(zip(runs, keep, strict=True), source):
         b = run.eager[output][rows]
         error = largest_difference(run.exported[output][rows], b)
-        if not worst or error > largest or np.isnan(error):
+        if not worst or error > largest or np.isnan(error):  # once NaN, it stays
             largest, worst = error, run.case.name
-        if np.isnan(largest):
-            break
         count += b.size
         scale = max(scale, float(np.abs(b).max(initial=0.0)))
     return ValueCheck(output, source, count, minimum, largest, scale, tolerance, worst)
@@ -209,12 +206,17 @@ def _rounding(check: ValueCheck, rows: Sequence[tuple[float, float]]) -> Roundin
         eager=float(eager.max()),
         exported=float(exported.max()),
         typical=float(np.exp(np.log(ratio).mean())),
-        worst=float(ratio[beyond].max(initial=0.0)),
+        worst=float((exported[beyond] / np.maximum(eager[beyond], eager.mean())).max(initial=0.0)),
     )
 
 
 def _of_source(pairs: Iterable[tuple[_Run, T]], source: str) -> Iterator[tuple[_Run, T]]:
     return ((run, other) for run, other in pairs if run.case.source == source)
+
+
+def _measured(values: Sequence[ValueCheck], output: str) -> float:
+    """max|a − b| of one output, at most what could still pass: a gross error makes no decision a near-tie."""
+    return max(min(check.max_abs_error, CEILING * check.scale) for check in values if check.output == output)
 
 
 def _labels(runs: Sequence[_Run], keep: Sequence[Array], model: MoPE, limit: float) -> Decisions:

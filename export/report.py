@@ -51,7 +51,7 @@ class Rounding:
     Attributes:
         eager, exported: max|· − float64| / max|b| over all rows.
         typical: geometric mean over rows of the file's largest distance over PyTorch's.
-        worst: the largest such ratio of any row that misses the tolerance.
+        worst: the largest ratio of any row that misses the tolerance, to PyTorch's distance there or on average.
     """
 
     eager: float

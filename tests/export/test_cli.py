@@ -1,0 +1,224 @@
+"""``mope-export`` as a user meets it: exit codes, one line for every mistake, nothing written unless it succeeds."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import numpy_helper
+
+import mope_deploy.cli
+from export.cli import main
+from mope_deploy.console import run_app
+from tests.export.conftest import Export
+from tests.export.runs import write_run
+from tests.export.test_bundling import contents
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def mope_export(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    def call(*arguments: object) -> Result:
+        code = main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return Result(code, out, err)
+
+    return call
+
+
+MISUSE = {
+    ("{run}", "--format", "onnxx"): "there is no --format onnxx; expected one of: onnx; did you mean onnx?",
+    ("{run}", "--format", "ONNX"): "did you mean onnx?",
+    ("{run}", "--format", "zip"): "there is no --format zip; expected one of: onnx",
+    ("{run}", "--format", "trt"): "--format trt is not available yet; expected one of: onnx",
+    ("{run}", "--format", "tr"): "did you mean trt?",
+    ("{run}", "--opset", "23"): "the opset; received 23; expected 17 to 20",
+    ("{run}", "--samples", "0"): "Invalid value for '--samples'",
+    ("{run}", "--name", " "): "the bundle's name",
+    ("{run}", "--data", "nowhere.jsonl"): "--data nowhere.jsonl is not a file",
+    ("{run}", "--out", "{run}"): "exists and is not a bundle, so it is not replaced",
+    ("{run}", "--out", "{bundle}"): "exists; choose another name with --out, or add --overwrite",
+    ("{bundle}",): "is a bundle, exported already",
+    ("nowhere",): "there is nothing at nowhere",
+    ("{run}", "--frmat", "onnx"): "No such option: --frmat",
+    (): "Missing argument 'RUN'",
+    ("check", "{run}"): "Missing argument 'BUNDLE'",
+    ("check", "{run}", "{run}"): "is not a bundle; received a training run",
+    ("check", "{bundle}", "{bundle}"): "is a bundle, exported already",
+}
+
+
+@pytest.mark.parametrize("arguments", MISUSE, ids=" ".join)
+def test_misuse_is_one_line_with_exit_code_2(
+    arguments: tuple[str, ...],
+    mope_export: Callable[..., Result],
+    run: Path,
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = contents(run), contents(bundle)
+    done = mope_export(*(argument.format(run=run, bundle=bundle) for argument in arguments))
+    assert done.code == 2
+    assert MISUSE[arguments] in done.err
+    assert done.out == ""
+    if done.err.startswith("error:"):
+        assert done.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+    assert (contents(run), contents(bundle)) == before
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda run: (run / "run.json").write_text("{"), "run.json cannot be read"),
+        (lambda run: (run / "best" / "model.safetensors").write_bytes(b"no"), "model.safetensors cannot be read"),
+        (lambda run: (run / "best" / "config.json").write_text("{}"), "describes no MoPE checkpoint"),
+    ],
+)
+def test_a_damaged_run_is_one_line_with_exit_code_1(
+    break_it: Callable[[Path], object],
+    message: str,
+    mope_export: Callable[..., Result],
+    exports: dict[str, Export],
+    data: Path,
+    tmp_path: Path,
+) -> None:
+    run = write_run(tmp_path / "mine", exports["dense"].model, data)
+    break_it(run)
+    done = mope_export(run, "--out", tmp_path / "b")
+    assert done.code == 1
+    assert message in done.err.splitlines()[-1]
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_dry_run_says_everything_and_writes_nothing(
+    mope_export: Callable[..., Result], run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = contents(run)
+    done = mope_export(run, "--dry-run", "--fuse", "--opset", "20")
+    assert done.code == 0
+    for part in (
+        "image conditioned by text, L = 3, K = 5, dense routing, 3 labels",
+        "pixel_values (batch, 3, 32, 24), input_ids (batch, text_length)",
+        "logits (batch, 3), routing (batch, 2, 5)",
+        "opset 20",
+        "a variant fused for ONNX Runtime",
+        str(data),
+        "bundles/tiny, called 'tiny'",
+        "dry run: nothing was written",
+    ):
+        assert part in done.out
+    assert list(tmp_path.iterdir()) == []
+    assert contents(run) == before
+    assert "routing" not in mope_export(run, "--dry-run", "--no-routing").out.splitlines()[2]
+
+
+def test_success_ends_with_commands_that_work(
+    mope_export: Callable[..., Result],
+    use_graph: Callable[[Export], None],
+    exports: dict[str, Export],
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    use_graph(exports["dense"])
+    monkeypatch.chdir(tmp_path)
+    target = "bundles/with a space"
+    done = mope_export(run, "--format", "onnx", "--out", target, "--report", "report.json")
+    assert done.code == 0, done.err
+    assert "model.onnx against the eager model" in done.out
+    assert "FAIL" not in done.out
+    lines = done.out.splitlines()
+    assert any(line.startswith(f"bundle      {target} (") and "MB in 15 files" in line for line in lines)
+    assert any(line.startswith("took") and line.endswith(" s") for line in lines)
+    assert json.loads(Path("report.json").read_text())["model.onnx"]["passed"] is True
+    commands = [line.removeprefix("next").strip() for line in lines[-3:]]
+    assert [command.split()[1] for command in commands] == ["verify", "run", "eval"]
+    for command in commands:
+        assert run_app(mope_deploy.cli.app, shlex.split(command)[1:]) == 0, command
+    capsys.readouterr()
+    again = mope_export("check", run, target, "--report", "again.json")
+    assert again.code == 0
+    assert "computes what" in again.out.splitlines()[-1]
+    assert json.loads(Path("again.json").read_text())["model"]["passed"] is True
+
+
+def test_a_failed_gate_shows_the_table_writes_the_report_and_no_bundle(
+    mope_export: Callable[..., Result],
+    exports: dict[str, Export],
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = exports["dense"].proto()
+    table = next(tensor for tensor in model.graph.initializer if tensor.name == "layers.0.dynamic.table")
+    table.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(table)[::-1].copy(), table.name))
+    monkeypatch.setattr("export.bundling.trace", lambda *_, **__: ir.from_proto(model))
+    done = mope_export(run, "--out", tmp_path / "b", "--report", tmp_path / "report.json")
+    assert done.code == 1
+    assert "FAIL" in done.out
+    assert done.err.splitlines()[-1].startswith("error: model.onnx does not compute what the model computes: logits")
+    assert json.loads((tmp_path / "report.json").read_text())["model.onnx"]["passed"] is False
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_check_notices_another_model_and_an_altered_file(
+    mope_export: Callable[..., Result], bundle: Path, run: Path, data: Path, exports: dict[str, Export], tmp_path: Path
+) -> None:
+    from tests.export.test_bundling import tiny_model_like
+
+    other = write_run(tmp_path / "other", tiny_model_like(exports["dense"]), data)
+    done = mope_export("check", other, bundle)
+    assert done.code == 1
+    assert "does not compute what the model computes" in done.err
+    assert "FAIL" in done.out
+    import shutil
+
+    altered = Path(shutil.copytree(bundle, tmp_path / "altered"))
+    graph = onnx.load(altered / "model.onnx", load_external_data=False)
+    graph.producer_name = "x"
+    onnx.save(graph, altered / "model.onnx")
+    done = mope_export("check", run, altered)
+    assert done.code == 1
+    assert "model.onnx was altered" in done.err
+
+
+def test_a_run_folder_called_check(
+    mope_export: Callable[..., Result],
+    exports: dict[str, Export],
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "check", exports["dense"].model, data)
+    for arguments in (("check",), ("check", "--format", "onnx")):
+        done = mope_export(*arguments)
+        assert done.code == 2
+        assert "the folder of that name is written ./check" in done.err
+    assert "bundles/check, called 'check'" in mope_export("./check", "--dry-run").out
+
+
+def test_help_names_both_commands(mope_export: Callable[..., Result]) -> None:
+    done = mope_export("--help")
+    assert done.code == 0
+    assert "Usage: mope-export " in done.out
+    assert "mope-export check runs/mine bundles/mine" in done.out
+    assert "written ./check" in done.out
+    assert "Usage: mope-export check " in mope_export("check", "--help").out

@@ -1,0 +1,73 @@
+"""The variant for ONNX Runtime: every attention fused, weights shared, and as faithful as the raw graph."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from export.cases import generated_cases
+from export.fused import attentions, fuse
+from export.parity import measure
+from export.to_onnx import save
+from mope_deploy.errors import ExportError
+from tests.export.conftest import KINDS, Export
+
+
+def data_files(file: Path) -> set[str]:
+    graph = onnx.load(file, load_external_data=False).graph
+    return {entry.value for tensor in graph.initializer for entry in tensor.external_data if entry.key == "location"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fuses_every_attention_and_stays_faithful(kind: str, exports: dict[str, Export], tmp_path: Path) -> None:
+    export = exports[kind]
+    raw, fused = tmp_path / "model.onnx", tmp_path / "model.fused.onnx"
+    save(export.graph, raw, external=True)
+    before = raw.read_bytes(), (tmp_path / "model.onnx.data").read_bytes()
+    # Without dynamic prompts the text still conditions the image through the mapped one: four attentions in any case.
+    own = fuse(raw, fused, expected=4)
+    assert attentions(export.model) == own["MultiHeadAttention"] + own["Attention"] == 4
+    assert (raw.read_bytes(), (tmp_path / "model.onnx.data").read_bytes()) == before
+    assert data_files(fused) == data_files(raw) == {"model.onnx.data"}
+    report = measure(export.model, fused, export.config, generated_cases(export.config.graph))
+    assert report.passed, report.problems()
+    nodes = [node.name for node in onnx.load(fused, load_external_data=False).graph.node]
+    assert len(set(nodes)) == len(nodes)
+
+
+def test_a_missed_attention_is_an_error_and_leaves_no_file(exports: dict[str, Export], tmp_path: Path) -> None:
+    save(exports["dense"].graph, tmp_path / "model.onnx", external=True)
+    with pytest.raises(ExportError, match=r"received 4 fused; expected 5, .* without --fuse"):
+        fuse(tmp_path / "model.onnx", tmp_path / "model.fused.onnx", expected=5)
+    assert not (tmp_path / "model.fused.onnx").exists()
+
+
+def test_an_attention_that_cannot_be_matched_is_noticed(exports: dict[str, Export], tmp_path: Path) -> None:
+    """Fusing never says what it did not match: take one softmax out of its pattern and count."""
+    save(exports["dense"].graph, tmp_path / "model.onnx", external=True)
+    model = onnx.load(tmp_path / "model.onnx")
+    softmax = next(n for n in model.graph.node if n.op_type == "Softmax" and n.name.startswith("main.encoder.blocks.0"))
+    between = onnx.helper.make_node("Abs", [softmax.output[0]], ["between"])
+    for node in model.graph.node:
+        node.input[:] = ["between" if name == softmax.output[0] else name for name in node.input]
+    model.graph.node.insert(list(model.graph.node).index(softmax) + 1, between)
+    (tmp_path / "model.onnx.data").unlink()
+    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="model.onnx.data")
+    with pytest.raises(ExportError, match=r"did not find every attention layer; received 3 fused; expected 4"):
+        fuse(tmp_path / "model.onnx", tmp_path / "model.fused.onnx", expected=attentions(exports["dense"].model))
+
+
+def test_an_encoder_that_conditions_nothing_has_no_attention_in_the_graph(vit: Path, bert: Path) -> None:
+    from tests.tiny import tiny_model
+
+    assert attentions(tiny_model(vit, bert, dynamic=False, mapped=False)) == 2
+
+
+def test_the_raw_graph_has_no_operators_of_a_single_engine(exports: dict[str, Export]) -> None:
+    domains = Counter(node.domain for kind in KINDS for node in exports[kind].proto().graph.node)
+    assert set(domains) == {""}
+    assert np.prod(list(domains.values())) > 0
