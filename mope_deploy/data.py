@@ -307,9 +307,7 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8", received=f"byte 0x{line[error.start]:02x} at {error.start:,}") from error
     except json.JSONDecodeError as error:
-        raise DataError(
-            f"{where}: not JSON, or cut short", received=f"{error.msg} at column {error.colno:,}"
-        ) from error
+        raise DataError(f"{where}: not JSON, or cut short", received=f"{error.msg} (column {error.colno:,})") from error
     except ValueError as error:
         raise DataError(f"{where}: not JSON", received=str(error)) from error
     if not isinstance(row, dict):
