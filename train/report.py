@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from train.evaluation import Usage
@@ -19,7 +20,8 @@ __all__ = ["confusion_picture", "label_picture", "usage_picture"]
 
 MAX_NAMED = 45  # rows that still have room for a name each
 MAX_NUMBERED = 25  # classes whose cells still have room for a number
-INK, FAINT = "#1f2933", "#7b8794"
+PLEASANT = 1.5  # width to height
+INK, FAINT, HAIR = "#1f2933", "#616e7c", "#cbd2d9"
 
 
 def confusion_picture(path: Path, confusion: Sequence[Sequence[int]], labels: Sequence[str], *, title: str) -> None:
@@ -70,10 +72,11 @@ def label_picture(
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_yticks(rows, labels if len(labels) <= MAX_NAMED * 2 else [""] * len(labels), fontsize=8)
     axes.invert_yaxis()
+    axes.margins(y=0.01)
     axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):,.0f}")
     axes.set_xlabel("samples", color=INK)
     axes.set_title(title, fontsize=11, color=INK, loc="left")
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     _save(figure, path)
@@ -83,14 +86,15 @@ def usage_picture(path: Path, usage: Usage, *, title: str, grouped_by: str | Non
     """One panel a layer: rows = classes (and groups below a gap), columns = experts, colour = mean routing weight."""
     rows, layers, K = usage.mean.shape
     groups = rows - usage.classes
-    across = min(4 if K <= 16 else 2 if K <= 64 else 1, layers)
-    down = math.ceil(layers / across)
     gap = 1 if groups else 0
     named = rows <= MAX_NAMED
-    cell = 0.26 if named else max(0.06, 12 / rows)
     names = max((len(name) for name in usage.names), default=0) * 0.075 if named else 0.3
-    width = min(22.0, names + across * max(2.2, min(0.22 * K, 9.0)) + 1.0)
-    height = min(40.0, 0.9 + down * ((rows + gap) * cell + 0.75))
+    panel = (max(1.8, min(0.22 * K, 9.0)), (rows + gap) * (0.26 if named else max(0.03, 5 / rows)) + 0.75)  # inches
+    sizes = {n: (names + n * panel[0] + 1.0, 0.7 + math.ceil(layers / n) * panel[1]) for n in range(1, layers + 1)}
+    empty = {n: -layers % n / layers for n in sizes}
+    across = min(sizes, key=lambda n: abs(math.log(sizes[n][0] / sizes[n][1] / PLEASANT)) + empty[n])
+    down = math.ceil(layers / across)
+    width, height = min(22.0, sizes[across][0]), min(40.0, sizes[across][1])
     figure = Figure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False, sharey=True)
     top = max(2.0 / K, float(np.nanmax(usage.mean)))
@@ -103,7 +107,7 @@ def usage_picture(path: Path, usage: Usage, *, title: str, grouped_by: str | Non
         values = usage.mean[:, layer]  # (rows, K)
         if gap:
             values = np.insert(values, usage.classes, np.nan, axis=0)
-        shown = axes.imshow(values, cmap="magma_r", vmin=0, vmax=top, aspect="auto", interpolation="nearest")
+        shown = axes.imshow(values, cmap="BuPu", vmin=0, vmax=top, aspect="auto", interpolation="nearest")
         axes.set_title(f"layer {layer + 1}", fontsize=10, color=INK, loc="left")
         axes.set_title(f"{usage.used[layer]} of {K} used", fontsize=8, color=FAINT, loc="right")
         step = max(1, math.ceil(K / 16))
@@ -118,7 +122,14 @@ def usage_picture(path: Path, usage: Usage, *, title: str, grouped_by: str | Non
             axes.set_ylabel(f"{usage.classes} classes" + (f", {groups} groups" if groups else ""), fontsize=8)
         axes.tick_params(length=0)
         for side in axes.spines.values():
-            side.set_visible(False)
+            side.set_visible(not gap)
+            side.set_color(HAIR)
+        if gap:
+            for first, last in ((-0.5, usage.classes - 0.5), (usage.classes + 0.5, rows + 0.5)):
+                frame = Rectangle(
+                    (-0.5, first), K, last - first, fill=False, edgecolor=HAIR, linewidth=0.8, clip_on=False
+                )
+                axes.add_patch(frame)
     below = f"   rows: class{f', below: {grouped_by}' if groups else ''}"
     figure.suptitle(title + below, fontsize=11, color=INK, x=0.01, ha="left")
     _colour_bar(figure, shown, panels.ravel().tolist(), f"mean routing weight (even: {1 / K:.3g})")
@@ -137,7 +148,10 @@ def _name_ticks(axes: Any, columns: Sequence[str], *, rows: Sequence[str]) -> No
 
 
 def _colour_bar(figure: Figure, shown: Any, axes: Any, label: str) -> None:
-    bar = figure.colorbar(shown, ax=axes, shrink=0.8, pad=0.02)
+    tall = figure.get_figheight()
+    bar = figure.colorbar(
+        shown, ax=axes, shrink=min(0.8, 4 / tall), aspect=24, fraction=0.05, pad=0.02, anchor=(0.0, 1.0)
+    )
     bar.set_label(label, fontsize=8, color=FAINT)
     bar.ax.tick_params(labelsize=7, length=0, colors=FAINT)
     bar.outline.set_visible(False)
