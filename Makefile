@@ -24,7 +24,8 @@ check: env
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/python -m pytest -n 2
+# Two workers with one thread each: more threads than cores would wait for one another.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 clean:
 	rm -rf runs bundles data build *.egg-info

@@ -61,8 +61,9 @@ def _page(recipe: str, found: list[dict[str, Any]]) -> str:
     lines = [
         f"# {recipe}: {len(found)} seeds, all of them",
         "",
-        f"Made by `python -m benchmarks.seeds {recipe} --seeds {len(found)}`. Accuracy in % on the {first['split']} split"
-        f"; {first['parameters']['trained']:,} trained parameters of {first['parameters']['total']:,}.",
+        f"Made by `python -m benchmarks.seeds {recipe} --seeds {len(found)}`.",
+        f"Accuracy in % on the {first['split']} split.",
+        f"MoPE trains {first['parameters']['trained']:,} of {first['parameters']['total']:,} parameters.",
         "",
         _row(["seed", "accuracy", *groups, "validation", "experts in use per layer", "training s"]),
         _row(["---", *["---:"] * (len(groups) + 2), "---", "---:"]),
