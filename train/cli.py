@@ -44,6 +44,12 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Continue this run; RECIPE may be left out.")
     ] = None,
+    standalone: Annotated[
+        bool,
+        typer.Option(
+            "--standalone", help="Also store the frozen encoders in RUN/best: the same as run.standalone=true."
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check recipe, data and encoders, print sizes, write nothing.")
     ] = False,
@@ -60,6 +66,8 @@ def train(
             out.print(f"{name:<16} {about}", markup=False)
         return 0
     source, overrides = _split(arguments or [])
+    if standalone:
+        overrides.append("run.standalone=true")
     values = None if source is None else read_recipe(source)
     if values is None and resume is None:
         raise UsageError("no recipe given", expected="a YAML file or a shipped name", todo="see --list and --help")

@@ -204,6 +204,8 @@ class RunSection(Section):
     dir: str | None = None
     """The folder; null for ``<root>/<recipe name>-<time>``."""
     root: str = "runs"
+    standalone: bool = False
+    """Also store the frozen encoders in ``best/`` at the end, so that it loads on machines without network."""
 
 
 class Recipe(Section):

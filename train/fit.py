@@ -165,6 +165,8 @@ def _run(
     if not machine.writes:
         return Outcome(run, "finished", {})
     model.load_trained_state(read_weights(run.best))
+    if recipe.run.standalone:
+        model.save_pretrained(run.best, standalone=True)
     evaluation = _report(recipe, machine, run, data, model, images, parameters)
     metric = best_metric_name(recipe)
     best = best_so_far(trainer.state.log_history, metric)

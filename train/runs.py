@@ -30,6 +30,7 @@ MAY_CHANGE = (
     "resume",
     "run.dir",
     "run.root",
+    "run.standalone",
     "train.early_stopping",
     "train.eval_batch_size",
     "train.log_every",

@@ -162,6 +162,20 @@ def test_best_is_kept_when_later_epochs_are_worse(recipe: Make, monkeypatch: pyt
     assert any(not torch.equal(value, weights(run, "best")[name]) for name, value in weights(run, "last").items())
 
 
+def test_a_standalone_run_loads_where_its_encoders_are_gone(
+    recipe: Make, values: dict[str, Any], tiny: Path, tmp_path: Path
+) -> None:
+    copies = {name: shutil.copytree(tiny / name, tmp_path / name) for name in ("vit", "bert")}
+    values["model"]["main"]["source"] = f"dir:{copies['vit']}"
+    values["model"]["complementary"][0]["source"] = f"dir:{copies['bert']}"
+    run = fit(recipe("train.epochs=1", "run.standalone=true"), command="test").run
+    for copy in copies.values():
+        shutil.rmtree(copy)
+    assert MoPE.from_pretrained(run.best).config.experts == 4
+    with pytest.raises(ConfigError, match="no encoder at"):
+        MoPE.from_pretrained(run.last)
+
+
 def test_resume_states_hold_the_trained_tensors_and_nothing_frozen(finished: Outcome) -> None:
     model = MoPE.from_pretrained(finished.run.last)
     state = resumable(finished.run)
