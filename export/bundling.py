@@ -17,7 +17,7 @@ import onnx
 
 from export.cases import Case, generated_cases, rows_needed, sample_cases
 from export.exporter_config import MoPEExporterConfig, exporter_config
-from export.fused import attentions, fuse
+from export.fused import attention_layers, fuse, routers
 from export.golden import INPUTS, OUTPUTS, SAMPLES, golden_samples, make_golden, pick_samples
 from export.options import DEFAULT_OPSET, Options, check_target
 from export.parity import measure
@@ -233,7 +233,7 @@ def _graphs(model: MoPE, config: MoPEExporterConfig, folder: Path, options: Opti
     require_parity(gate.compare("model", folder / GRAPH, config))
     if options.fuse:
         gate.on_step("fusing for ONNX Runtime")
-        fuse(folder / GRAPH, folder / FUSED, expected=attentions(model))
+        fuse(folder / GRAPH, folder / FUSED, layers=attention_layers(model), routers=routers(model))
         require_parity(gate.compare("model-fused", folder / FUSED, config))
         files.append(folder / FUSED)
     return files

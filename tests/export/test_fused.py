@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from export.cases import generated_cases
-from export.fused import attentions, fuse
+from export.fused import attention_layers, fuse, routers
 from export.parity import measure
 from export.to_onnx import save
 from mope_deploy.errors import ExportError
@@ -30,8 +30,8 @@ def test_fuses_every_attention_and_stays_faithful(kind: str, exports: dict[str, 
     save(export.graph, raw, external=True)
     before = raw.read_bytes(), (tmp_path / "model.onnx.data").read_bytes()
     # Without dynamic prompts the text still conditions the image through the mapped one: four attentions in any case.
-    own = fuse(raw, fused, expected=4)
-    assert attentions(export.model) == own["MultiHeadAttention"] + own["Attention"] == 4
+    own = fuse(raw, fused, layers=attention_layers(export.model), routers=routers(export.model))
+    assert own["MultiHeadAttention"] + own["Attention"] == 4
     assert (raw.read_bytes(), (tmp_path / "model.onnx.data").read_bytes()) == before
     assert data_files(fused) == data_files(raw) == {"model.onnx.data"}
     report = measure(export.model, fused, export.config, generated_cases(export.config.graph))
@@ -40,10 +40,13 @@ def test_fuses_every_attention_and_stays_faithful(kind: str, exports: dict[str, 
     assert len(set(nodes)) == len(nodes)
 
 
-def test_a_missed_attention_is_an_error_and_leaves_no_file(exports: dict[str, Export], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("layers", "kept"), [(5, 2), (4, 1), (4, 3)])
+def test_any_other_count_is_an_error_and_leaves_no_file(
+    layers: int, kept: int, exports: dict[str, Export], tmp_path: Path
+) -> None:
     save(exports["dense"].graph, tmp_path / "model.onnx", external=True)
-    with pytest.raises(ExportError, match=r"received 4 fused; expected 5, .* without --fuse"):
-        fuse(tmp_path / "model.onnx", tmp_path / "model.fused.onnx", expected=5)
+    with pytest.raises(ExportError, match=r"received 4 fused and -?\d left; expected at least \d, .* without --fuse"):
+        fuse(tmp_path / "model.onnx", tmp_path / "model.fused.onnx", layers=layers, routers=kept)
     assert not (tmp_path / "model.fused.onnx").exists()
 
 
@@ -58,12 +61,16 @@ def test_an_attention_that_cannot_be_matched_is_noticed(exports: dict[str, Expor
     model.graph.node.insert(list(model.graph.node).index(softmax) + 1, between)
     (tmp_path / "model.onnx.data").unlink()
     onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="model.onnx.data")
-    with pytest.raises(ExportError, match=r"did not find every attention layer; received 3 fused; expected 4"):
-        fuse(tmp_path / "model.onnx", tmp_path / "model.fused.onnx", expected=attentions(exports["dense"].model))
+    with pytest.raises(ExportError, match=r"did not find every attention layer; received 3 fused and 1 left"):
+        fuse(tmp_path / "model.onnx", tmp_path / "model.fused.onnx", layers=4, routers=2)
 
 
 def test_an_encoder_that_conditions_nothing_has_no_attention_in_the_graph(vit: Path, bert: Path) -> None:
-    assert attentions(tiny_model(vit, bert, dynamic=False, mapped=False)) == 2
+    counts = {}
+    for options in ({}, {"dynamic": False}, {"mapped": False}, {"dynamic": False, "mapped": False}):
+        model = tiny_model(vit, bert, **options)
+        counts[tuple(options)] = attention_layers(model), routers(model)
+    assert counts == {(): (4, 2), ("dynamic",): (4, 0), ("mapped",): (4, 2), ("dynamic", "mapped"): (2, 0)}
 
 
 def test_the_raw_graph_has_no_operators_of_a_single_engine(exports: dict[str, Export]) -> None:
