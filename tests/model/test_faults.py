@@ -60,6 +60,16 @@ def test_2_evaluation_is_bit_identical(vit: Path, bert: Path) -> None:
         assert not torch.equal(model(inputs).routing, first.routing), "noise belongs to training"
 
 
+def test_frozen_encoders_keep_their_own_dropout_off_in_training(tmp_path: Path) -> None:
+    vit = vit_folder(tmp_path / "vit", proj_drop_rate=0.5, drop_path_rate=0.5)
+    bert = bert_folder(tmp_path / "bert", hidden_dropout_prob=0.5)
+    model = tiny_model(vit, bert, noise=0.0, prompt_dropout=0.0)
+    inputs = tiny_inputs()
+    with torch.no_grad():
+        expected = model(inputs).logits
+        assert torch.equal(model.train()(inputs).logits, expected)
+
+
 @pytest.mark.parametrize("top_k", [0, 1, 2])
 @pytest.mark.parametrize("train_embeddings", [False, True])
 def test_3_every_trained_tensor_gets_a_gradient_and_no_other(
