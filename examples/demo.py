@@ -92,10 +92,10 @@ def _results(evaluation: dict[str, Any], exported: dict[str, Any], figures: dict
     machine = figures["machine"]
     table = Table(
         title="digits-ve, test split",
-        caption=f"latency of one sample, {figures['threads']} threads of {machine['cpu']}; medians' ratio "
+        caption=f"trained: number of trained parameters; latency of one sample, {figures['threads']} threads of {machine['cpu']}; medians' ratio "
         f"{figures['ratio_of_medians']:.2f}",
     )
-    for column in ("model", "accuracy %", "trained parameters", "p50 ms", "p95 ms"):
+    for column in ("model", "accuracy %", "trained", "p50 ms", "p95 ms"):
         table.add_column(column, justify="left" if column == "model" else "right")
     parameters = f"{evaluation['parameters']['trained']:,}"
     for name, accuracy, row in (
