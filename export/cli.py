@@ -33,6 +33,7 @@ __all__ = ["check_app", "export_app", "main"]
 FORMATS = ("onnx",)
 PLANNED = ("trt",)
 BUNDLES = Path("bundles")
+PLAIN_EVERY_S = 5.0
 
 _HELP = """Export a trained model to a bundle that runs without PyTorch.
 
@@ -265,7 +266,7 @@ def _size(count: int) -> str:
 def _steps() -> Iterator[Callable[[str | None], None]]:
     """Show what is being done: a spinner on a terminal, plain lines elsewhere; None clears the way for other output."""
     if not err.is_terminal:
-        yield lambda text: err.print(f"{text} …", markup=False) if text else None
+        yield _plain_steps()
         return
     status = err.status("starting")
 
@@ -280,6 +281,20 @@ def _steps() -> Iterator[Callable[[str | None], None]]:
         yield show
     finally:
         status.stop()
+
+
+def _plain_steps() -> Callable[[str | None], None]:
+    """A line for each new step; of the batches within one only now and then."""
+    last, shown = "", 0.0
+
+    def show(text: str | None) -> None:
+        nonlocal last, shown
+        step = (text or "").partition(" (")[0]
+        if step and (step != last or time.monotonic() - shown > PLAIN_EVERY_S):
+            err.print(f"{text if step == last else step} …", markup=False)
+            last, shown = step, time.monotonic()
+
+    return show
 
 
 def _write_report(path: Path, reports: Mapping[str, ParityReport]) -> None:

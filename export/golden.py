@@ -22,8 +22,6 @@ __all__ = ["FOLDER", "INPUTS", "OUTPUTS", "SAMPLES", "Golden", "golden_samples",
 
 FOLDER = "golden"
 SAMPLES, INPUTS, OUTPUTS = f"{FOLDER}/samples.jsonl", f"{FOLDER}/inputs.npz", f"{FOLDER}/outputs.npz"
-# What another CPU's or engine's float32 may differ by and still be right: ten times the gate's own limit.
-TOLERANCE = {"logits": 1e-4, "routing": 1e-4}
 
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 _LONGEST_SIDE = 1024  # pixels; a larger picture is shrunk before it goes into a bundle

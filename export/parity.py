@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from export.cases import MIN_VALUES, Case
 from export.exporter_config import MoPEExporterConfig
-from export.reference import eager_outputs, in_float64, largest_difference
+from export.reference import Reference, eager_outputs, in_float64, largest_difference
 from export.report import CEILING, Decisions, InterfaceCheck, NearTie, ParityReport, Rounding, ValueCheck
 from mope_deploy.model import MoPE
 
@@ -43,6 +43,7 @@ def measure(
     cases: Iterable[Case],
     *,
     minimum: int = MIN_VALUES,
+    reference: Reference | None = None,
 ) -> ParityReport:
     """Run both sides on ``cases`` and compare everything. Never raises for a wrong file: it is in the report.
 
@@ -52,6 +53,7 @@ def measure(
         config: what the graph was asked to be: inputs, outputs, axes, tolerance.
         cases: the batches.
         minimum: values that each output must be compared on, generated batches and samples each.
+        reference: of ``model``, to compute its outputs once for several files.
     """
     header: dict[str, Any] = {
         "file": file.name,
@@ -60,10 +62,11 @@ def measure(
         "runtime": f"onnxruntime {ort.__version__} on the CPU",
         "tolerance": config.tolerance,
     }
+    reference = reference or Reference(model)
     session, interface = _load(file, config)
     runs: list[_Run] = []
     for case in cases if session is not None else ():
-        run, failures = _run(model, session, case, tuple(config.outputs))
+        run, failures = _run(reference, session, case, tuple(config.outputs))
         interface += failures
         if run is None:
             break
@@ -133,10 +136,10 @@ def _axes(shape: Sequence[object]) -> str:
 
 
 def _run(
-    model: MoPE, session: ort.InferenceSession, case: Case, outputs: tuple[str, ...]
+    reference: Reference, session: ort.InferenceSession, case: Case, outputs: tuple[str, ...]
 ) -> tuple[_Run | None, list[InterfaceCheck]]:
     """Both sides on one batch, and whether the file's outputs have the eager model's dtypes and shapes."""
-    eager = eager_outputs(model, case.inputs)
+    eager = reference.outputs(case)
     try:
         exported = dict(zip(outputs, session.run(list(outputs), case.inputs), strict=True))
     except Exception as error:  # as in _load

@@ -96,8 +96,9 @@ def train(
     return 0
 
 
-def main() -> int:
-    return run_app(app)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0 success, 1 failure, 2 misuse, 130 interrupted."""
+    return run_app(app, argv)
 
 
 def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -135,7 +135,7 @@ class MopeTrainer(Trainer):
             seal(Path(self.args.output_dir or ".") / f"checkpoint-{self.state.global_step}")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        self.objective.model.load_trained_state(read_weights(Path(resume_from_checkpoint)))
+        """Nothing: the model came with these weights, because features of y are computed with its fitted statistics."""
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         try:

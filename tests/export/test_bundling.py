@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -15,6 +17,7 @@ import torch
 from export import export_bundle
 from export.bundling import check_bundle
 from export.reference import eager_outputs
+from export.to_onnx import save
 from mope_deploy import load
 from mope_deploy.bundle import Bundle
 from mope_deploy.data import open_samples
@@ -98,7 +101,9 @@ def test_a_model_in_memory_needs_data(exports: dict[str, Export], tmp_path: Path
         export_bundle(exports["dense"].model, tmp_path / "b")
 
 
-def test_multi_label_and_unrouted(data: Path, tmp_path: Path, use_graph, exports: dict[str, Export]) -> None:  # type: ignore[no-untyped-def]
+def test_multi_label_and_unrouted(
+    data: Path, tmp_path: Path, use_graph: Callable[[Export], None], exports: dict[str, Export]
+) -> None:
     use_graph(exports["unrouted"])
     rows = [json.loads(line) for line in data.read_text().splitlines()]
     several = data.parent / "several.jsonl"
@@ -123,6 +128,31 @@ def test_without_the_routing_output_experts_are_still_compared(
     assert "model-with-routing.onnx" not in bundle.manifest.files
     assert (path / "model.onnx").stat().st_size < exports["top1"].file.stat().st_size
     assert load(path).verify().samples == 8
+
+
+def test_weights_beyond_the_limit_lie_beside_the_graph_and_are_listed(
+    data: Path,
+    tmp_path: Path,
+    use_graph: Callable[[Export], None],
+    exports: dict[str, Export],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    use_graph(exports["dense"])
+    monkeypatch.setattr("export.bundling.save", functools.partial(save, embed_limit=50_000))
+    path = export_bundle(exports["dense"].model, tmp_path / "large", data=data, routing=False)
+    manifest = Bundle.open(path).manifest
+    assert manifest.graphs[0].data == ("model.onnx.data",)
+    assert manifest.files["model.onnx.data"].bytes > 50_000
+    assert not any("with-routing" in name for name in manifest.files)
+    assert load(path).verify().samples == 8
+
+
+def test_golden_tolerances_leave_room_for_what_was_measured(bundle: Path) -> None:
+    golden = Bundle.open(bundle).manifest.golden
+    report = json.loads((bundle / "parity.json").read_text())
+    for name, allowed in (("logits", golden.logits), ("routing", golden.routing)):
+        errors = [c["error"] for graph in report.values() for c in graph["values"] if c["output"] == name]
+        assert 10 * max(errors) <= allowed <= 1e-3
 
 
 def test_if_the_gate_fails_nothing_is_written(
@@ -198,8 +228,6 @@ def test_a_graph_that_fails_the_lint_is_no_bundle(
 
 def tiny_model_like(export: Export) -> MoPE:
     """The same model with one weight nudged."""
-    import copy
-
     model = copy.deepcopy(export.model)
     with torch.no_grad():
         model.head.classifier.weight[0, 0] += 1e-3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from export.cli import main
 from mope_deploy.console import run_app
 from tests.export.conftest import Export
 from tests.export.runs import write_run
-from tests.export.test_bundling import contents
+from tests.export.test_bundling import contents, tiny_model_like
 
 
 class Result(NamedTuple):
@@ -181,15 +182,11 @@ def test_a_failed_gate_shows_the_table_writes_the_report_and_no_bundle(
 def test_check_notices_another_model_and_an_altered_file(
     mope_export: Callable[..., Result], bundle: Path, run: Path, data: Path, exports: dict[str, Export], tmp_path: Path
 ) -> None:
-    from tests.export.test_bundling import tiny_model_like
-
     other = write_run(tmp_path / "other", tiny_model_like(exports["dense"]), data)
     done = mope_export("check", other, bundle)
     assert done.code == 1
     assert "does not compute what the model computes" in done.err
     assert "FAIL" in done.out
-    import shutil
-
     altered = Path(shutil.copytree(bundle, tmp_path / "altered"))
     graph = onnx.load(altered / "model.onnx", load_external_data=False)
     graph.producer_name = "x"

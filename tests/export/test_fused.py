@@ -15,6 +15,7 @@ from export.parity import measure
 from export.to_onnx import save
 from mope_deploy.errors import ExportError
 from tests.export.conftest import KINDS, Export
+from tests.tiny import tiny_model
 
 
 def data_files(file: Path) -> set[str]:
@@ -62,8 +63,6 @@ def test_an_attention_that_cannot_be_matched_is_noticed(exports: dict[str, Expor
 
 
 def test_an_encoder_that_conditions_nothing_has_no_attention_in_the_graph(vit: Path, bert: Path) -> None:
-    from tests.tiny import tiny_model
-
     assert attentions(tiny_model(vit, bert, dynamic=False, mapped=False)) == 2
 
 

@@ -20,6 +20,7 @@ from export.report import Rounding, ValueCheck, require_parity
 from mope_deploy.errors import ParityError
 from mope_deploy.model import MoPE
 from tests.export.conftest import KINDS, Export, make_model
+from tests.tiny import tiny_model
 
 Fault = Callable[[ModelProto], None]
 
@@ -213,7 +214,9 @@ def test_fails_closed_when_little_or_nothing_was_compared(exports: dict[str, Exp
     assert any("only 12 values of 128 needed" in problem for problem in little.problems())
 
 
-def test_the_reference_is_the_model_in_evaluation_mode_and_is_left_in_its_own(vit: Path, bert: Path, exports) -> None:  # type: ignore[no-untyped-def]
+def test_the_reference_is_the_model_in_evaluation_mode_and_is_left_in_its_own(
+    vit: Path, bert: Path, exports: dict[str, Export]
+) -> None:
     export = exports["dense"]
     model = make_model("dense", vit, bert).train()
     assert measure(model, export.file, export.config, generated_cases(export.config.graph)).passed
@@ -222,8 +225,6 @@ def test_the_reference_is_the_model_in_evaluation_mode_and_is_left_in_its_own(vi
 
 
 def test_another_model_of_the_same_shape_fails(vit: Path, bert: Path, exports: dict[str, Export]) -> None:
-    from tests.tiny import tiny_model
-
     export = exports["dense"]
     other = tiny_model(vit, bert, seed=9)
     assert not measure(other, export.file, export.config, generated_cases(export.config.graph)).passed

@@ -7,6 +7,8 @@ other samples, and plants a fault to see that the gate would notice one in this 
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,16 @@ from mope_deploy.bundle import Bundle
 from mope_deploy.model import MoPE
 
 pytestmark = pytest.mark.parity
+
+
+def test_the_option_is_understood_wherever_the_run_lies(run: Path) -> None:
+    """pytest takes an unknown option's value for the root of the tests; ours is known from the start."""
+    command = [sys.executable, "-m", "pytest", "-m", "parity", "--run", str(run), "--collect-only", "-q"]
+    command += ["--ignore-glob=*/tests/[dmt]*"]  # the others only take time to import
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
+    assert "test_run_of_your_own.py::test_the_saved_file_computes_what_the_model_computes[1]" in done.stdout
+    assert "PytestUnknownMarkWarning" not in done.stdout + done.stderr
+    assert not (run / ".pytest_cache").exists()
 
 
 @dataclass(frozen=True)

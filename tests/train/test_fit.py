@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import train.callbacks
+import train.trainer
 from mope_deploy.errors import CheckpointError, ConfigError, DataError, MopeError
 from mope_deploy.metrics import report
 from mope_deploy.model import MoPE
@@ -55,9 +56,11 @@ def resumed(run: Run, *overrides: str) -> Outcome:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def fast_collection() -> None:
+def fast_collection() -> Iterator[None]:
     """The Trainer collects garbage at every start; what was imported so far need not be looked through each time."""
     gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +149,16 @@ def test_the_best_checkpoint_is_the_one_with_the_best_validation(finished: Outco
     scores = [line["accuracy"] for line in lines if line["kind"] == "validation"]
     best = finished.run.read()["metrics"]["validation"]
     assert best == {"accuracy": max(scores), "epoch": scores.index(max(scores)) + 1}
+
+
+def test_best_is_kept_when_later_epochs_are_worse(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([0.5, 0.9, 0.7])
+    compute = train.trainer.report
+    monkeypatch.setattr("train.trainer.report", lambda *args: compute(*args) | {"accuracy": next(scores)})
+    run = trained(recipe()).run
+    assert run.read()["metrics"]["validation"] == {"accuracy": 0.9, "epoch": 2}
+    assert_same(weights(run, "best"), load_file(run.checkpoints / "checkpoint-16" / "model.safetensors"))
+    assert any(not torch.equal(value, weights(run, "best")[name]) for name, value in weights(run, "last").items())
 
 
 def test_resume_states_hold_the_trained_tensors_and_nothing_frozen(finished: Outcome) -> None:
@@ -253,7 +266,8 @@ def test_a_killed_run_continues_to_the_same_result(
     assert again.evaluation == finished.evaluation
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "validation"] == [8, 16, 24]
-    assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
+    steps = [line["step"] for line in lines if line["kind"] == "train"]
+    assert steps == sorted(set(steps)), "steps that were repeated are listed once"
 
 
 def send_at(step: int, number: signal.Signals) -> type:
@@ -278,6 +292,9 @@ def test_sigterm_at_any_step_loses_nothing(
     assert first.status == ("finished" if step == 23 else "interrupted")
     if step < 23:
         assert first.run.read()["step"] == step + 1
+        state = resumable(first.run)
+        assert state is not None
+        assert state.name == f"checkpoint-{step + 1}"
         again = resumed(first.run)
         assert again.evaluation == finished.evaluation
     assert_same(weights(first.run), weights(finished.run))

@@ -38,7 +38,7 @@ def pretrain() -> None:
 @app.command()
 def vit(
     folder: _Out = None,
-    scenes: Annotated[int, typer.Option(help="Scenes to train on.")] = 600_000,
+    scenes: Annotated[int, typer.Option(help="Scenes to train on.")] = 400_000,
     threads: _Threads = 0,
     seed: _Seed = 0,
 ) -> None:

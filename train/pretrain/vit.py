@@ -3,14 +3,17 @@
 What it is taught decides what digits-ve measures, so it is deliberately little:
 
 * the **class token** names the *set* of digits and the *set* of colours on the table, never which goes with which;
-* each **patch token** names the digit and the colour of the slot it belongs to, after the last two layers.
+* each **patch token** names the digit and the colour of the slot it belongs to, after every layer;
+* from the second layer on it also tells its card from every other kind of card, by the angle to one direction per kind.
 
-Which digit is on the red card is thus in the patches and not in the class token: fusion has to fetch it. All
+Which digit is on the red card is thus in the patches and not in the class token: fusion has to fetch it. It can do so
+because the patches know it early: what a prompt finds in one layer only the next layer's class token can read. All
 handwriting comes from the training split of the digits, a little rotated, sheared and scaled.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -49,6 +52,9 @@ MEAN, STD = (0.6, 0.6, 0.6), (0.25, 0.25, 0.25)
 _PATCHES = IMAGE_SIZE // MODEL_ARGS["patch_size"]  # per side
 _DIGITS, _COLOURS = 10, len(COLOURS)
 _VARIANTS = 48  # times the training handwriting is redrawn
+_KINDS = _DIGITS * _COLOURS + _COLOURS + 1  # of card: digit and colour, face-down by colour, none
+_COSINE_SCALE = 16.0
+_FIRST_LAYER_WEIGHT = 0.5  # a slot's four patches have met only once there
 _RENDER = 64  # scenes drawn at once: stays in the processor's cache
 
 
@@ -67,7 +73,7 @@ class SlotAccuracy:
 
 
 def pretrain_vit(
-    out: Path, *, scenes: int = 600_000, batch: int = 128, peak_lr: float = 1.5e-3, seed: int = 0
+    out: Path, *, scenes: int = 400_000, batch: int = 128, peak_lr: float = 1.5e-3, seed: int = 0
 ) -> SlotAccuracy:
     """Train the image encoder and write it to ``out`` in timm's ``local-dir`` format.
 
@@ -85,7 +91,7 @@ def pretrain_vit(
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     model = cast(VisionTransformer, timm.create_model(ARCHITECTURE, num_classes=0, **MODEL_ARGS))
-    heads = _Heads(model.embed_dim)
+    heads = _Heads(model.embed_dim, len(model.blocks))
     steps = scenes // batch
     optimiser = torch.optim.AdamW([*model.parameters(), *heads.parameters()], lr=peak_lr, weight_decay=0.05)
     rate = torch.optim.lr_scheduler.LambdaLR(optimiser, schedule(steps))
@@ -95,7 +101,7 @@ def pretrain_vit(
     for _ in track(range(steps), what="pretraining digits-ve-vit"):
         digits = handwriting[rng.integers(_VARIANTS)]
         pixels, facts = _draw(batch, digits, rng)
-        loss = heads.loss(*_states(model, pixels), facts)
+        loss = heads.loss(_states(model, pixels), facts)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -138,22 +144,43 @@ class _Facts:
 
 
 class _Heads(nn.Module):
-    """Linear readings of the features; thrown away after the pretraining."""
+    """Linear readings of the states after each layer; thrown away after the pretraining."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, depth: int) -> None:
         super().__init__()
         self.sets = nn.Linear(width, _DIGITS + _COLOURS)
-        self.slots = nn.ModuleList(nn.Linear(width, _DIGITS + 2 + _COLOURS + 1) for _ in range(2))
-        self.norm = nn.LayerNorm(width)  # the state before the last layer has no norm of its own
+        self.slots = nn.ModuleList(nn.Linear(width, _DIGITS + 2 + _COLOURS + 1) for _ in range(depth))
+        self.kinds = nn.ParameterList(nn.Parameter(torch.randn(_KINDS, width)) for _ in range(depth))
+        # Only the last state went through the encoder's own norm.
+        self.norms = nn.ModuleList([*(nn.LayerNorm(width) for _ in range(depth - 1)), nn.Identity()])
 
-    def loss(self, earlier: Tensor, last: Tensor, facts: _Facts) -> Tensor:
-        sets = F.binary_cross_entropy_with_logits(self.sets(last[:, 0]), facts.sets)
-        of_last, of_earlier = self.read_slots(last, 0), self.read_slots(self.norm(earlier), 1)
-        return 2 * sets + _slot_loss(of_last, facts) + 0.5 * _slot_loss(of_earlier, facts)
+    def loss(self, states: Sequence[Tensor], facts: _Facts) -> Tensor:
+        sets = F.binary_cross_entropy_with_logits(self.sets(states[-1][:, 0]), facts.sets)
+        loss = 2 * sets
+        for layer, state in enumerate(states):
+            weight = _FIRST_LAYER_WEIGHT if layer == 0 else 1.0
+            loss = loss + weight * _slot_loss(self.read_slots(state, layer), facts)
+            if layer > 0:
+                loss = loss + self._kind_loss(state, layer, facts)
+        return loss
 
-    def read_slots(self, states: Tensor, head: int) -> Tensor:
-        """(B, 4 slots, 4 patches, classes) from states (B, 1 + N, D); head 0 reads the last layer, 1 the one before."""
-        return _by_slot(self.slots[head](states[:, 1:]))
+    def read_slots(self, state: Tensor, layer: int) -> Tensor:
+        """(B, 4 slots, 4 patches, classes) from the state (B, 1 + N, D) after a layer."""
+        return _by_slot(self.slots[layer](self.norms[layer](state)[:, 1:]))
+
+    def _kind_loss(self, state: Tensor, layer: int, facts: _Facts) -> Tensor:
+        """Cross entropy over kinds of card by cosine: a small angle to the own kind, wide ones to all others.
+
+        A sum of a colour's and a digit's direction would do for a plain linear reading; kept apart by angle, a red
+        seven has a direction of its own, which an attention key can find.
+        """
+        patches = _by_slot(self.norms[layer](state)[:, 1:]).flatten(0, 2)  # (B · 16, D)
+        cosine = F.normalize(patches, dim=-1) @ F.normalize(self.kinds[layer], dim=-1).T
+        shown = facts.digit < _DIGITS
+        kind = torch.where(shown, facts.colour * _DIGITS + facts.digit, _DIGITS * _COLOURS + facts.colour)  # (B, 4)
+        return F.cross_entropy(
+            _COSINE_SCALE * cosine, kind.flatten().repeat_interleave(patches.shape[0] // kind.numel())
+        )
 
 
 def _slot_loss(logits: Tensor, facts: _Facts) -> Tensor:
@@ -171,13 +198,19 @@ def _by_slot(patches: Tensor) -> Tensor:
     return patches.view(count, 2, half, 2, half, width).transpose(2, 3).reshape(count, SLOTS, half * half, width)
 
 
-def _states(model: VisionTransformer, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """States (B, 1 + N, D) that enter the last layer, and those that leave the final norm."""
-    read = model.forward_intermediates(
-        pixels, indices=[len(model.blocks) - 2], norm=False, return_prefix_tokens=True, output_fmt="NLC"
+def _states(model: VisionTransformer, pixels: Tensor) -> list[Tensor]:
+    """States (B, 1 + N, D) after each layer, the last one after the final norm."""
+    last, states = cast(
+        tuple[Tensor, list[tuple[Tensor, Tensor]]],
+        model.forward_intermediates(
+            pixels,
+            indices=list(range(len(model.blocks) - 1)),
+            norm=False,
+            return_prefix_tokens=True,
+            output_fmt="NLC",
+        ),
     )
-    last, [(patches, prefix)] = cast(tuple[Tensor, list[tuple[Tensor, Tensor]]], read)
-    return torch.cat([prefix, patches], dim=1), last
+    return [*(torch.cat([prefix, patches], dim=1) for patches, prefix in states), last]
 
 
 def _draw(count: int, digits: Digits, rng: np.random.Generator) -> tuple[Tensor, _Facts]:
@@ -215,11 +248,11 @@ def _evaluate(model: VisionTransformer, heads: _Heads, digits: Digits, *, scenes
     right: list[tuple[float, ...]] = []
     for _ in range(scenes // 500):
         pixels, facts = _draw(500, digits, rng)
-        _, last = _states(model, pixels)
-        logits = heads.read_slots(last, 0).mean(dim=2)
+        states = _states(model, pixels)
+        logits = heads.read_slots(states[-1], len(states) - 1).mean(dim=2)
         digit = logits[..., : _DIGITS + 2].argmax(-1) == facts.digit
         colour = logits[..., _DIGITS + 2 :].argmax(-1) == facts.colour
-        sets = (heads.sets(last[:, 0]) > 0) == (facts.sets > 0)
+        sets = (heads.sets(states[-1][:, 0]) > 0) == (facts.sets > 0)
         shown, lies = facts.digit < _DIGITS, facts.colour < _COLOURS
         right.append(
             (
