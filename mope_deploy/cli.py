@@ -150,15 +150,24 @@ def verify(
 ) -> None:
     """Check every file's hash, then repeat the golden samples: preprocessing bit for bit, outputs within tolerance."""
     from mope_deploy.bundle import Bundle
+    from mope_deploy.engines import built_engines
 
     opened = Bundle.open(bundle, verify=True)
     canonical = opened.graph(graph).name
-    variants = [g.name for g in opened.manifest.graphs if g.runs_on in ("any", "onnxruntime") and g.name != canonical]
+    runs_on = ("any",) if engine == "tensorrt" else ("any", "onnxruntime")
+    variants = [g.name for g in opened.manifest.graphs if g.runs_on in runs_on and g.name != canonical]
     results, unusable = [], {}
     for name in [canonical, *(variants if graph is None else [])]:
         try:
             predictor = _load(
-                bundle, engine=engine, graph=name, threads=threads, provider=provider, rebuild=rebuild, check=False
+                bundle,
+                engine=engine,
+                graph=name,
+                threads=threads,
+                provider=provider,
+                rebuild=rebuild and name == canonical,
+                check=False,
+                announce=name == canonical and bool(built_engines(opened, name)),
             )
             results.append((predictor, predictor.verify()))
         except EngineError as error:
@@ -280,16 +289,23 @@ def _load(
     provider: list[str] | None,
     rebuild: bool,
     check: bool = True,
+    announce: bool = True,
 ) -> Predictor:
     from mope_deploy.predictor import load
 
     predictor = load(
         bundle, engine=engine, graph=graph, threads=threads, providers=provider or None, rebuild=rebuild, verify=check
     )
+    if announce:
+        _say_engine(predictor)
+    return predictor
+
+
+def _say_engine(predictor: Predictor) -> None:
+    """Which engine runs and why, where the choice was left to us."""
     session = predictor.session
     if session.why:
         console.err.print(f"engine: {session.name} on {session.device}: {session.why}", markup=False)
-    return predictor
 
 
 def _require_inputs(predictor: Predictor, **given: Any) -> None:

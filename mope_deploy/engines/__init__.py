@@ -12,7 +12,7 @@ from mope_deploy.engines.session import Session
 from mope_deploy.errors import EngineError, MissingExtraError, MopeError, ParityError, UsageError
 from mope_deploy.fields import nearest
 
-__all__ = ["ENGINES", "Session", "open_session"]
+__all__ = ["ENGINES", "Session", "built_engines", "open_session"]
 
 ENGINES = ("tensorrt", "onnxruntime")  # in the order of "auto"; the first stands for all its libraries
 
@@ -69,17 +69,25 @@ def open_session(
 def _auto(bundle: Bundle, graph: str | None) -> Session:
     """The first engine that runs here; ``why`` names what stood against those before it."""
     reasons = []
+    refused: MopeError | None = None  # an engine that was built, and what is wrong with it
     try:
         session = _tensorrt(bundle, graph)
         session.why = "an engine built for this device, proved by the golden samples"
         return session
     except (EngineError, ParityError, MissingExtraError) as error:
         reasons.append(str(error))
+        refused = error if built_engines(bundle, graph) else None
     except UsageError:
         reasons.append("no TensorRT engine of this graph")  # a graph that only ONNX Runtime takes, or no graph at all
     from mope_deploy.engines.ort import CUDA, available_providers
 
-    if CUDA not in available_providers():
+    try:
+        providers = available_providers()
+    except MissingExtraError:
+        if refused is not None:
+            raise refused from None
+        raise
+    if CUDA not in providers:
         reasons.append("this onnxruntime has no CUDA")
     else:
         try:
@@ -103,7 +111,9 @@ def _onnxruntime(bundle: Bundle, graph: str | None, threads: int | None, provide
 def _tensorrt(bundle: Bundle, graph: str | None, *, rebuild: bool = False) -> Session:
     from mope_deploy.engines.device import this_device
 
-    built = _built(bundle, graph)
+    for name in _libraries():
+        bundle.graph(graph, engine=name)  # a name that is not there, or one for another engine
+    built = built_engines(bundle, graph)
     if not built and not rebuild:
         libraries = [name for name in _libraries() if _is_installed(name)]
         raise EngineError(
@@ -152,14 +162,16 @@ def _rebuild(bundle: Bundle, graph: str | None, built: Sequence[str]) -> str:
     return build_engine(bundle, graph=graph, **options)[0].backend
 
 
-def _built(bundle: Bundle, graph: str | None) -> list[str]:
-    """Libraries for which an engine of the graph is there."""
+def built_engines(bundle: Bundle, graph: str | None) -> list[str]:
+    """Names of the TensorRT libraries for which an engine of the graph is there, good or not."""
     from mope_deploy.engines.sidecar import engine_files
 
     found = []
     for name in _libraries():
-        chosen = bundle.graph(graph, engine=name)
-        files = engine_files(bundle, chosen, name)
+        try:
+            files = engine_files(bundle, bundle.graph(graph, engine=name), name)
+        except UsageError:  # a graph for another engine
+            continue
         if any(Path(path).exists() for path in (files.engine, files.sidecar)):
             found.append(name)
     return found
