@@ -22,6 +22,7 @@ from mope_deploy.engines.backends import Backend, dtype_name
 from mope_deploy.engines.cuda import Cuda
 from mope_deploy.engines.device import Device
 from mope_deploy.engines.golden import Verification, check_outputs_are_golden
+from mope_deploy.engines.log import shared_log
 from mope_deploy.engines.profiles import Chunk, chunks
 from mope_deploy.engines.session import Arrays, Session, check_feeds, check_interface, check_outputs
 from mope_deploy.engines.sidecar import EngineFiles, Proof, Sidecar, onnx_files, write_json
@@ -136,11 +137,11 @@ def deserialise(backend: Backend, plan: bytes, files: EngineFiles) -> Any:
         EngineError: the library refuses; it returns None then, and its log says why.
     """
     Cuda().activate()
-    log = _log(backend)
+    log = shared_log(backend)
     log.clear()
     engine = _runtime(backend).deserialize_cuda_engine(plan)
     if engine is None:
-        reason = " ".join(log[0].split())[:400] if log else "it said nothing"
+        reason = " ".join(log.errors[0].split())[:400] if log.errors else "it said nothing"
         raise EngineError(f"{backend.name} {backend.version} refuses {files.engine}: {reason}", todo=REBUILD)
     return engine
 
@@ -303,33 +304,17 @@ def _described(backend: Backend, engine: Any) -> dict[str, dict[str, tuple[str, 
     return found
 
 
-_LOGS: dict[str, list[str]] = {}  # library → errors of its log
-_RUNTIMES: dict[str, tuple[Any, Any]] = {}  # library → its one runtime here, and the logger it must not outlive
-
-
-def _log(backend: Backend) -> list[str]:
-    return _LOGS.setdefault(backend.name, [])
+_RUNTIMES: dict[str, Any] = {}
 
 
 def _runtime(backend: Backend) -> Any:
-    """One runtime, with one logger, per library and process: a library keeps the first logger it is given."""
+    """The one runtime of a library in this process; engines must not outlive it."""
     if backend.name not in _RUNTIMES:
-        trt, errors = backend.module, _log(backend)
-
-        class Logger(trt.ILogger):  # type: ignore[name-defined]
-            def __init__(self) -> None:
-                super().__init__()
-
-            def log(self, severity: Any, message: str) -> None:
-                if severity <= trt.ILogger.ERROR:
-                    errors.append(message)
-
-        logger = Logger()
-        runtime = trt.Runtime(logger)
+        runtime = backend.module.Runtime(shared_log(backend).logger)
         if runtime is None:
             raise EngineError(f"{backend.name} {backend.version} could not start its runtime")
-        _RUNTIMES[backend.name] = (runtime, logger)
-    return _RUNTIMES[backend.name][0]
+        _RUNTIMES[backend.name] = runtime
+    return _RUNTIMES[backend.name]
 
 
 def _mismatch(what: str, received: str, expected: str) -> EngineError:

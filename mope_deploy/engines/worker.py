@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mope_deploy.engines.backends import Backend, dtype_name, open_backend
+from mope_deploy.engines.log import Log, shared_log
 from mope_deploy.engines.profiles import Sizes, TopK, check_topk, profile_shapes
 from mope_deploy.errors import EngineError, MopeError
 from mope_deploy.manifest import TensorSpec
@@ -26,7 +27,6 @@ from mope_deploy.manifest import TensorSpec
 __all__ = ["main"]
 
 Say = Callable[[Mapping[str, Any]], None]
-Log = tuple[list[str], list[str]]  # errors, warnings
 _PROGRESS_EVERY_S = 0.2
 _UNFIT = "not self-consistent"  # how a profile that some layer cannot take is worded: a warning, and an engine
 
@@ -56,12 +56,12 @@ def main() -> int:
 def _build(request: Mapping[str, Any], say: Say) -> dict[str, Any]:
     """Parse, check, build, and write the engine to ``request["engine"]``."""
     backend = open_backend(request["backend"])
-    log, logger = _logger(backend)
+    log = shared_log(backend)
     trt = backend.module
-    builder = trt.Builder(logger)
+    builder = trt.Builder(log.logger)
     if builder is None or not hasattr(builder, "create_network"):
         raise _failed("the builder could not start", log)
-    network = _parse(trt, builder, logger, log, Path(request["onnx"]))
+    network = _parse(trt, builder, log, Path(request["onnx"]))
     profile = {axis: Sizes(*sizes) for axis, sizes in request["profile"].items()}
     specs = {
         kind: [TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in request[kind]]
@@ -80,9 +80,9 @@ def _build(request: Mapping[str, Any], say: Say) -> dict[str, Any]:
     if monitor is not None and hasattr(config, "progress_monitor"):
         config.progress_monitor = monitor
     engine = builder.build_serialized_network(network, config)
-    if engine is None or log[0]:
+    if engine is None or log.errors:
         raise _failed(f"{backend.name} {backend.version} built no engine that can be trusted", log)
-    if unfit := [line for line in log[1] if _UNFIT in line]:
+    if unfit := [line for line in log.warnings if _UNFIT in line]:
         raise EngineError(f"{backend.name} doubts the profile: {_one_line(unfit[0])}")
     with open(request["engine"], "xb") as file:
         file.write(memoryview(engine))
@@ -91,25 +91,7 @@ def _build(request: Mapping[str, Any], say: Say) -> dict[str, Any]:
     return {**found, "precision": precision, "version": backend.version, "peak_bytes": _peak()}
 
 
-def _logger(backend: Backend) -> tuple[Log, Any]:
-    errors: list[str] = []
-    warnings: list[str] = []
-    trt = backend.module
-
-    class Logger(trt.ILogger):  # type: ignore[name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.ERROR:
-                errors.append(message)
-            elif severity == trt.ILogger.WARNING:
-                warnings.append(message)
-
-    return (errors, warnings), Logger()
-
-
-def _parse(trt: Any, builder: Any, logger: Any, log: Log, onnx: Path) -> Any:
+def _parse(trt: Any, builder: Any, log: Log, onnx: Path) -> Any:
     flags = 0
     for name in ("STRONGLY_TYPED", "EXPLICIT_BATCH"):  # the second is gone in 11 and RTX, needed before 10
         flag = getattr(trt.NetworkDefinitionCreationFlag, name, None)
@@ -118,8 +100,8 @@ def _parse(trt: Any, builder: Any, logger: Any, log: Log, onnx: Path) -> Any:
     network = builder.create_network(flags)
     if network is None or not network.get_flag(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED):
         raise _failed("the builder gave no strongly typed network", log)
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(onnx)) or log[0]:
+    parser = trt.OnnxParser(network, log.logger)
+    if not parser.parse_from_file(str(onnx)) or log.errors:
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
         if errors:
             first = errors[0]
@@ -128,6 +110,8 @@ def _parse(trt: Any, builder: Any, logger: Any, log: Log, onnx: Path) -> Any:
             )
             raise EngineError(f"the parser refuses {onnx.name}{node}: {_one_line(first.desc())}")
         raise _failed(f"the parser refuses {onnx.name}", log)
+    if network.num_layers == 0:  # some garbage passes for an empty model
+        raise EngineError(f"the parser finds nothing in {onnx.name}", todo="export the model again")
     return network
 
 
@@ -264,7 +248,7 @@ def _monitor(trt: Any, say: Say) -> Any:
 
 
 def _failed(what: str, log: Log) -> EngineError:
-    errors, _ = log
+    errors = log.errors
     more = f" (and {len(errors) - 1} more errors)" if len(errors) > 1 else ""
     return EngineError(f"{what}: {_one_line(errors[0]) if errors else 'it said nothing'}{more}")
 
