@@ -310,10 +310,10 @@ _RUNTIMES: dict[str, Any] = {}
 def _runtime(backend: Backend) -> Any:
     """The one runtime of a library in this process; engines must not outlive it."""
     if backend.name not in _RUNTIMES:
-        runtime = backend.module.Runtime(shared_log(backend).logger)
-        if runtime is None:
-            raise EngineError(f"{backend.name} {backend.version} could not start its runtime")
-        _RUNTIMES[backend.name] = runtime
+        try:
+            _RUNTIMES[backend.name] = backend.module.Runtime(shared_log(backend).logger)
+        except TypeError:  # how the Python API reports that the library returned nothing
+            raise EngineError(f"{backend.name} {backend.version} could not start its runtime") from None
     return _RUNTIMES[backend.name]
 
 

@@ -58,9 +58,10 @@ def _build(request: Mapping[str, Any], say: Say) -> dict[str, Any]:
     backend = open_backend(request["backend"])
     log = shared_log(backend)
     trt = backend.module
-    builder = trt.Builder(log.logger)
-    if builder is None or not hasattr(builder, "create_network"):
-        raise _failed("the builder could not start", log)
+    try:
+        builder = trt.Builder(log.logger)
+    except TypeError:  # how the Python API reports that the library returned nothing
+        raise _failed(f"{backend.name} {backend.version} could not start its builder", log) from None
     network = _parse(trt, builder, log, Path(request["onnx"]))
     profile = {axis: Sizes(*sizes) for axis, sizes in request["profile"].items()}
     specs = {
@@ -74,7 +75,7 @@ def _build(request: Mapping[str, Any], say: Say) -> dict[str, Any]:
     check_topk(_topk(trt, network), profile)
     precision = _precision(trt, network, request["precision"])
     config = builder.create_builder_config()
-    _configure(backend, builder, config, request)
+    _configure(backend, config, request)
     _add_profile(builder, config, specs["inputs"], profile)
     monitor = _monitor(trt, say)
     if monitor is not None and hasattr(config, "progress_monitor"):
@@ -187,7 +188,7 @@ def _precision(trt: Any, network: Any, declared: str) -> dict[str, Any]:
     return {"products": dict(products), "quantised": quantised}
 
 
-def _configure(backend: Backend, builder: Any, config: Any, request: Mapping[str, Any]) -> None:
+def _configure(backend: Backend, config: Any, request: Mapping[str, Any]) -> None:
     trt = backend.module
     if request["tf32"]:
         config.set_flag(trt.BuilderFlag.TF32)

@@ -18,8 +18,10 @@ from mope_deploy.bundle import Bundle, write_bundle
 from mope_deploy.engines.backends import Backend, choose_backend, open_backend
 from mope_deploy.engines.build import _died, build_engine, compute_capabilities
 from mope_deploy.engines.device import Device, this_device
+from mope_deploy.engines.log import shared_log
 from mope_deploy.engines.profiles import Sizes
 from mope_deploy.engines.sidecar import EngineFiles, Sidecar, engine_files
+from mope_deploy.engines.worker import _configure
 from mope_deploy.errors import EngineError, MissingExtraError, UsageError
 from mope_deploy.manifest import FileEntry
 from tests.device import tiny
@@ -221,6 +223,19 @@ def test_a_lower_precision_that_is_really_float32(tiny_graph: Path, tmp_path: Pa
     with pytest.raises(EngineError, match=f"called {precision} and is something else; received products: 3 of float32"):
         build_engine(bundle, compute="8.6")
     assert left(bundle) == []
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_the_builder_is_told_so(tf32: bool) -> None:
+    """TF32 is on by default in a new configuration."""
+    backend = open_backend("tensorrt_rtx")
+    config = tensorrt_rtx.Builder(shared_log(backend).logger).create_builder_config()
+    assert config.get_flag(tensorrt_rtx.BuilderFlag.TF32)
+    _configure(backend, config, {"tf32": tf32, "workspace": 2**28, "compute_capabilities": ["8.6", "12.0"]})
+    assert config.get_flag(tensorrt_rtx.BuilderFlag.TF32) is tf32
+    assert config.get_memory_pool_limit(tensorrt_rtx.MemoryPoolType.WORKSPACE) == 2**28
+    capabilities = [config.get_compute_capability(i) for i in range(config.num_compute_capabilities)]
+    assert capabilities == [tensorrt_rtx.ComputeCapability.SM86, tensorrt_rtx.ComputeCapability.SM120]
 
 
 def test_tf32_only_by_name(bundle: Bundle) -> None:

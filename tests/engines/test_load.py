@@ -19,6 +19,7 @@ import tensorrt_rtx as trt
 
 from mope_deploy.bundle import Bundle
 from mope_deploy.engines import open_session
+from mope_deploy.engines import trt as tensorrt_session
 from mope_deploy.engines.backends import Backend, open_backend
 from mope_deploy.engines.device import Device, this_device
 from mope_deploy.engines.sidecar import EngineFiles, Proof, Sidecar, engine_files
@@ -217,6 +218,15 @@ def test_integers_that_the_library_narrowed(built: Bundle, backend: Backend) -> 
     compare(built, backend, Deserialised(input_ids=(trt.DataType.INT32, (-1, -1))))
     with pytest.raises(EngineError, match="at input_ids"):
         compare(built, backend, Deserialised())
+
+
+def test_the_session_calls_what_the_library_has() -> None:
+    """The session itself cannot run without a GPU: at least no name in it is misspelt."""
+    source = Path(tensorrt_session.__file__).read_text(encoding="utf-8")
+    for kind, owner in (("_context", trt.IExecutionContext), ("engine", trt.ICudaEngine)):
+        called = set(re.findall(rf"\b{kind}\.([a-z]\w+)", source)) - {"bytes", "sha256", "name"}
+        assert len(called) > 3, called
+        assert [name for name in sorted(called) if not hasattr(owner, name)] == []
 
 
 # --- goldens before any prediction; ONNX Runtime stands where the engine would ---
