@@ -157,7 +157,7 @@ def _rebuild(bundle: Bundle, graph: str | None, built: Sequence[str]) -> str:
         except EngineError:
             break
         options = {axis: str(sizes) for axis, sizes in old.profile.items()}
-        options |= {"backend": name, "tf32": old.precision.tf32}
+        options |= {"backend": name if _is_installed(name) else None, "tf32": old.precision.tf32}
         options["workspace"] = None if old.workspace is None else old.workspace // 2**20 or None
     return build_engine(bundle, graph=graph, **options)[0].backend
 

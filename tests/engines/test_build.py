@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,7 +23,7 @@ from mope_deploy.engines.device import Device, this_device
 from mope_deploy.engines.log import shared_log
 from mope_deploy.engines.profiles import Sizes
 from mope_deploy.engines.sidecar import EngineFiles, Sidecar, engine_files
-from mope_deploy.engines.worker import _configure
+from mope_deploy.engines.worker import _build, _configure
 from mope_deploy.errors import EngineError, MissingExtraError, UsageError
 from mope_deploy.manifest import FileEntry
 from tests.device import tiny
@@ -176,6 +178,37 @@ def test_an_error_line_fails_the_build_and_leaves_what_was_there(built: Bundle) 
     assert {path: path.read_bytes() for path in (built.path / "engines").iterdir()} == before
 
 
+def test_an_error_line_beside_an_engine_fails_the_build(bundle: Bundle, tmp_path: Path) -> None:
+    """The library logs a real ERROR in the middle of a build, and returns a real engine all the same."""
+    backend, graph = open_backend("tensorrt_rtx"), bundle.graph()
+    log = shared_log(backend)
+
+    def say(_: Mapping[str, Any]) -> None:
+        tensorrt_rtx.Builder(log.logger).create_builder_config().get_compute_capability(0)
+
+    request = {
+        "backend": "tensorrt_rtx",
+        "onnx": str(bundle.file("model.onnx")),
+        "engine": str(tmp_path / "e.engine"),
+        "precision": "fp32",
+        "profile": {"batch": [1, 2, 4], "text_length": [1, 6, 12]},
+        **{
+            kind: [{"name": s.name, "dtype": s.dtype, "shape": s.shape} for s in getattr(graph, kind)]
+            for kind in ("inputs", "outputs")
+        },
+        "compute_capabilities": ["8.6"],
+        "tf32": False,
+        "workspace": None,
+    }
+    log.clear()
+    with pytest.raises(EngineError, match=r"no engine that can be trusted: .*getComputeCapability"):
+        _build(request, say)
+    assert not (tmp_path / "e.engine").exists()
+    log.clear()
+    _build(request, lambda _: None)
+    assert (tmp_path / "e.engine").stat().st_size > 1000
+
+
 def test_a_network_at_odds_with_the_manifest(tiny_graph: Path, tmp_path: Path) -> None:
     def edit(model: onnx.ModelProto) -> None:
         model.graph.output[0].name = "scores"  # nothing computes it under that name
@@ -275,6 +308,11 @@ def test_folders_that_cannot_hold_engines(bundle: Bundle, tmp_path: Path) -> Non
     with pytest.raises(EngineError, match=r"cannot be written.*MOPE_ENGINES"):
         build_engine(bundle, compute="8.6")
     (bundle.path / "engines").unlink()
+    (bundle.path / "engines/model.tensorrt_rtx.engine").mkdir(parents=True)
+    with pytest.raises(EngineError, match=r"model\.tensorrt_rtx\.engine cannot be written; received Is a directory"):
+        build_engine(bundle, compute="8.6")
+    assert left(bundle) == ["model.tensorrt_rtx.engine"]
+    shutil.rmtree(bundle.path / "engines")
     (bundle.path / "engines").symlink_to(tmp_path)
     with pytest.raises(UsageError, match="symbolic link"):
         build_engine(bundle, compute="8.6")

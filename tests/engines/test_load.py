@@ -18,10 +18,11 @@ import pytest
 import tensorrt_rtx as trt
 
 from mope_deploy.bundle import Bundle
-from mope_deploy.engines import open_session
+from mope_deploy.engines import _rebuild, open_session
 from mope_deploy.engines import trt as tensorrt_session
 from mope_deploy.engines.backends import Backend, open_backend
 from mope_deploy.engines.device import Device, this_device
+from mope_deploy.engines.profiles import Sizes
 from mope_deploy.engines.sidecar import EngineFiles, Proof, Sidecar, engine_files
 from mope_deploy.engines.trt import _described, check_engine, check_tensors, deserialise, prove
 from mope_deploy.errors import EngineError, MopeError, ParityError
@@ -307,6 +308,34 @@ def test_auto_without_an_engine(bundle: Bundle) -> None:
         open_session(bundle, engine="tensorrt")
     assert open_session(bundle, engine="onnxruntime").why == ""
     assert open_session(bundle, threads=1).why == ""
+
+
+def test_rebuilding_keeps_sizes_and_options(built: Bundle) -> None:
+    def options(document: dict[str, Any]) -> None:
+        document["workspace"] = 2**28
+        document["precision"]["tf32"] = True
+
+    rewrite(files_of(built).sidecar, options)
+    files_of(built).engine.write_bytes(b"damaged")
+    assert _rebuild(built, None, ["tensorrt_rtx"]) == "tensorrt_rtx"
+    made = Sidecar.read(files_of(built).sidecar)
+    assert made.profile == {"batch": Sizes(1, 2, 4), "text_length": Sizes(1, 12, 12)}
+    assert (made.workspace, made.precision.tf32) == (2**28, True)
+    check(built)
+    files_of(built).sidecar.write_text("{", encoding="utf-8")  # nothing to keep: the defaults
+    _rebuild(built, None, ["tensorrt_rtx"])
+    assert Sidecar.read(files_of(built).sidecar).profile["batch"] == Sizes(1, 4, 16)
+
+
+def test_rebuilding_with_a_library_that_is_gone(built: Bundle) -> None:
+    """The engine of another library than the one installed today: its sizes still count."""
+    rewrite(files_of(built).sidecar, lambda d: d.update(backend="tensorrt"))
+    theirs = engine_files(built, built.graph(), "tensorrt")
+    files_of(built).sidecar.rename(theirs.sidecar)
+    files_of(built).engine.rename(theirs.engine)
+    assert "tensorrt is not installed" in open_session(built).why
+    assert _rebuild(built, None, ["tensorrt"]) == "tensorrt_rtx"
+    assert Sidecar.read(files_of(built).sidecar).profile["batch"] == Sizes(1, 2, 4)
 
 
 def test_rebuilding_is_not_begun_where_nothing_can_run(built: Bundle) -> None:
