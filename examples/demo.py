@@ -19,12 +19,12 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from examples.picture import draw
+from examples.picture import draw, save_page
 from mope_deploy.console import err, out, run_app
 from mope_deploy.errors import MopeError
 
 RUN, BUNDLE = Path("runs/demo"), Path("bundles/demo")
-_MODULES = {"mope": "mope_deploy.cli", "mope-export": "export.cli", "python -m train": "train"}
+_ENTRIES = {"mope": "mope_deploy.cli", "mope-export": "export.cli", "python -m train": "train.cli"}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -63,7 +63,9 @@ def _step(command: str, *arguments: str, show: bool = True) -> str:
         MopeError: it failed; what it said is on the terminal already.
     """
     err.print(f"\n$ {command} {shlex.join(arguments)}", style="bold", markup=False)
-    call = [sys.executable, "-m", _MODULES[command], *arguments]
+    # What the console script does, without asking where it was installed.
+    entry = f"import sys; from {_ENTRIES[command]} import main; sys.exit(main())"
+    call = [sys.executable, "-c", entry, *arguments]
     done = subprocess.run(call, stdout=None if show else subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise MopeError(f"{command} left with exit code {done.returncode}", todo="see its message above")
@@ -98,7 +100,7 @@ def _results(evaluation: dict[str, Any], exported: dict[str, Any], figures: dict
     parameters = f"{evaluation['parameters']['trained']:,}"
     for name, accuracy, row in (
         ("MoPE, eager PyTorch", evaluation["accuracy"], figures["eager"]),
-        ("MoPE, bundle in ONNX Runtime", exported["accuracy"], figures["bundle"]),
+        ("MoPE, bundle (ONNX Runtime)", exported["accuracy"], figures["bundle"]),
     ):
         table.add_row(name, f"{accuracy:.2%}"[:-1], parameters, f"{row['p50_ms']:.2f}", f"{row['p95_ms']:.2f}")
     table.add_section()
@@ -117,13 +119,17 @@ def _example(test: Path) -> None:
             "mope", "run", str(BUNDLE), "--image", str(image), "--text", row["text"], "--routing", "--json", show=False
         )
     )
-    out.print(draw(image))
+    if out.is_terminal:
+        out.print(draw(image))
+    page = RUN / "example.png"
+    save_page(page, image, row["text"], row["label"], answer)
+    out.print(f"picture     {image}; with its routing: {page}", markup=False)
     out.print(f"text        {row['text']}", markup=False)
     out.print(f"truth       {row['label']}", markup=False)
     out.print(f"prediction  {answer['label']} ({answer['probability']:.1%})", markup=False)
     for i, weights in enumerate(answer["routing"], start=1):
         best = sorted(range(len(weights)), key=lambda k: -weights[k])[:3]
-        shares = ", ".join(f"expert {k} {weights[k]:.0%}" for k in best)
+        shares = ", ".join(f"expert {k + 1} {weights[k]:.0%}" for k in best)
         out.print(f"layer {i}     {shares}", markup=False)
 
 

@@ -24,7 +24,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 def run_app(app: typer.Typer, argv: Sequence[str] | None = None, *, name: str | None = None) -> int:
     """Run a typer application and return its exit code; never lets a traceback reach the user.
 
-    Set ``MOPE_DEBUG=1`` to see the traceback of an unexpected failure.
+    Set ``MOPE_DEBUG=1`` to see the traceback of any failure.
 
     Args:
         app: the application.
@@ -34,6 +34,8 @@ def run_app(app: typer.Typer, argv: Sequence[str] | None = None, *, name: str | 
     try:
         result = get_command(app).main(args=None if argv is None else list(argv), prog_name=name, standalone_mode=False)
     except MopeError as error:
+        if os.environ.get("MOPE_DEBUG"):
+            raise
         err.print(f"error: {error}", markup=False)
         return error.exit_code
     except KeyboardInterrupt:

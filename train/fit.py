@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +68,7 @@ def fit(recipe: Recipe, *, command: str, resume: Run | None = None) -> Outcome:
     """
     machine = set_up(recipe)
     interruption = Interruption(save_every=recipe.train.save_every)
-    with interruption.installed():
+    with interruption.installed(), _quiet(unless=machine.writes):
         run = resume or Run(machine.agree(free_folder(recipe) if machine.writes else None))
         state = resumable(run) if resume is not None else None
         with machine.state.main_process_first():
@@ -114,6 +116,16 @@ def _config(recipe: Recipe, labels: tuple[str, ...]) -> MoPEConfig:
     values["main"] = EncoderSpec(**values["main"])
     values["complementary"] = tuple(EncoderSpec(**spec) for spec in values["complementary"])
     return MoPEConfig(**values)
+
+
+@contextmanager
+def _quiet(*, unless: bool) -> Iterator[None]:
+    """Several processes would say everything several times."""
+    before, err.quiet = err.quiet, err.quiet or not unless
+    try:
+        yield
+    finally:
+        err.quiet = before
 
 
 def _run(

@@ -19,12 +19,30 @@ class Objective(nn.Module):
         model: the model to train.
         importance_weight: weight of the importance loss.
         importance_threshold: its γ.
+
+    Attributes:
+        trained: the parameters that train.
     """
 
     def __init__(self, model: MoPE, *, importance_weight: float, importance_threshold: float) -> None:
         super().__init__()
         self.model = model
         self.importance_weight, self.importance_threshold = importance_weight, importance_threshold
+        self.trained = tuple(model.trained_parameters().values())
+
+    def train(self, mode: bool = True) -> Objective:
+        """As any module's; free where nothing changes, because the Trainer calls it in every step."""
+        if self.training == self.model.training == mode:
+            return self
+        return super().train(mode)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As any module's, without going through the frozen tensors, which are the most by far."""
+        if not set_to_none:
+            super().zero_grad(set_to_none=False)
+            return
+        for parameter in self.trained:
+            parameter.grad = None
 
     def forward(
         self, inputs: Mapping[str, Tensor], labels: Tensor, y: Mapping[str, Tensor] | None = None

@@ -94,6 +94,10 @@ class MopeTrainer(Trainer):
             self._importance_steps += 1
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
+    def _clip_grad_norm(self, model: Any) -> Any:
+        # Of the trained parameters alone: looking through the frozen ones costs more than the clipping.
+        return self.accelerator.clip_grad_norm_(self.objective.trained, self.args.max_grad_norm)
+
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor, Tensor, Tensor]:

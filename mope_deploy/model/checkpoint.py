@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from mope_deploy.errors import CheckpointError, ConfigError
@@ -166,7 +166,8 @@ def _write(model: MoPE, folder: Path, *, standalone: bool, card: str) -> None:
     (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(card, encoding="utf-8")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.trained_state().items()}
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    # save_file would make a file that its owner alone may read.
+    (folder / WEIGHTS).write_bytes(save(state, metadata={"format": "pt"}))
     tokenizer = model.preprocessing.tokenizer
     if tokenizer is not None:
         (folder / TOKENIZER).write_text(tokenizer, encoding="utf-8")

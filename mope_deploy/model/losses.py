@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_reduce
 
 __all__ = ["importance_loss"]
 
@@ -26,7 +27,23 @@ def importance_loss(soft_routing: Tensor, threshold: float = 0.1) -> Tensor:
     """
     importance = soft_routing.float().sum(dim=0)  # (layers, K)
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        importance = all_reduce(importance)
+        importance = _SumAcrossProcesses.apply(importance)
     variance = importance.var(dim=-1, unbiased=False)
     cv2 = variance / importance.mean(dim=-1).square()  # (layers,)
     return torch.where(cv2 > threshold, cv2, torch.zeros_like(cv2)).mean()
+
+
+class _SumAcrossProcesses(torch.autograd.Function):
+    """Σ over processes; every process's loss depends on every process's tensor, so gradients are summed as well."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from rich.console import Console
 from export.cases import Case, generated_cases
 from export.exporter_config import TASK, MoPEExporterConfig
 from export.parity import _experts, _labels, _Run, measure
-from export.report import Rounding, ValueCheck, require_parity
+from export.report import InterfaceCheck, NearTie, Rounding, ValueCheck, require_parity
 from mope_deploy.errors import ParityError
 from mope_deploy.model import MoPE
 from tests.export.conftest import KINDS, Export, make_model
@@ -282,6 +283,30 @@ def test_the_verdict_on_values() -> None:
     assert not value_check(1.01e-4, alike).passed
     assert not value_check(float("nan"), alike).passed
     assert not value_check(float("inf"), alike).passed
+
+
+def test_the_verdict_on_everything(exports: dict[str, Export]) -> None:
+    """One failed part of any kind fails the whole."""
+    export = exports["dense"]
+    good = measure(export.model, export.file, export.config, generated_cases(export.config.graph))
+    assert good.passed
+    wrong_axis = InterfaceCheck("axes", "(2, 3)", "(batch, 3)")
+    wrong_labels = dataclasses.replace(
+        good.decisions[0], different=1, faults=(NearTie("x", 0, "label", "a", "b", 1.0, 1e-5),)
+    )
+    for bad in (
+        dataclasses.replace(good, interface=(*good.interface, wrong_axis)),
+        dataclasses.replace(good, values=(*good.values, value_check(1e-3))),
+        dataclasses.replace(good, values=tuple(check for check in good.values if check.output != "logits")),
+        dataclasses.replace(good, decisions=(wrong_labels, *good.decisions[1:])),
+        dataclasses.replace(good, decisions=()),
+        dataclasses.replace(good, values=()),
+    ):
+        assert not bad.passed
+        assert bad.problems()
+        assert bad.to_dict()["passed"] is False
+        with pytest.raises(ParityError):
+            require_parity(bad)
 
 
 def one_run(eager: list[float], exported: list[float], output: str) -> _Run:

@@ -121,11 +121,16 @@ def test_a_failure_while_saving_leaves_the_old_checkpoint(
         raise OSError("no space left on device")
 
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save", full)
     with pytest.raises(OSError, match="no space"):
         tiny_model(vit, bert, seed=4).save_pretrained(saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     assert [path.name for path in saved.parent.iterdir()] == ["checkpoint"]
+
+
+def test_others_may_read_what_the_umask_lets_them(saved: Path) -> None:
+    modes = {path.name: path.stat().st_mode & 0o777 for path in saved.iterdir()}
+    assert set(modes.values()) == {modes["config.json"]}
 
 
 def test_push_to_hub_uploads_the_checkpoint(vit: Path, bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.tiny import LABELS, bert_folder, vit_folder
 from train.config import Recipe
 from train.recipe import check_recipe
+
+# These models are too small to share among threads, and several tests may run at once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 NOUNS = ("red", "blue", "card", "shows", "a", "seven", "two")
 

@@ -84,6 +84,7 @@ def test_two_processes_train_what_one_does(
     for found, expected in zip(validations(folder), validations(alone.run.folder), strict=True):
         assert (found["step"], found["accuracy"]) == (expected["step"], expected["accuracy"])
     assert done.stderr.count("parameters train") == 2, "one line a start: only the first process prints"
+    assert "Warning" not in done.stderr
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(

@@ -95,3 +95,23 @@ def test_features_for_baselines_come_from_the_bare_encoders(tiny: Path) -> None:
     assert list(found) == ["image", "text"]
     torch.testing.assert_close(found["image"], image, atol=2e-5, rtol=2e-5)
     torch.testing.assert_close(found["text"], text, atol=2e-5, rtol=2e-5)
+
+
+def test_the_objectives_shortcuts_change_nothing(tiny: Path) -> None:
+    """Modes and gradients are the module's own, also after someone switched the model behind the objective's back."""
+    model = tiny_model(tiny / "vit", tiny / "bert")
+    objective = Objective(model, importance_weight=0.01, importance_threshold=0.1)
+    for mode in (True, True, False, True):
+        model.eval()
+        objective.train(mode)
+        assert objective.training == model.training == model.head.training == mode
+        assert not model.main.training
+        assert not model.complementary["text"].backbone.training  # type: ignore[union-attr]
+    batch = Batches(split_of(tiny), model.preprocessing, ImageCache(model.preprocessing, limit_mb=16)).__getitems__(
+        [1, 2]
+    )
+    objective(**batch)["loss"].backward()
+    assert all(parameter.grad is not None for parameter in objective.trained)
+    assert len(objective.trained) == len(model.trained_parameters())
+    objective.zero_grad()
+    assert all(parameter.grad is None for parameter in objective.parameters())

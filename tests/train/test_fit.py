@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,7 @@ from torch import Tensor
 
 import train.callbacks
 import train.trainer
+from mope_deploy.data import open_samples
 from mope_deploy.errors import CheckpointError, ConfigError, DataError, MopeError
 from mope_deploy.metrics import report
 from mope_deploy.model import MoPE
@@ -120,8 +123,6 @@ def test_a_run_folder_holds_what_is_documented(finished: Outcome, tiny: Path) ->
 
 def test_the_evaluation_is_that_of_the_best_checkpoint_on_the_whole_path(finished: Outcome, tiny: Path) -> None:
     """Recomputed from the checkpoint folder alone, sample by sample, with the device's preprocessing."""
-    from mope_deploy.data import open_samples
-
     model = MoPE.from_pretrained(finished.run.best)
     decided, routing, true, groups = [], [], [], []
     for sample in open_samples(tiny / "test.jsonl", labels=LABELS):
@@ -434,6 +435,59 @@ def test_cached_features_and_batches_made_by_workers_train_the_same_model(recipe
         torch.testing.assert_close(weights(cached.run)[name], value, rtol=1e-3, atol=2e-4)
     by_workers = trained(recipe(*bare, "data.workers=1", f"run.dir={tmp_path / 'workers'}"))
     assert_same(weights(by_workers.run), weights(cached.run))
+
+
+def test_mixed_precision_trains_and_evaluates_in_full_precision(recipe: Make, finished: Outcome) -> None:
+    outcome = trained(recipe("train.precision=bf16"))
+    changed = [float((value - weights(finished.run)[name]).abs().max()) for name, value in weights(outcome.run).items()]
+    assert 1e-6 < max(changed) < 0.1
+    assert all(value.dtype == torch.float32 for value in weights(outcome.run).values())
+    model = MoPE.from_pretrained(outcome.run.best)
+    assert sum(outcome.evaluation["routing"]["mean_weight"][LABELS[0]][0]) == pytest.approx(1.0, abs=1e-3)
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+def test_skipped_rows_are_counted_and_listed(recipe: Make, values: dict[str, Any], tiny: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in (tiny / "train.jsonl").read_text().splitlines()]
+    rows = [json.dumps(line | {"image": str(tiny / line["image"])}) for line in lines]
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG")
+    rows[5:5] = ["{", json.dumps(lines[0] | {"image": "cut.png"})]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    outcome = trained(recipe(f"data.train={tmp_path / 'rows.jsonl'}", "data.skip_bad=true", "train.epochs=1"))
+    data = outcome.run.read()["data"]
+    assert data["rows"]["train"] == 60
+    assert data["skipped"]["train"]["count"] == 2
+    assert [row.split(": ")[0] for row in data["skipped"]["train"]["rows"]] == [
+        f"{tmp_path / 'rows.jsonl'}:{line}" for line in (6, 7)
+    ]
+
+
+def test_a_run_on_a_hub_data_set_keeps_what_export_needs(recipe: Make, tiny: Path, tmp_path: Path) -> None:
+    features = datasets.Features(
+        {"image": datasets.Image(), "text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(LABELS))}
+    )
+    for split in ("train", "test"):
+        rows = [json.loads(line) for line in (tiny / f"{split}.jsonl").read_text().splitlines()]
+        table = {
+            "image": [str(tiny / row["image"]) for row in rows],
+            "text": [row["text"] for row in rows],
+            "label": [row["label"] for row in rows],
+        }
+        folder = tmp_path / "hub" / "data"
+        folder.mkdir(parents=True, exist_ok=True)
+        made = datasets.Dataset.from_dict(table, features=features)
+        made.map(lambda row: row).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    hub = (f"data.hub={tmp_path / 'hub'}", f"data.root={tmp_path / 'rows'}")
+    none = [f"data.{split}=null" for split in ("train", "validation", "test")]
+    outcome = trained(recipe(*hub, *none, "model.labels=null", "train.epochs=1"))
+    data = outcome.run.read()["data"]
+    assert (data["validation"], data["test"]) == ("samples/validation.jsonl", "samples/test.jsonl")
+    shutil.rmtree(tmp_path / "rows")
+    shutil.rmtree(tmp_path / "hub")
+    for split in ("validation", "test"):
+        samples = list(open_samples(outcome.run.folder / data[split], labels=LABELS))
+        assert len(samples) == data["rows"][split]
+        assert all(sample.image.is_relative_to(outcome.run.samples) for sample in samples)  # type: ignore[union-attr]
 
 
 def test_held_out_validation_is_kept_with_the_run(recipe: Make, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 
 from mope_deploy.errors import ConfigError, UsageError
 from mope_deploy.model import EncoderSpec, MoPEConfig
-from train.config import EncoderSection, ModelSection
+from train.config import EncoderSection, ModelSection, Recipe
+from train.recipe import _keys as recipe_keys
 from train.recipe import check_recipe, load_recipe, read_recipe, shipped_recipes, to_yaml
 
 
@@ -135,3 +137,21 @@ def test_a_mistake_is_reported_without_importing_torch(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "2 []"
     assert done.stderr.strip() == "error: recipe digits-ve: unknown key train.batch (did you mean train.batch_size?)"
+
+
+def test_every_key_that_the_documentation_names_exists() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    prose = re.sub(r"```python.*?```", "", text, flags=re.DOTALL)
+    named = set(re.findall(r"(?:data|model|optim|train|run)\.[a-z_]+", prose)) - {"train.jsonl", "run.json", "train.py"}
+    unknown = {name for name in named if name not in set(recipe_keys(Recipe)) and f"{name}.py" not in prose}
+    assert unknown <= {"train.config", "data.jsonl", "test.jsonl"}
+    assert len(named) > 15
+
+
+def test_the_documented_call_from_python_exists() -> None:
+    from train.fit import Outcome, fit
+    from train.recipe import load_recipe
+
+    assert load_recipe("digits-ve", ["seed=1", "run.dir=runs/seed-1"]).seed == 1
+    assert {"run", "status", "evaluation"} <= Outcome.__dataclass_fields__.keys()
+    assert {"recipe", "command"} <= fit.__annotations__.keys()
