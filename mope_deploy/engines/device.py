@@ -38,7 +38,7 @@ class Device:
 
 def this_device() -> Device:
     """The machine this process runs on, with the first GPU that CUDA shows."""
-    system, l4t = f"{platform.system()} {platform.machine()}", _l4t()
+    system, l4t = f"{platform.system()} {platform.machine()}", _l4t(_read("/etc/nv_tegra_release"))
     try:
         cuda = Cuda()
     except EngineError as error:
@@ -47,7 +47,7 @@ def this_device() -> Device:
         os=system,
         gpu=cuda.name,
         compute_capability=cuda.compute_capability,
-        driver=_driver(),
+        driver=_driver(_read("/proc/driver/nvidia/version")),
         cuda=cuda.version,
         l4t=l4t,
     )
@@ -66,15 +66,15 @@ def available_memory() -> int | None:
     return min(found, default=None)
 
 
-def _driver() -> str | None:
+def _driver(text: str) -> str | None:
     """From the kernel module's own line: ``NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  …``."""
-    match = re.search(r"^NVRM version:.*?\s(\d+\.\d+(?:\.\d+)?)\s", _read("/proc/driver/nvidia/version"), re.MULTILINE)
+    match = re.search(r"^NVRM version:.*?\s(\d+\.\d+(?:\.\d+)?)\s", text, re.MULTILINE)
     return match[1] if match else None
 
 
-def _l4t() -> str | None:
+def _l4t(text: str) -> str | None:
     """From Jetson Linux's own line: ``# R36 (release), REVISION: 4.3, …``."""
-    match = re.match(r"# R(\d+) \(release\), REVISION: ([\d.]+)", _read("/etc/nv_tegra_release"))
+    match = re.match(r"# R(\d+) \(release\), REVISION: ([\d.]+)", text)
     return f"{match[1]}.{match[2]}" if match else None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mope_deploy.engines.device import Device, available_memory, this_device
+from mope_deploy.engines.device import Device, _driver, _l4t, available_memory, this_device
 from mope_deploy.engines.profiles import Sizes
 from mope_deploy.engines.sidecar import Precision, Proof, Sidecar, write_json
 from mope_deploy.errors import EngineError
@@ -133,3 +133,26 @@ def test_this_device_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     free = available_memory()
     assert free is not None
     assert 2**20 < free < 2**50
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        (
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\nGCC: 12.3",
+            "535.104.05",
+        ),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (dvs)\n", "580.65.06"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  540.4.0  Release Build\n", "540.4.0"),
+        ("", None),
+        ("GCC version: 12.3.0\n", None),
+    ],
+)
+def test_version_of_the_driver(text: str, version: str | None) -> None:
+    assert _driver(text) == version
+
+
+def test_release_of_jetson_linux() -> None:
+    line = "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed Jan  8 01:49:37 UTC 2025"
+    assert _l4t(line) == "36.4.3"
+    assert _l4t("") is None
