@@ -8,21 +8,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from mope_deploy.bundle import Bundle
 from mope_deploy.engines.sidecar import Sidecar
-from tests.device.test_old_environment import clean, environment
+from tests.device.test_old_environment import REPOSITORY, clean, environment
 
-PACKAGES = ("numpy", "pillow", "tokenizers", "typer", "rich", "tensorrt-rtx")
 ABSENT = ("onnx", "onnxruntime", "torch", "timm", "transformers", "safetensors")
 
 
 @pytest.fixture(scope="module")
 def base_python() -> Path:
-    return environment(Path(sys.executable), PACKAGES, name="base-rtx")
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    packages = (*project["dependencies"], *project["optional-dependencies"]["rtx"])
+    return environment(Path(sys.executable), packages, name="base-rtx")
 
 
 def run(python: Path, code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
