@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
+import tomllib
 
 from mope_deploy.bundle import Bundle
 from mope_deploy.engines.sidecar import Sidecar
