@@ -12,6 +12,7 @@ and listed.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from mope_deploy.model import MoPE
 __all__ = ["NEAR_TIE_FACTOR", "measure"]
 
 NEAR_TIE_FACTOR = 10.0
+KEPT_SHARE = 0.8  # of the samples: more near-ties than that set aside would leave nothing compared
 _LISTED = 100  # near-ties and differences written out; all are counted
 
 Array = NDArray[Any]
@@ -52,7 +54,8 @@ def measure(
         file: the graph as saved, loaded here from disk.
         config: what the graph was asked to be: inputs, outputs, axes, tolerance.
         cases: the batches.
-        minimum: values that each output must be compared on, generated batches and samples each.
+        minimum: values that each output must be compared on, generated batches and samples each; of samples no more
+            than there are.
         reference: of ``model``, to compute its outputs once for several files.
     """
     header: dict[str, Any] = {
@@ -160,15 +163,18 @@ def _values(
     runs: Sequence[_Run], keep: Sequence[Array], output: str, source: str, tolerance: float, minimum: int
 ) -> ValueCheck:
     """The largest error of ``output`` over the kept rows of every batch from ``source``; NaN stays NaN."""
-    count, largest, scale, worst = 0, 0.0, 0.0, ""
+    count, given, largest, scale, worst = 0, 0, 0.0, 0.0, ""
     for run, rows in _of_source(zip(runs, keep, strict=True), source):
         b = run.eager[output][rows]
         error = largest_difference(run.exported[output][rows], b)
         if not worst or error > largest or np.isnan(error):  # once NaN, it stays
             largest, worst = error, run.case.name
         count += b.size
+        given += run.eager[output].size
         scale = max(scale, float(np.abs(b).max(initial=0.0)))
-    return ValueCheck(output, source, count, minimum, largest, scale, tolerance, worst)
+    # A small data set is compared as a whole; the generated batches have the full count in any case.
+    enough = minimum if source == "generated" else min(minimum, math.ceil(given * KEPT_SHARE))
+    return ValueCheck(output, source, count, enough, largest, scale, tolerance, worst)
 
 
 def _with_rounding(

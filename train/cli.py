@@ -78,6 +78,8 @@ def train(
         run, recipe = open_run(resume, recipe=values, overrides=overrides)
     else:
         free_folder(recipe)  # a taken folder is reported before anything is imported
+    # Threads that wait must not spin: beside any other job spinning made steps five times slower (docs/NOTES.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for module in ("torch", "timm", "transformers", "accelerate", "datasets", "sklearn", "matplotlib", "tensorboard"):
         require(module, extra="train", purpose="training")
     from train.fit import fit, plan
