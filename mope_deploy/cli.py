@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -275,9 +275,9 @@ def info(bundle: Path = BUNDLE, as_json: bool = JSON) -> None:
     _print_table(table)
 
 
-def main() -> None:
-    """Entry point of the console script."""
-    sys.exit(console.run_app(app))
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0 success, 1 failure, 2 misuse."""
+    return console.run_app(app, argv)
 
 
 def _load(

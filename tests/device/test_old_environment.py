@@ -133,7 +133,7 @@ def test_an_exported_model_runs_there(old_python: Path, tmp_path: Path) -> None:
     bundle = export_bundle(model, tmp_path / "bundle", data=data)
 
     def mope(python: Path | str, *arguments: object) -> str:
-        command = [python, "-c", "from mope_deploy.cli import main; main()", *map(str, arguments)]
+        command = [python, "-c", "import sys; from mope_deploy.cli import main; sys.exit(main())", *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, env=clean(), cwd=tmp_path, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -91,7 +91,7 @@ def test_pictures_are_stored_upright_lossless_and_without_metadata(exports: dict
     Image.fromarray(pixels).convert("CMYK").save(tmp_path / "cmyk.tif")
     Image.fromarray(np.dstack([pixels, pixels[..., :1]])).save(tmp_path / "alpha.png")
     Image.fromarray(pixels).convert("P").save(tmp_path / "palette.gif", transparency=3)
-    Image.new("RGB", (3000, 1500), (1, 2, 3)).save(tmp_path / "large.png")
+    Image.fromarray(pixels).resize((3000, 1500), Image.Resampling.NEAREST).save(tmp_path / "large.png")
     names = ("turned.jpg", "cmyk.tif", "alpha.png", "palette.gif", "large.png")
     samples = [Sample(tmp_path / name, "a red card", "neutral", i, tmp_path / "x") for i, name in enumerate(names)]
     golden = make_golden(model, samples, outputs=("logits",))
@@ -100,6 +100,9 @@ def test_pictures_are_stored_upright_lossless_and_without_metadata(exports: dict
         assert png.startswith(b"\x89PNG")
         assert b"where and when" not in png
         again = model.preprocessing.load_image(Image.open(io.BytesIO(png)))
+        # What the model gets comes from the stored picture, even where that is smaller than the original.
+        assert np.array_equal(golden.inputs["pixel_values"][i], model.preprocessing.normalise(again[None])[0]), name
         if name != "large.png":
             assert np.array_equal(again, model.preprocessing.load_image(tmp_path / name)), name
     assert max(Image.open(io.BytesIO(golden.files["golden/4.png"])).size) == 1024
+    assert not np.array_equal(again, model.preprocessing.load_image(tmp_path / "large.png"))
