@@ -38,7 +38,7 @@ def test_the_environment_has_nothing_else(base_python: Path) -> None:
 
 
 def test_mope_build_there(base_python: Path, bundle: Bundle) -> None:
-    main = "from mope_deploy.cli import main; main()"
+    main = "import sys; from mope_deploy.cli import main; sys.exit(main())"
     done = run(base_python, main, "build", bundle.path, "--compute", "8.6,8.9", "--batch", "1:2:4")
     assert done.returncode == 0, done.stderr
     assert "built, not run here" in done.stdout
