@@ -42,6 +42,7 @@ __all__ = ["Bundle", "check_target", "write_bundle"]
 
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_GOLDEN_BYTES = 2**30  # of one .npz once unpacked
+ENGINES = "engines"  # of the folder inside a bundle where engines built on the device live
 _COPY = "copy the bundle with its links resolved: cp -rL"
 
 
@@ -150,9 +151,13 @@ class Bundle:
         return inputs, outputs
 
     def unlisted(self) -> tuple[str, ...]:
-        """Files in the folder that the manifest does not know; nothing reads them."""
+        """Files in the folder that the manifest does not know; nothing reads them.
+
+        Engines built on this device (``engines/``) are not among them: each has its own record and hashes.
+        """
         found = (p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if not p.is_dir() or p.is_symlink())
-        return tuple(sorted(name for name in found if name != MANIFEST and name not in self.manifest.files))
+        known = {MANIFEST, *self.manifest.files}
+        return tuple(sorted(name for name in found if name not in known and not name.startswith(f"{ENGINES}/")))
 
 
 def write_bundle(

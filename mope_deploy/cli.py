@@ -24,6 +24,7 @@ from mope_deploy.errors import DataError, EngineError, MopeError, UsageError
 from mope_deploy.progress import track
 
 if TYPE_CHECKING:
+    from mope_deploy.bundle import Bundle
     from mope_deploy.data import Sample, Samples
     from mope_deploy.manifest import Manifest
     from mope_deploy.predictor import Prediction, Predictor
@@ -40,7 +41,13 @@ app = typer.Typer(
 )
 
 BUNDLE = typer.Argument(metavar="BUNDLE", help="Folder of the bundle.", show_default=False)
-ENGINE = typer.Option("auto", help="Inference engine: auto or onnxruntime.")
+ENGINE = typer.Option(
+    "auto",
+    help="Inference engine: tensorrt, onnxruntime, or auto: TensorRT, then ONNX Runtime on CUDA, then on the CPU.",
+)
+REBUILD = typer.Option(
+    False, "--rebuild", help="Build the TensorRT engine again where there is none or this device refuses it."
+)
 GRAPH = typer.Option(None, help="Which graph of the bundle; by default the canonical one.", show_default=False)
 THREADS = typer.Option(None, min=1, help="Threads of one operator; by default the number of cores.", show_default=False)
 PROVIDER = typer.Option(
@@ -68,6 +75,7 @@ def run(
     graph: str | None = GRAPH,
     threads: int | None = THREADS,
     provider: list[str] | None = PROVIDER,
+    rebuild: bool = REBUILD,
 ) -> None:
     """Predict one sample (--image, --text), or every row of a file (--data in.jsonl --out out.jsonl)."""
     if data is not None and (image is not None or text is not None):
@@ -78,7 +86,7 @@ def run(
         )
     if data is not None and out is not None and _same_file(data, out):
         raise UsageError("--out is the file that --data reads", received=out, expected="another file")
-    predictor = _load(bundle, engine=engine, graph=graph, threads=threads, provider=provider)
+    predictor = _load(bundle, engine=engine, graph=graph, threads=threads, provider=provider, rebuild=rebuild)
     if data is not None:
         _run_file(predictor, data, out, routing=routing, batch_size=batch_size, skip_bad=skip_bad)
         return
@@ -103,13 +111,14 @@ def evaluate(
     graph: str | None = GRAPH,
     threads: int | None = THREADS,
     provider: list[str] | None = PROVIDER,
+    rebuild: bool = REBUILD,
 ) -> None:
     """Compare predictions with the labels of a file: accuracy, macro and micro F1, confusion."""
     import numpy as np
 
     from mope_deploy.metrics import report
 
-    predictor = _load(bundle, engine=engine, graph=graph, threads=threads, provider=provider)
+    predictor = _load(bundle, engine=engine, graph=graph, threads=threads, provider=provider, rebuild=rebuild)
     task, index = predictor.task, {name: i for i, name in enumerate(predictor.labels)}
     true: list[Any] = []
     predicted: list[Any] = []
@@ -136,18 +145,30 @@ def verify(
     graph: str | None = GRAPH,
     threads: int | None = THREADS,
     provider: list[str] | None = PROVIDER,
+    rebuild: bool = REBUILD,
     as_json: bool = JSON,
 ) -> None:
     """Check every file's hash, then repeat the golden samples: preprocessing bit for bit, outputs within tolerance."""
     from mope_deploy.bundle import Bundle
+    from mope_deploy.engines import built_engines
 
     opened = Bundle.open(bundle, verify=True)
     canonical = opened.graph(graph).name
-    variants = [g.name for g in opened.manifest.graphs if g.runs_on in ("any", "onnxruntime") and g.name != canonical]
+    runs_on = ("any",) if engine == "tensorrt" else ("any", "onnxruntime")
+    variants = [g.name for g in opened.manifest.graphs if g.runs_on in runs_on and g.name != canonical]
     results, unusable = [], {}
     for name in [canonical, *(variants if graph is None else [])]:
         try:
-            predictor = _load(bundle, engine=engine, graph=name, threads=threads, provider=provider, check=False)
+            predictor = _load(
+                bundle,
+                engine=engine,
+                graph=name,
+                threads=threads,
+                provider=provider,
+                rebuild=rebuild and name == canonical,
+                check=False,
+                announce=name == canonical and bool(built_engines(opened, name)),
+            )
             results.append((predictor, predictor.verify()))
         except EngineError as error:
             # A variant may need a newer engine than this device has. One that runs and is wrong raises ParityError.
@@ -177,6 +198,66 @@ def verify(
 
 
 @app.command()
+def build(
+    bundle: Path = BUNDLE,
+    backend: str | None = typer.Option(
+        None, help="tensorrt or tensorrt_rtx; by default what fits this machine.", show_default=False
+    ),
+    graph: str | None = GRAPH,
+    batch: str | None = typer.Option(None, help="Batch sizes, min:opt:max. Default: 1:4:16.", show_default=False),
+    text_len: str | None = typer.Option(
+        None, help="Tokens of a text, min:opt:max. Default: all that the bundle makes.", show_default=False
+    ),
+    compute: str | None = typer.Option(
+        None,
+        help="Compute capabilities, 8.6,12.0 (tensorrt_rtx). Default: this GPU's; all of them where there is none.",
+        show_default=False,
+    ),
+    tf32: bool = typer.Option(False, "--tf32", help="Let float32 products be rounded to TF32, which is faster."),
+    workspace: int | None = typer.Option(
+        None, min=1, help="Limit of the builder's GPU scratch memory, MiB.", show_default=False
+    ),
+    no_memory_check: bool = typer.Option(False, "--no-memory-check", help="Begin even if free memory looks too small."),
+) -> None:
+    """Build the TensorRT engine for this device from the bundle's ONNX, and prove it on the golden samples."""
+    from mope_deploy.bundle import Bundle
+    from mope_deploy.engines import open_session
+    from mope_deploy.engines.build import build_engine
+    from mope_deploy.engines.device import this_device
+
+    opened, device = Bundle.open(bundle), this_device()
+    sidecar, files = build_engine(
+        opened,
+        backend=backend,
+        graph=graph,
+        batch=batch,
+        text_length=text_len,
+        compute=compute,
+        tf32=tf32,
+        workspace=workspace,
+        check_memory=not no_memory_check,
+        device=device,
+    )
+    say = console.out.print
+    sizes = ", ".join(f"{axis} {size}" for axis, size in sidecar.profile.items())
+    products = ", ".join(f"{count} of {dtype}" for dtype, count in sidecar.precision.products.items())
+    say(f"{files.engine}: {sidecar.engine.bytes / 1e6:,.1f} MB", markup=False)
+    say(f"{sidecar.backend} {sidecar.version}, for {', '.join(sidecar.compute_capabilities)}; {sizes}", markup=False)
+    say(
+        f"{sidecar.precision.declared}, products: {products}{', TF32 allowed' if tf32 else ''}; "
+        f"{sidecar.seconds:,.1f} s, at most {sidecar.peak_bytes / 2**20:,.0f} MiB of memory",
+        markup=False,
+    )
+    if device.compute_capability not in sidecar.compute_capabilities:
+        say(f"built, not run here: {device.no_gpu or f'{device.gpu} is another GPU'}", markup=False)
+        say("the golden samples are run when the engine is first loaded, before any prediction", markup=False)
+        return
+    session = open_session(opened, engine="tensorrt", graph=graph)
+    say(f"golden samples come out right on {session.device}", markup=False)
+    say(f"next: mope run {bundle} --engine tensorrt --data in.jsonl", markup=False)
+
+
+@app.command()
 def info(bundle: Path = BUNDLE, as_json: bool = JSON) -> None:
     """Say what a bundle is: task, inputs, graphs, parity figures, versions. Sizes are checked, hashes are not."""
     from mope_deploy.bundle import MANIFEST, Bundle
@@ -189,6 +270,8 @@ def info(bundle: Path = BUNDLE, as_json: bool = JSON) -> None:
     for key, value in _described(opened.manifest):
         table.add_row(_plain(key), _plain(value))
     table.add_row(_plain("sha256"), _plain(opened.sha256))
+    for key, value in _engines(opened):
+        table.add_row(_plain(key), _plain(value))
     _print_table(table)
 
 
@@ -204,11 +287,25 @@ def _load(
     graph: str | None,
     threads: int | None,
     provider: list[str] | None,
+    rebuild: bool,
     check: bool = True,
+    announce: bool = True,
 ) -> Predictor:
     from mope_deploy.predictor import load
 
-    return load(bundle, engine=engine, graph=graph, threads=threads, providers=provider or None, verify=check)
+    predictor = load(
+        bundle, engine=engine, graph=graph, threads=threads, providers=provider or None, rebuild=rebuild, verify=check
+    )
+    if announce:
+        _say_engine(predictor)
+    return predictor
+
+
+def _say_engine(predictor: Predictor) -> None:
+    """Which engine runs and why, where the choice was left to us."""
+    session = predictor.session
+    if session.why:
+        console.err.print(f"engine: {session.name} on {session.device}: {session.why}", markup=False)
 
 
 def _require_inputs(predictor: Predictor, **given: Any) -> None:
@@ -369,6 +466,34 @@ def _print_report(found: dict[str, Any]) -> None:
     for label, row in zip(labels, cells, strict=True):
         confusion.add_row(_plain(label), *(f"{cell:,}" for cell in row))
     _print_table(confusion)
+
+
+def _engines(bundle: Bundle) -> Iterator[tuple[str, str]]:
+    """What could run it here, and what was built for it."""
+    from mope_deploy.engines.backends import BACKENDS, installed
+    from mope_deploy.engines.ort import available_providers
+    from mope_deploy.engines.sidecar import Sidecar, engine_files
+
+    try:
+        yield "onnxruntime here", ", ".join(available_providers())
+    except MopeError as error:
+        yield "onnxruntime here", str(error)
+    found = installed()
+    for name in BACKENDS:
+        library = found.get(name, "not installed")
+        yield f"{name} here", library if isinstance(library, str) else library.version
+    for graph in bundle.manifest.graphs:
+        for name in BACKENDS:
+            files = engine_files(bundle, graph, name)
+            if not files.sidecar.exists() and not files.engine.exists():
+                continue
+            try:
+                sidecar = Sidecar.read(files.sidecar)
+                sizes = ", ".join(f"{axis} {size}" for axis, size in sidecar.profile.items())
+                targets = ", ".join(sidecar.compute_capabilities)
+                yield f"engine {files.engine.name}", f"{name} {sidecar.version}, for {targets}; {sizes}"
+            except EngineError as error:
+                yield f"engine {files.engine.name}", str(error)
 
 
 def _described(manifest: Manifest) -> Iterator[tuple[str, str]]:

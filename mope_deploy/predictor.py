@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mope_deploy.bundle import Bundle
 from mope_deploy.data import Sample, Samples, open_samples
 from mope_deploy.engines import Session, open_session
+from mope_deploy.engines.golden import Verification, check_outputs_are_golden
 from mope_deploy.errors import BundleError, DataError, EngineError, MediaError, ParityError, UsageError
 from mope_deploy.preprocess import ImageSource, Preprocessing
 
@@ -54,25 +55,6 @@ class Prediction:
         return found
 
 
-@dataclass(frozen=True)
-class Verification:
-    """What :meth:`Predictor.verify` measured.
-
-    Args:
-        graph: name of the graph.
-        samples: number of golden samples.
-        logits_error: ``max|a - b| / max|b|`` against the golden logits.
-        routing_error: ``max|a - b|`` against the golden routing; None if the graph has none.
-        near_ties: golden samples whose label flipped within the tolerance: their two best logits are nearer than it.
-    """
-
-    graph: str
-    samples: int
-    logits_error: float
-    routing_error: float | None
-    near_ties: int
-
-
 def load(
     path: str | os.PathLike[str],
     *,
@@ -80,13 +62,14 @@ def load(
     graph: str | None = None,
     threads: int | None = None,
     providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None = None,
+    rebuild: bool = False,
     verify: bool = True,
 ) -> Predictor:
     """Open a bundle, ready to predict.
 
     Args:
         path: the bundle's folder.
-        engine, graph, threads, providers: see :func:`mope_deploy.engines.open_session`.
+        engine, graph, threads, providers, rebuild: see :func:`mope_deploy.engines.open_session`.
         verify: compare every file's SHA-256 first.
 
     Raises:
@@ -96,7 +79,7 @@ def load(
     """
     bundle = Bundle.open(path, verify=verify)
     preprocessing = bundle.preprocessing  # a broken tokenizer is found before the engine spends its seconds
-    session = open_session(bundle, engine=engine, graph=graph, threads=threads, providers=providers)
+    session = open_session(bundle, engine=engine, graph=graph, threads=threads, providers=providers, rebuild=rebuild)
     return Predictor(bundle=bundle, session=session, preprocessing=preprocessing, graph=graph)
 
 
@@ -190,35 +173,9 @@ class Predictor:
             ParityError: they do not; the message has the figures.
             BundleError: the golden files are damaged.
         """
-        inputs, outputs = self.bundle.golden()
+        inputs, _ = self.bundle.golden()
         self._verify_preprocessing(inputs)
-        found = self.session.run({name: inputs[name] for name in self._feeds})
-        golden, where = self.bundle.manifest.golden, f"{self.bundle.path}, graph {self.graph}"
-        for name, array in found.items():
-            if array.shape != outputs[name].shape or not np.isfinite(array).all():
-                raise ParityError(
-                    f"{where}: {name}",
-                    received=f"shape {array.shape}{'' if np.isfinite(array).all() else ' with NaN or infinity'}",
-                    expected=f"finite values of shape {outputs[name].shape}",
-                )
-        errors = {name: np.abs(array.astype(np.float64) - outputs[name]).max() for name, array in found.items()}
-        errors["logits"] /= max(np.abs(outputs["logits"]).max(), np.finfo(np.float32).tiny)
-        for name, allowed in (("logits", golden.logits), ("routing", golden.routing)):
-            if name in errors and not errors[name] <= allowed:
-                raise ParityError(
-                    f"{where}: {name} are not the golden ones",
-                    received=f"an error of {errors[name]:.2g}",
-                    expected=f"at most {allowed:.2g}",
-                    todo=f"this {self.session.name} on {self.session.device} computes something else; do not use it",
-                )
-        flips = found["logits"].argmax(-1) != outputs["logits"].argmax(-1)
-        return Verification(
-            graph=self.graph,
-            samples=len(flips),
-            logits_error=float(errors["logits"]),
-            routing_error=float(errors["routing"]) if "routing" in errors else None,
-            near_ties=int(flips.sum()),
-        )
+        return check_outputs_are_golden(self.bundle, self.session, graph=self.graph)
 
     def _verify_preprocessing(self, golden: Mapping[str, NDArray[Any]]) -> None:
         file = self.bundle.file(self.bundle.manifest.golden.samples)

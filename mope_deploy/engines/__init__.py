@@ -1,18 +1,22 @@
-"""Inference engines: one session protocol (session.py), one file per engine, chosen by name here."""
+"""Inference engines: one session protocol (session.py), one file per engine, chosen here: by name, or by what runs."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mope_deploy.bundle import Bundle
 from mope_deploy.engines.session import Session
-from mope_deploy.errors import UsageError
+from mope_deploy.errors import EngineError, MissingExtraError, MopeError, ParityError, UsageError
 from mope_deploy.fields import nearest
 
-__all__ = ["ENGINES", "Session", "open_session"]
+__all__ = ["ENGINES", "Session", "built_engines", "open_session"]
 
-ENGINES = ("onnxruntime",)
+ENGINES = ("tensorrt", "onnxruntime")  # in the order of "auto"; the first stands for all its libraries
+
+Providers = Sequence[str | tuple[str, Mapping[str, Any]]]
 
 
 def open_session(
@@ -21,20 +25,24 @@ def open_session(
     engine: str = "auto",
     graph: str | None = None,
     threads: int | None = None,
-    providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None = None,
+    providers: Providers | None = None,
+    rebuild: bool = False,
 ) -> Session:
     """Load a graph of ``bundle`` into an engine.
 
     Args:
         bundle: where the graph is.
-        engine: a name of :data:`ENGINES`, or ``"auto"``.
+        engine: a name of :data:`ENGINES`, or ``"auto"``: TensorRT where an engine was built and passes every check,
+            else ONNX Runtime on CUDA, else on the CPU; the session's ``why`` says what decided.
         graph: its name; by default the canonical one.
-        threads, providers: see :class:`mope_deploy.engines.ort.OnnxRuntimeSession`.
+        threads, providers: see :class:`mope_deploy.engines.ort.OnnxRuntimeSession`; they make ``"auto"`` that one.
+        rebuild: build the TensorRT engine again, from the bundle's own ONNX, where there is none or it is refused.
 
     Raises:
-        UsageError: no such engine or graph.
+        UsageError: no such engine or graph; options that belong to another engine.
         MissingExtraError: the engine's package is not installed.
         EngineError: the engine refuses the graph.
+        ParityError: a TensorRT engine does not give the golden outputs.
     """
     if engine not in ("auto", *ENGINES):
         hint = nearest(engine, ENGINES)
@@ -44,7 +52,139 @@ def open_session(
             expected=f"auto or {', '.join(ENGINES)}",
             todo=f"did you mean {hint!r}?" if hint else None,
         )
+    for_ort = "threads" if threads is not None else "providers" if providers else None
+    if for_ort and (engine == "tensorrt" or rebuild):
+        raise UsageError(
+            f"{for_ort} belongs to onnxruntime", received="TensorRT as the engine", expected="one of the two"
+        )
+    if rebuild and engine == "onnxruntime":
+        raise UsageError("rebuild belongs to TensorRT", received="engine onnxruntime")
+    if engine == "tensorrt" or rebuild:
+        return _tensorrt(bundle, graph, rebuild=rebuild)
+    if engine == "auto" and not for_ort:
+        return _auto(bundle, graph)
+    return _onnxruntime(bundle, graph, threads, providers)
+
+
+def _auto(bundle: Bundle, graph: str | None) -> Session:
+    """The first engine that runs here; ``why`` names what stood against those before it."""
+    reasons = []
+    refused: MopeError | None = None  # an engine that was built, and what is wrong with it
+    try:
+        session = _tensorrt(bundle, graph)
+        session.why = "an engine built for this device, proved by the golden samples"
+        return session
+    except (EngineError, ParityError, MissingExtraError) as error:
+        reasons.append(str(error))
+        refused = error if built_engines(bundle, graph) else None
+    except UsageError:
+        reasons.append("no TensorRT engine of this graph")  # a graph that only ONNX Runtime takes, or no graph at all
+    from mope_deploy.engines.ort import CUDA, available_providers
+
+    try:
+        providers = available_providers()
+    except MissingExtraError:
+        if refused is not None:
+            raise refused from None
+        raise
+    if CUDA not in providers:
+        reasons.append("this onnxruntime has no CUDA")
+    else:
+        try:
+            session = _onnxruntime(bundle, graph, None, [CUDA, "CPUExecutionProvider"])
+            session.why = reasons[0]
+            return session
+        except EngineError as error:
+            reasons.append(str(error))
+    session = _onnxruntime(bundle, graph, None, None)
+    session.why = "; ".join(reasons)
+    return session
+
+
+def _onnxruntime(bundle: Bundle, graph: str | None, threads: int | None, providers: Providers | None) -> Session:
     from mope_deploy.engines.ort import OnnxRuntimeSession
 
     chosen = bundle.graph(graph, engine="onnxruntime")
     return OnnxRuntimeSession(bundle.file(chosen.file), chosen, threads=threads, providers=providers)
+
+
+def _tensorrt(bundle: Bundle, graph: str | None, *, rebuild: bool = False) -> Session:
+    from mope_deploy.engines.device import this_device
+
+    for name in _libraries():
+        bundle.graph(graph, engine=name)  # a name that is not there, or one for another engine
+    built = built_engines(bundle, graph)
+    if not built and not rebuild:
+        libraries = [name for name in _libraries() if _is_installed(name)]
+        raise EngineError(
+            "no TensorRT engine was built" if libraries else "no TensorRT is installed",
+            todo=f"run: mope build {bundle.path}" if libraries else None,
+        )
+    first: MopeError | None = None
+    for name in built:
+        try:
+            return _open_built(bundle, graph, name)
+        except (EngineError, ParityError, MissingExtraError) as error:
+            first = first or error
+    if not rebuild:
+        assert first is not None
+        raise first
+    device = this_device()
+    if device.no_gpu:
+        raise EngineError("running a TensorRT engine needs a GPU", received=device.no_gpu)
+    return _open_built(bundle, graph, _rebuild(bundle, graph, built))
+
+
+def _open_built(bundle: Bundle, graph: str | None, backend: str) -> Session:
+    from mope_deploy.engines.backends import open_backend
+    from mope_deploy.engines.device import this_device
+    from mope_deploy.engines.sidecar import engine_files
+    from mope_deploy.engines.trt import open_engine
+
+    chosen = bundle.graph(graph, engine=backend)
+    return open_engine(bundle, chosen, engine_files(bundle, chosen, backend), open_backend(backend), this_device())
+
+
+def _rebuild(bundle: Bundle, graph: str | None, built: Sequence[str]) -> str:
+    """Build with the sizes and options of the engine that was there, as far as its sidecar can be read."""
+    from mope_deploy.engines.build import build_engine
+    from mope_deploy.engines.sidecar import Sidecar, engine_files
+
+    options: dict[str, Any] = {}
+    for name in built[:1]:
+        try:
+            old = Sidecar.read(engine_files(bundle, bundle.graph(graph, engine=name), name).sidecar)
+        except EngineError:
+            break
+        options = {axis: str(sizes) for axis, sizes in old.profile.items()}
+        options |= {"backend": name if _is_installed(name) else None, "tf32": old.precision.tf32}
+        options["workspace"] = None if old.workspace is None else old.workspace // 2**20 or None
+    return build_engine(bundle, graph=graph, **options)[0].backend
+
+
+def built_engines(bundle: Bundle, graph: str | None) -> list[str]:
+    """Names of the TensorRT libraries for which an engine of the graph is there, good or not."""
+    from mope_deploy.engines.sidecar import engine_files
+
+    found = []
+    for name in _libraries():
+        try:
+            files = engine_files(bundle, bundle.graph(graph, engine=name), name)
+        except UsageError:  # a graph for another engine
+            continue
+        if any(Path(path).exists() for path in (files.engine, files.sidecar)):
+            found.append(name)
+    return found
+
+
+def _libraries() -> tuple[str, ...]:
+    from mope_deploy.engines.backends import BACKENDS
+
+    return tuple(BACKENDS)
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False

@@ -17,9 +17,9 @@ from mope_deploy.errors import EngineError, MissingExtraError, UsageError
 from mope_deploy.extras import require
 from mope_deploy.manifest import Graph
 
-__all__ = ["OnnxRuntimeSession"]
+__all__ = ["CPU", "CUDA", "OnnxRuntimeSession", "available_providers"]
 
-CPU = "CPUExecutionProvider"
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -41,7 +41,8 @@ class OnnxRuntimeSession:
         graph: what the manifest says about it.
         threads: for one operator; without it ONNX Runtime's own default, the number of cores.
         providers: ONNX Runtime's execution providers, names or (name, options) pairs; the CPU by default. The first one
-            must come up: ONNX Runtime itself would fall back to the CPU without a word.
+            must come up: ONNX Runtime itself would fall back to the CPU without a word. CUDA without options of its own
+            computes float32 as float32 (``use_tf32=0``).
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
@@ -49,6 +50,8 @@ class OnnxRuntimeSession:
     """
 
     name = "onnxruntime"
+    why = ""
+    least_tolerance = 0.0
 
     def __init__(
         self,
@@ -59,7 +62,7 @@ class OnnxRuntimeSession:
         providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None = None,
     ) -> None:
         ort = _import()
-        wanted = list(providers) if providers else [CPU]
+        wanted = [_with_options(provider) for provider in providers or [CPU]]
         _check_available(ort, wanted)
         options = ort.SessionOptions()
         options.log_severity_level = 4  # fatal only: every error is raised as well, and reported once
@@ -98,6 +101,21 @@ class OnnxRuntimeSession:
             return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
         except Exception as error:
             raise EngineError(f"onnxruntime failed while running the graph: {_message(error)}") from error
+
+
+def available_providers() -> list[str]:
+    """What the installed onnxruntime can be asked for; each may still fail to start.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+        EngineError: it cannot be imported.
+    """
+    return list(_import().get_available_providers())
+
+
+def _with_options(provider: str | tuple[str, Mapping[str, Any]]) -> str | tuple[str, Mapping[str, Any]]:
+    """TF32 is on by default in the CUDA provider, and ten bits of mantissa are not fp32."""
+    return (CUDA, {"use_tf32": "0"}) if provider == CUDA else provider
 
 
 def _import() -> ModuleType:

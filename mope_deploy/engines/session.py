@@ -20,13 +20,17 @@ class Session(Protocol):
     """One graph, loaded and ready.
 
     Attributes:
-        name: of the engine, ``"onnxruntime"``.
+        name: of the engine: ``"onnxruntime"``, ``"tensorrt"``, ``"tensorrt_rtx"``.
         device: what executes it, in the engine's own words.
+        why: why this engine was chosen, where the choice was left to us; else empty.
+        least_tolerance: of golden samples, where arithmetic is coarser on purpose (TF32); else 0.
         inputs, outputs: as the manifest has them; checked against the loaded file.
     """
 
     name: str
     device: str
+    why: str
+    least_tolerance: float
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 

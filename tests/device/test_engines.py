@@ -136,6 +136,23 @@ def test_a_silent_fallback_to_the_cpu_is_an_error(bundle_path: Path, monkeypatch
         open_session(Bundle.open(bundle_path), providers=["CUDAExecutionProvider"])
 
 
+def test_auto_passes_over_a_cuda_that_does_not_start(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    real, asked = onnxruntime.InferenceSession, []
+
+    def session(path: str, options: Any, *, providers: Any, **_: Any) -> Any:
+        asked.append(providers)
+        return real(path, options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    chosen = open_session(Bundle.open(bundle_path))
+    assert chosen.device == "CPUExecutionProvider"
+    assert "could not start CUDAExecutionProvider" in chosen.why
+    # CUDA was asked for without TF32, the CPU only after it
+    assert asked == [[("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"], ["CPUExecutionProvider"]]
+
+
 def test_a_provider_that_fails_prints_nothing(
     bundle_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

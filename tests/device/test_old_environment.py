@@ -56,32 +56,32 @@ def working_python() -> Path | None:
     return None
 
 
-def environment(python: Path) -> Path:
+def environment(python: Path, packages: tuple[str, ...] = PACKAGES, *, name: str = "old-device") -> Path:
     """Python of the environment, made if it is not there yet."""
-    key = hashlib.sha256(repr((str(python), PACKAGES)).encode()).hexdigest()[:12]
+    key = hashlib.sha256(repr((str(python), packages)).encode()).hexdigest()[:12]
     root = Path(tempfile.gettempdir()) / f"mope-deploy-tests-{os.getuid()}"
     root.mkdir(mode=0o700, exist_ok=True)
     if root.stat().st_uid != os.getuid():
         pytest.fail(f"{root} belongs to another user")
-    folder = root / f"old-device-{key}"
+    folder = root / f"{name}-{key}"
     with (root / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "complete").exists():
             shutil.rmtree(folder, ignore_errors=True)
             subprocess.run([python, "-m", "venv", folder], check=True, capture_output=True)
-            install(folder / "bin" / "python")
+            install(folder / "bin" / "python", packages)
             (folder / "complete").touch()
     return folder / "bin" / "python"
 
 
-def install(python: Path) -> None:
-    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "1", *PACKAGES]
+def install(python: Path, packages: tuple[str, ...]) -> None:
+    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "1", *packages]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return
     if any(sign in done.stderr for sign in UNREACHABLE):
-        pytest.skip("the package index is unreachable, so the old environment cannot be made")
-    pytest.fail(f"pip could not make the old environment:\n{done.stderr[-3000:]}")
+        pytest.skip("the package index is unreachable, so the environment cannot be made")
+    pytest.fail(f"pip could not make the environment:\n{done.stderr[-3000:]}")
 
 
 @pytest.fixture(scope="module")

@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import tensorrt_rtx as trt
 
-
-class Log(trt.ILogger):
-    """Collects errors: the parser and the builder return something usable after some of them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.errors: list[str] = []
-
-    def log(self, severity: Any, message: str) -> None:
-        if severity <= trt.ILogger.ERROR:
-            self.errors.append(message)
-
-
-@cache
-def log() -> Log:
-    """The one logger of this process: TensorRT keeps the first it was given."""
-    return Log()
+from mope_deploy.engines.backends import open_backend
+from mope_deploy.engines.log import shared_log
 
 
 def parse_and_build(file: Path, *, longest: int) -> list[str]:
     """Every error that parsing and building a graph for compute capability 8.6 gives; none if both went well."""
-    logger = log()
-    logger.errors.clear()
-    builder = trt.Builder(logger)
+    log = shared_log(open_backend("tensorrt_rtx"))
+    log.clear()
+    builder = trt.Builder(log.logger)
     network = builder.create_network(0)
-    parser = trt.OnnxParser(network, logger)
+    parser = trt.OnnxParser(network, log.logger)
     if not parser.parse_from_file(str(file)):
-        return [str(parser.get_error(i)) for i in range(parser.num_errors)] + logger.errors
+        return [str(parser.get_error(i)) for i in range(parser.num_errors)] + log.errors
     config = builder.create_builder_config()
     config.num_compute_capabilities = 1
     config.set_compute_capability(trt.ComputeCapability.SM86, 0)
@@ -49,4 +32,4 @@ def parse_and_build(file: Path, *, longest: int) -> list[str]:
         profile.set_shape(tensor.name, *sizes)
     config.add_optimization_profile(profile)
     engine = builder.build_serialized_network(network, config)
-    return logger.errors + ([] if engine is not None else ["no engine was built"])
+    return log.errors + ([] if engine is not None else ["no engine was built"])

@@ -129,7 +129,10 @@ def test_counts_what_it_does_not_show() -> None:
 def test_nvidias_parser_knows_every_allowed_operator() -> None:
     import tensorrt_rtx as trt
 
-    logger = trt.Logger(trt.Logger.ERROR)
+    from mope_deploy.engines.backends import open_backend
+    from mope_deploy.engines.log import shared_log
+
+    logger = shared_log(open_backend("tensorrt_rtx")).logger
     builder = trt.Builder(logger)
     network = builder.create_network(0)
     onnx_parser = trt.OnnxParser(network, logger)

@@ -1,0 +1,75 @@
+"""The golden samples, run through a session: does this engine on this device compute what was exported?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mope_deploy.bundle import Bundle
+from mope_deploy.engines.session import Session
+from mope_deploy.errors import ParityError
+
+__all__ = ["Verification", "check_outputs_are_golden"]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What the golden samples measured.
+
+    Args:
+        graph: name of the graph.
+        samples: number of golden samples.
+        logits_error: ``max|a - b| / max|b|`` against the golden logits.
+        routing_error: ``max|a - b|`` against the golden routing; None if the graph has none.
+        near_ties: golden samples whose label flipped within the tolerance: their two best logits are nearer than it.
+    """
+
+    graph: str
+    samples: int
+    logits_error: float
+    routing_error: float | None
+    near_ties: int
+
+
+def check_outputs_are_golden(bundle: Bundle, session: Session, *, graph: str) -> Verification:
+    """Run the golden input arrays and compare with the golden outputs, within the manifest's tolerances.
+
+    Args:
+        bundle: whose golden samples.
+        session: what to check.
+        graph: name of its graph, for messages.
+
+    Raises:
+        ParityError: an output beyond its tolerance, of another shape or not finite; the message has the figures.
+        BundleError: the golden files are damaged.
+    """
+    inputs, outputs = bundle.golden()
+    golden, where = bundle.manifest.golden, f"{bundle.path}, graph {graph}"
+    found = session.run({spec.name: inputs[spec.name] for spec in session.inputs})
+    for name, array in found.items():
+        if array.shape != outputs[name].shape or not np.isfinite(array).all():
+            raise ParityError(
+                f"{where}: {name}",
+                received=f"shape {array.shape}{'' if np.isfinite(array).all() else ' with NaN or infinity'}",
+                expected=f"finite values of shape {outputs[name].shape}",
+            )
+    errors = {name: np.abs(array.astype(np.float64) - outputs[name]).max() for name, array in found.items()}
+    errors["logits"] /= max(np.abs(outputs["logits"]).max(), np.finfo(np.float32).tiny)
+    for name, tolerance in (("logits", golden.logits), ("routing", golden.routing)):
+        allowed = max(tolerance, session.least_tolerance)
+        if name in errors and not errors[name] <= allowed:
+            raise ParityError(
+                f"{where}: {name} are not the golden ones",
+                received=f"an error of {errors[name]:.2g}",
+                expected=f"at most {allowed:.2g}",
+                todo=f"this {session.name} on {session.device} computes something else; do not use it",
+            )
+    flips = found["logits"].argmax(-1) != outputs["logits"].argmax(-1)
+    return Verification(
+        graph=graph,
+        samples=len(flips),
+        logits_error=float(errors["logits"]),
+        routing_error=float(errors["routing"]) if "routing" in errors else None,
+        near_ties=int(flips.sum()),
+    )

@@ -1,0 +1,201 @@
+"""Which sizes an engine is built for: ``--batch 1:4:16 --text-len 8:32:128``, and batches made to fit them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mope_deploy.errors import EngineError, UsageError
+from mope_deploy.manifest import Manifest, TensorSpec
+
+__all__ = ["Chunk", "Profile", "Sizes", "TopK", "check_topk", "chunks", "make_profile", "profile_shapes"]
+
+DEFAULT_BATCH = "1:4:16"
+OPTIONS = {"batch": "--batch", "text_length": "--text-len"}
+LARGEST = {"batch": 4096, "text_length": 1_000_000}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Least, best and greatest size of one axis; an engine is tuned for the second and takes all between the others."""
+
+    min: int
+    opt: int
+    max: int
+
+    @classmethod
+    def parse(cls, text: str, *, axis: str) -> Sizes:
+        """``"1:4:16"``, or one number for an axis that never varies.
+
+        Raises:
+            UsageError: something else, sizes below 1 or not in order.
+        """
+        option, most = OPTIONS.get(axis, axis), LARGEST.get(axis, 2**31 - 1)
+        if not re.fullmatch(r"\d{1,10}(:\d{1,10}:\d{1,10})?", text, re.ASCII):
+            raise UsageError(option, received=repr(text[:60]), expected="min:opt:max, like 1:4:16, or one number")
+        numbers = [int(part) for part in text.split(":")]
+        least, best, greatest = numbers * 3 if len(numbers) == 1 else numbers
+        if not 1 <= least <= best <= greatest <= most:
+            raise UsageError(option, received=text, expected=f"1 <= min <= opt <= max <= {most:,}")
+        return cls(least, best, greatest)
+
+    def __str__(self) -> str:
+        return f"{self.min}:{self.opt}:{self.max}"
+
+
+Profile = Mapping[str, Sizes]  # name of an axis → its sizes
+
+
+def make_profile(
+    manifest: Manifest, inputs: Sequence[TensorSpec], *, batch: str | None = None, text_length: str | None = None
+) -> dict[str, Sizes]:
+    """Sizes for every axis of ``inputs`` that varies, checked against what the bundle's preprocessing makes.
+
+    Args:
+        manifest: of the bundle.
+        inputs: of the graph.
+        batch: ``"min:opt:max"``; by default ``1:4:16``.
+        text_length: in tokens, special ones included; by default all that occur: 1 to the text's ``max_length``.
+
+    Raises:
+        UsageError: malformed sizes, a text longer than the bundle ever makes, sizes for an axis that is not there.
+    """
+    axes = {axis for spec in inputs for axis in spec.shape if isinstance(axis, str)}
+    given = {"batch": batch, "text_length": text_length}
+    for axis, text in given.items():
+        if text is not None and axis not in axes:
+            raise UsageError(OPTIONS[axis], received=text, expected=f"no sizes: this graph has no axis {axis}")
+    if unknown := sorted(axes - set(given)):
+        raise EngineError("the graph has an axis of unknown meaning", received=unknown[0], expected=", ".join(given))
+    profile = {}
+    if "batch" in axes:
+        profile["batch"] = Sizes.parse(batch or DEFAULT_BATCH, axis="batch")
+    if "text_length" in axes:
+        assert manifest.text is not None  # the manifest's reader holds that
+        most = manifest.text.max_length
+        sizes = Sizes.parse(text_length or f"1:{min(32, most)}:{most}", axis="text_length")
+        if sizes.max > most:
+            raise UsageError(
+                OPTIONS["text_length"],
+                received=str(sizes),
+                expected=f"at most {most:,}: this bundle cuts longer texts to {most:,} tokens",
+            )
+        profile["text_length"] = sizes
+    return profile
+
+
+def profile_shapes(
+    spec: TensorSpec, profile: Profile
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None:
+    """Least, best and greatest shape of one input; None if none of its axes varies."""
+    if not any(isinstance(axis, str) for axis in spec.shape):
+        return None
+    sizes = [Sizes(axis, axis, axis) if isinstance(axis, int) else profile[axis] for axis in spec.shape]
+    return tuple(s.min for s in sizes), tuple(s.opt for s in sizes), tuple(s.max for s in sizes)
+
+
+@dataclass(frozen=True)
+class TopK:
+    """A TopK of the parsed network.
+
+    Args:
+        name: of the layer.
+        k: how many it takes.
+        size: of the axis it takes them from: a number, an axis's name, or None if it varies and has no name.
+    """
+
+    name: str
+    k: int
+    size: int | str | None
+
+
+def check_topk(layers: Sequence[TopK], profile: Profile) -> None:
+    """Every TopK finds as many values as it takes, for every size of the profile.
+
+    TensorRT only warns about this and returns an engine that cannot run.
+
+    Raises:
+        UsageError: the profile's least size is below a K.
+        EngineError: a K that is not constant, or above an axis of fixed size.
+    """
+    for layer in layers:
+        if layer.k < 1:
+            raise EngineError(f"TopK {layer.name}", received="a K that is computed", expected="a constant K")
+        if isinstance(layer.size, int):
+            if layer.k > layer.size:
+                raise EngineError(f"TopK {layer.name}", received=f"K = {layer.k} of {layer.size} values")
+            continue
+        # An axis without a name may be any of them: the least of all must do.
+        axes = [layer.size] if layer.size is not None and layer.size in profile else sorted(profile)
+        for axis in axes:
+            if profile[axis].min < layer.k:
+                raise UsageError(
+                    OPTIONS.get(axis, axis),
+                    received=f"{profile[axis]} with a least size of {profile[axis].min}",
+                    expected=f"a least size of {layer.k}, as TopK {layer.name} takes {layer.k} values",
+                )
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A part of a batch, padded to the least sizes of a profile; only the first ``rows`` rows count."""
+
+    feeds: dict[str, NDArray[Any]]
+    rows: int
+
+
+def chunks(
+    feeds: Mapping[str, NDArray[Any]], inputs: Sequence[TensorSpec], profile: Profile, *, pad_id: int = 0
+) -> Iterator[Chunk]:
+    """Cut and pad a batch so that each part fits the profile.
+
+    More rows than the greatest batch make several chunks; fewer than the least are filled up with the last row. Texts
+    shorter than the least length are padded as preprocessing pads them: ``pad_id`` where the attention mask is 0.
+
+    Args:
+        feeds: arrays by name, checked against ``inputs`` before.
+        inputs: the graph's.
+        profile: sizes of every axis that varies.
+        pad_id: of the tokenizer.
+
+    Raises:
+        UsageError: a text longer than the profile's greatest length.
+    """
+    axes = {spec.name: spec.shape for spec in inputs}
+    made = dict(feeds)
+    if "text_length" in profile:
+        made = {
+            name: _pad_text(name, array, axes[name], profile["text_length"], pad_id) for name, array in made.items()
+        }
+    batch = profile.get("batch")
+    total = next(array.shape[axes[name].index("batch")] for name, array in made.items() if "batch" in axes[name])
+    step = batch.max if batch else total
+    for start in range(0, total, step):
+        part = {name: array[start : start + step] for name, array in made.items()}
+        rows = min(step, total - start)
+        if batch and rows < batch.min:
+            part = {name: np.concatenate([a, np.repeat(a[-1:], batch.min - rows, axis=0)]) for name, a in part.items()}
+        yield Chunk({name: np.ascontiguousarray(array) for name, array in part.items()}, rows)
+
+
+def _pad_text(name: str, array: NDArray[Any], shape: tuple[int | str, ...], sizes: Sizes, pad_id: int) -> NDArray[Any]:
+    if "text_length" not in shape:
+        return array
+    axis = shape.index("text_length")
+    length = array.shape[axis]
+    if length > sizes.max:
+        raise UsageError(
+            f"input {name}",
+            received=f"texts of {length:,} tokens",
+            expected=f"at most {sizes.max:,}, which the engine was built for",
+            todo="build it for longer ones: mope build BUNDLE --text-len min:opt:max",
+        )
+    if length >= sizes.min:
+        return array
+    widths = [(0, sizes.min - length if i == axis else 0) for i in range(array.ndim)]
+    return np.pad(array, widths, constant_values=pad_id if name == "input_ids" else 0)
