@@ -92,8 +92,8 @@ def _results(evaluation: dict[str, Any], exported: dict[str, Any], figures: dict
     machine = figures["machine"]
     table = Table(
         title="digits-ve, test split",
-        caption=f"trained: number of trained parameters; latency of one sample, {figures['threads']} threads of {machine['cpu']}; medians' ratio "
-        f"{figures['ratio_of_medians']:.2f}",
+        caption=f"trained: number of trained parameters; latency of one sample on {figures['threads']} threads of "
+        f"{machine['cpu']}, ratio of medians {figures['ratio_of_medians']:.2f}",
     )
     for column in ("model", "accuracy %", "trained", "p50 ms", "p95 ms"):
         table.add_column(column, justify="left" if column == "model" else "right")
