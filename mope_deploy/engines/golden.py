@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mope_deploy.bundle import Bundle
 from mope_deploy.engines.session import Session
 from mope_deploy.errors import ParityError
+from mope_deploy.manifest import Task
 
-__all__ = ["Verification", "check_outputs_are_golden"]
+__all__ = ["Verification", "check_outputs_are_golden", "decided"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class Verification:
         samples: number of golden samples.
         logits_error: ``max|a - b| / max|b|`` against the golden logits.
         routing_error: ``max|a - b|`` against the golden routing; None if the graph has none.
-        near_ties: golden samples whose label flipped within the tolerance: their two best logits are nearer than it.
+        near_ties: golden samples whose labels flipped within the tolerance: two best logits, or a logit and the threshold
+            of a multi-label task, are nearer than it.
     """
 
     graph: str
@@ -65,7 +69,8 @@ def check_outputs_are_golden(bundle: Bundle, session: Session, *, graph: str) ->
                 expected=f"at most {allowed:.2g}",
                 todo=f"this {session.name} on {session.device} computes something else; do not use it",
             )
-    flips = found["logits"].argmax(-1) != outputs["logits"].argmax(-1)
+    task = bundle.manifest.task
+    flips = (decided(found["logits"], task) != decided(outputs["logits"], task)).any(axis=-1)
     return Verification(
         graph=graph,
         samples=len(flips),
@@ -73,3 +78,11 @@ def check_outputs_are_golden(bundle: Bundle, session: Session, *, graph: str) ->
         routing_error=float(errors["routing"]) if "routing" in errors else None,
         near_ties=int(flips.sum()),
     )
+
+
+def decided(logits: NDArray[Any], task: Task) -> NDArray[Any]:
+    """What logits (B, C) decide: the best class (B, 1), or for multi-label tasks whether each label is given (B, C)."""
+    if not task.multi_label:
+        return logits.argmax(axis=-1, keepdims=True)
+    assert task.threshold is not None
+    return 0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64))) >= task.threshold
