@@ -25,8 +25,8 @@ class Verification:
         samples: number of golden samples.
         logits_error: ``max|a - b| / max|b|`` against the golden logits.
         routing_error: ``max|a - b|`` against the golden routing; None if the graph has none.
-        near_ties: golden samples whose labels flipped within the tolerance: two best logits, or a logit and the threshold
-            of a multi-label task, are nearer than it.
+        near_ties: golden samples whose labels flipped within the tolerance: two best logits, or a logit and the
+            threshold of a multi-label task, are nearer than it.
     """
 
     graph: str
