@@ -259,10 +259,10 @@ def build(
 
 @app.command()
 def info(bundle: Path = BUNDLE, as_json: bool = JSON) -> None:
-    """Say what a bundle is: task, inputs, graphs, parity figures, versions. Sizes are checked, hashes are not."""
+    """Say what a bundle is: task, inputs, graphs, parity figures, versions. Its files are checked first."""
     from mope_deploy.bundle import MANIFEST, Bundle
 
-    opened = Bundle.open(bundle, verify=False)
+    opened = Bundle.open(bundle)
     if as_json:
         sys.stdout.write((opened.path / MANIFEST).read_text(encoding="utf-8"))
         return

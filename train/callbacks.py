@@ -62,6 +62,8 @@ class BestModel(TrainerCallback):
                 self.model.save_pretrained(self.run.best)
         if self.patience is not None and since >= self.patience:
             control.should_training_stop = True
+            if state.is_world_process_zero:
+                err.print(f"stopping early: {since} epochs without a better validation {self.metric}", markup=False)
 
 
 class Interruption(TrainerCallback):

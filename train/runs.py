@@ -172,6 +172,16 @@ def open_run(folder: str | Path, *, recipe: Mapping[str, Any] | None, overrides:
     before = check_recipe(own, what=f"{run.config}")
     after = check_recipe(own if recipe is None else recipe, list(overrides), what="the recipe to continue with")
     _refuse_changes(before, after, run)
+    same_length = (before.train.epochs, before.train.max_steps, before.train.early_stopping) == (
+        after.train.epochs,
+        after.train.max_steps,
+        after.train.early_stopping,
+    )
+    if run.read()["status"] == "finished" and same_length:
+        raise UsageError(
+            f"{folder} is finished",
+            todo=f"look at {run.folder}/evaluation.json; for more, raise train.epochs (not under the cosine schedule)",
+        )
     values = after.to_dict() | {"resume": True}
     values["run"] |= {"dir": str(run.folder)}
     return run, Recipe.model_validate(values)

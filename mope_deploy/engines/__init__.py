@@ -116,9 +116,11 @@ def _tensorrt(bundle: Bundle, graph: str | None, *, rebuild: bool = False) -> Se
     built = built_engines(bundle, graph)
     if not built and not rebuild:
         libraries = [name for name in _libraries() if _is_installed(name)]
+        without_gpu = this_device().no_gpu is not None
         raise EngineError(
-            "no TensorRT engine was built" if libraries else "no TensorRT is installed",
-            todo=f"run: mope build {bundle.path}" if libraries else None,
+            ("no TensorRT engine was built" if libraries else "no TensorRT is installed")
+            + (", and no GPU is here" if without_gpu else ""),
+            todo=f"run: mope build {bundle.path}" if libraries and not without_gpu else None,
         )
     first: MopeError | None = None
     for name in built:

@@ -25,7 +25,7 @@ from torch import Tensor
 import train.callbacks
 import train.trainer
 from mope_deploy.data import open_samples
-from mope_deploy.errors import CheckpointError, ConfigError, DataError, MopeError
+from mope_deploy.errors import CheckpointError, ConfigError, DataError, MopeError, UsageError
 from mope_deploy.metrics import report
 from mope_deploy.model import MoPE
 from tests.tiny import LABELS
@@ -346,6 +346,17 @@ def test_a_finished_run_can_be_given_more_epochs(recipe: Make) -> None:
     assert_same(weights(again.run), weights(whole.run))
 
 
+def test_a_finished_run_is_not_trained_further_unasked(recipe: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    first = trained(
+        recipe("train.epochs=9", "train.early_stopping=1", "optim.lr_main=1e-9", "optim.lr_complementary=1e-9")
+    )
+    assert "stopping early: 1 epochs without a better validation accuracy" in capsys.readouterr().err
+    before = (first.run.folder / "run.json").read_bytes()
+    with pytest.raises(UsageError, match=r"is finished; look at .*evaluation\.json; for more, raise train\.epochs"):
+        resumed(first.run)
+    assert (first.run.folder / "run.json").read_bytes() == before
+
+
 def test_a_run_without_a_resume_state_starts_again(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(Objective, "forward", lambda *_, **__: (_ for _ in ()).throw(MopeError("broken")))
@@ -407,7 +418,7 @@ def test_data_that_changed_meanwhile_is_refused(values: dict[str, Any], tmp_path
     first = trained(recipe(f"data.validation={copy}", "train.epochs=1"))
     copy.write_text("\n".join(lines[:-1]))
     with pytest.raises(DataError, match="changed since it was started: validation"):
-        resumed(first.run)
+        resumed(first.run, "train.early_stopping=5")
 
 
 def test_early_stopping_counts_over_an_interruption(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
