@@ -2,7 +2,13 @@
 
 import sys
 
-from train.cli import main
+try:
+    from train.cli import main
+except ModuleNotFoundError as error:  # another Python than the one it was installed for
+    sys.exit(
+        f"error: the package {error.name!r} is not installed for {sys.executable}; "
+        "activate the environment that make made (. .venv/bin/activate), or run: pip install 'mope-deploy[train]'"
+    )
 
 if __name__ == "__main__":
     sys.exit(main())
