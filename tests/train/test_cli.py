@@ -58,9 +58,9 @@ def test_training_from_a_recipe_file(main: Main, source: Path, values: dict[str,
     assert code == 2
     assert "optim.lr_main (was 0.01, now 1.0)" in log
 
-    code, printed, _ = main(source, "resume=true", "train.epochs=1", "baselines=true", "data.group_by=template")
-    assert code == 0
-    assert "run folder" in printed
+    code, _, log = main(source, "resume=true", "train.epochs=1", "baselines=true", "data.group_by=template")
+    assert (code, log.count("\n")) == (2, 1)
+    assert f"{folder} is finished" in log
 
 
 @pytest.mark.parametrize(
