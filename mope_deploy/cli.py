@@ -153,9 +153,9 @@ def verify(
     from mope_deploy.engines import built_engines
 
     opened = Bundle.open(bundle, verify=True)
-    canonical = opened.graph(graph).name
-    runs_on = ("any",) if engine == "tensorrt" else ("any", "onnxruntime")
-    variants = [g.name for g in opened.manifest.graphs if g.runs_on in runs_on and g.name != canonical]
+    runs_here = "tensorrt" if engine == "tensorrt" else "onnxruntime"
+    canonical = opened.graph(graph, engine=runs_here).name
+    variants = [g.name for g in opened.manifest.graphs if g.takes(runs_here) and g.name != canonical]
     results, unusable = [], {}
     for name in [canonical, *(variants if graph is None else [])]:
         try:
