@@ -222,7 +222,7 @@ def build(
     """Build the TensorRT engine for this device from the bundle's ONNX, and prove it on the golden samples."""
     from mope_deploy.bundle import Bundle
     from mope_deploy.engines import open_session
-    from mope_deploy.engines.build import build_engine
+    from mope_deploy.engines.build import build_engine, why_not_run_here
     from mope_deploy.engines.device import this_device
 
     opened, device = Bundle.open(bundle), this_device()
@@ -248,8 +248,8 @@ def build(
         f"{sidecar.seconds:,.1f} s, at most {sidecar.peak_bytes / 2**20:,.0f} MiB of memory",
         markup=False,
     )
-    if device.compute_capability not in sidecar.compute_capabilities:
-        say(f"built, not run here: {device.no_gpu or f'{device.gpu} is another GPU'}", markup=False)
+    if reason := why_not_run_here(sidecar, device):
+        say(f"built, not run here: {reason}", markup=False)
         say("the golden samples are run when the engine is first loaded, before any prediction", markup=False)
         return
     session = open_session(opened, engine="tensorrt", graph=graph)
@@ -472,7 +472,7 @@ def _engines(bundle: Bundle) -> Iterator[tuple[str, str]]:
     """What could run it here, and what was built for it."""
     from mope_deploy.engines.backends import BACKENDS, installed
     from mope_deploy.engines.ort import available_providers
-    from mope_deploy.engines.sidecar import Sidecar, engine_files
+    from mope_deploy.engines.sidecar import Sidecar, find_engines
 
     try:
         yield "onnxruntime here", ", ".join(available_providers())
@@ -483,17 +483,15 @@ def _engines(bundle: Bundle) -> Iterator[tuple[str, str]]:
         library = found.get(name, "not installed")
         yield f"{name} here", library if isinstance(library, str) else library.version
     for graph in bundle.manifest.graphs:
-        for name in BACKENDS:
-            files = engine_files(bundle, graph, name)
-            if not files.sidecar.exists() and not files.engine.exists():
-                continue
+        for name, files in find_engines(bundle, graph):
+            key = f"{'exported engine' if files.exported else 'engine'} {files.engine.name}"
             try:
                 sidecar = Sidecar.read(files.sidecar)
                 sizes = ", ".join(f"{axis} {size}" for axis, size in sidecar.profile.items())
                 targets = ", ".join(sidecar.compute_capabilities)
-                yield f"engine {files.engine.name}", f"{name} {sidecar.version}, for {targets}; {sizes}"
+                yield key, f"{name} {sidecar.version}, for {targets}; {sizes}"
             except EngineError as error:
-                yield f"engine {files.engine.name}", str(error)
+                yield key, str(error)
 
 
 def _described(manifest: Manifest) -> Iterator[tuple[str, str]]:
