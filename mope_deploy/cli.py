@@ -51,7 +51,9 @@ REBUILD = typer.Option(
 GRAPH = typer.Option(None, help="Which graph of the bundle; by default the canonical one.", show_default=False)
 THREADS = typer.Option(None, min=1, help="Threads of one operator; by default the number of cores.", show_default=False)
 PROVIDER = typer.Option(
-    None, help="ONNX Runtime's execution provider, repeatable: CUDAExecutionProvider. Default: CPU.", show_default=False
+    None,
+    help="ONNX Runtime's execution provider: cpu, cuda, tensorrt, tensorrt-rtx, or its full name. Repeatable.",
+    show_default=False,
 )
 BATCH = typer.Option(16, min=1, max=4096, help="Samples that run at once.")
 SKIP_BAD = typer.Option(False, "--skip-bad", help="Leave out rows that cannot be used, and list them at the end.")
@@ -470,12 +472,16 @@ def _print_report(found: dict[str, Any]) -> None:
 
 def _engines(bundle: Bundle) -> Iterator[tuple[str, str]]:
     """What could run it here, and what was built for it."""
+    from mope_deploy.engines import providers_here
     from mope_deploy.engines.backends import BACKENDS, installed
-    from mope_deploy.engines.ort import available_providers
+    from mope_deploy.engines.ort import library_version
     from mope_deploy.engines.sidecar import Sidecar, find_engines
 
     try:
-        yield "onnxruntime here", ", ".join(available_providers())
+        yield "onnxruntime here", library_version()
+        for name, state, options in providers_here(bundle):
+            yield f"provider {name}", state
+            yield from (("", f"{key}={value}") for key, value in options.items())
     except MopeError as error:
         yield "onnxruntime here", str(error)
     found = installed()

@@ -181,7 +181,7 @@ _ALL = (
         batch="1:1:16",
         opsets=range(17, 22),
         ops=None,
-        refused={op: f"an operator of opset 23, which ONNX Runtime 1.18 does not have: {_LATER}" for op in _OPSET_23},
+        refused=dict.fromkeys(_OPSET_23, f"an operator of opset 23, which ONNX Runtime 1.18 does not have: {_LATER}"),
         lacks={
             "bf16": "ONNX Runtime has no bfloat16 MatMul, Add or Softmax on a CPU: use fp32 or int8-dynamic",
             "fp8": "ONNX Runtime computes no FP8 on a CPU: use int8 or int8-dynamic",

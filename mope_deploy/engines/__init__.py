@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mope_deploy.bundle import Bundle
@@ -14,7 +14,7 @@ from mope_deploy.fields import nearest
 if TYPE_CHECKING:
     from mope_deploy.engines.sidecar import EngineFiles
 
-__all__ = ["ENGINES", "Session", "built_engines", "open_built", "open_session"]
+__all__ = ["ENGINES", "Session", "built_engines", "open_built", "open_session", "providers_here"]
 
 ENGINES = ("tensorrt", "onnxruntime")  # in the order of "auto"; the first stands for all its libraries
 
@@ -81,7 +81,8 @@ def _auto(bundle: Bundle, graph: str | None) -> Session:
         refused = error if built_engines(bundle, graph) else None
     except UsageError:
         reasons.append("no TensorRT engine of this graph")  # a graph that only ONNX Runtime takes, or no graph at all
-    from mope_deploy.engines.ort import CUDA, available_providers
+    from mope_deploy.engines.ort import available_providers
+    from mope_deploy.engines.providers import CPU, CUDA
 
     try:
         providers = available_providers()
@@ -93,7 +94,7 @@ def _auto(bundle: Bundle, graph: str | None) -> Session:
         reasons.append("this onnxruntime has no CUDA")
     else:
         try:
-            session = _onnxruntime(bundle, graph, None, [CUDA, "CPUExecutionProvider"])
+            session = _onnxruntime(bundle, graph, None, [CUDA, CPU])
             session.why = reasons[0]
             return session
         except EngineError as error:
@@ -105,9 +106,47 @@ def _auto(bundle: Bundle, graph: str | None) -> Session:
 
 def _onnxruntime(bundle: Bundle, graph: str | None, threads: int | None, providers: Providers | None) -> Session:
     from mope_deploy.engines.ort import OnnxRuntimeSession
+    from mope_deploy.engines.profiles import make_profile
+    from mope_deploy.engines.providers import cache_folder, plans_shapes
 
     chosen = bundle.graph(graph, engine="onnxruntime")
-    return OnnxRuntimeSession(bundle.file(chosen.file), chosen, threads=threads, providers=providers)
+    text = bundle.manifest.text
+    return OnnxRuntimeSession(
+        bundle.file(chosen.file),
+        chosen,
+        threads=threads,
+        providers=providers,
+        profile=make_profile(bundle.manifest, chosen.inputs) if plans_shapes(providers) else None,
+        cache=cache_folder(bundle.sha256, chosen.file),
+        pad_id=text.pad_id if text else 0,
+    )
+
+
+def providers_here(bundle: Bundle) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(short name, whether it runs here or why not, its options) of ONNX Runtime's providers.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+        EngineError: it cannot be imported.
+    """
+    from mope_deploy.engines.device import this_device
+    from mope_deploy.engines.ort import available_providers
+    from mope_deploy.engines.profiles import make_profile
+    from mope_deploy.engines.providers import cache_folder, provider_states
+
+    available = available_providers()
+    try:
+        graph = bundle.graph(engine="onnxruntime")
+    except UsageError:  # every graph is for another engine
+        yield from provider_states(available, this_device())
+        return
+    yield from provider_states(
+        available,
+        this_device(),
+        inputs=graph.inputs,
+        profile=make_profile(bundle.manifest, graph.inputs),
+        cache=cache_folder(bundle.sha256, graph.file),
+    )
 
 
 def _tensorrt(bundle: Bundle, graph: str | None, *, rebuild: bool = False) -> Session:

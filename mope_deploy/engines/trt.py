@@ -25,7 +25,7 @@ from mope_deploy.engines.golden import Verification, check_outputs_are_golden
 from mope_deploy.engines.inspect import check_precision, read_precisions
 from mope_deploy.engines.log import shared_log
 from mope_deploy.engines.profiles import Chunk, chunks, profile_shapes
-from mope_deploy.engines.session import Arrays, Session, check_feeds, check_interface, check_outputs
+from mope_deploy.engines.session import TF32_TOLERANCE, Arrays, Session, check_feeds, check_interface, check_outputs
 from mope_deploy.engines.sidecar import EngineFiles, Proof, Sidecar, onnx_files, write_json
 from mope_deploy.errors import EngineError
 from mope_deploy.manifest import Graph
@@ -33,7 +33,6 @@ from mope_deploy.manifest import Graph
 __all__ = ["TensorRTSession", "check_engine", "check_tensors", "deserialise", "open_engine", "prove"]
 
 REBUILD = "build it again on this device: mope build BUNDLE, or add --rebuild"
-TF32_TOLERANCE = 5e-3  # of float32 products rounded to ten bits of mantissa, which the manifest's tolerance is not for
 
 
 def open_engine(bundle: Bundle, graph: Graph, files: EngineFiles, backend: Backend, device: Device) -> TensorRTSession:
