@@ -22,10 +22,10 @@ from dataclasses import dataclass, field
 
 from mope_deploy.errors import ExportError, UsageError
 from mope_deploy.fields import nearest
+from mope_deploy.manifest import PRECISIONS
 
-__all__ = ["PRECISIONS", "TARGETS", "Target", "get_target"]
+__all__ = ["TARGETS", "Target", "get_target"]
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-dynamic")  # what mope-export writes
 _MORE_PRECISIONS = ("tf32", "fp8", "int4", "fp4")  # known, so that a device's lack of them can be named
 
 _TENSORRT = """
@@ -64,7 +64,7 @@ class Target:
         name: what ``--target`` takes.
         description: the device.
         runs: the library on it, with its version.
-        precisions: those of :data:`PRECISIONS` that it runs.
+        precisions: those of :data:`mope_deploy.manifest.PRECISIONS` that it runs.
         default_precisions: what is exported for it unless ``--precision`` says otherwise.
         batch: ``min:opt:max`` that its engine is built for by default.
         text_length: ``min:opt:max`` in tokens; None for the bundle's own limits.
@@ -99,7 +99,7 @@ class Target:
 
         Args:
             opset: of the standard operators.
-            precisions: names of :data:`PRECISIONS`.
+            precisions: of graphs.
             ops: types of the graphs' nodes; one outside the standard domain with it: ``"com.microsoft.Attention"``.
 
         Raises:

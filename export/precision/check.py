@@ -50,7 +50,7 @@ def check_types(
 
     Args:
         path: the file.
-        precision: one of :data:`export.precision.PRECISIONS`.
+        precision: one of :data:`mope_deploy.manifest.PRECISIONS`.
         keep: layers and products that were to stay in fp32.
         source: the canonical graph's layers, whose products must all be there; default: those that the file shows.
         products: the linear layers that were to be quantised; default: all in layers.

@@ -107,6 +107,8 @@ class PrecisionReport:
         metric: None where no sample has a label.
         routed: whether the model chooses among experts.
         experts: the top expert, a share per layer; empty if the file has no output ``routing``.
+        drift: share of the routing weight that went to other experts, ½ Σ|a − b|, the mean per layer; NaN if any output
+            is not finite. On few samples it says more than flips, which are rare.
         selections: the set of selected experts, a share per layer, under top-k routing; else empty.
         label_flips, expert_flips: what differs, the largest margins first, at most 100 each; all are counted.
         thresholds: what had to be reached.
@@ -126,6 +128,7 @@ class PrecisionReport:
     metric: Metric | None
     routed: bool
     experts: tuple[Share, ...]
+    drift: tuple[float, ...]
     selections: tuple[Share, ...]
     label_flips: tuple[Flip, ...]
     expert_flips: tuple[Flip, ...]
@@ -153,14 +156,19 @@ class PrecisionReport:
         return min(range(len(self.experts)), key=lambda i: self.experts[i].share)
 
     @property
-    def cost(self) -> float:
-        """One number for how far off the file is: relative RMS of the logits plus the share of flipped top experts.
+    def labels_passed(self) -> bool:
+        """Whether predictions, and the metric as far as it is known, are good enough."""
+        asked = self.thresholds.metric
+        drop = 0.0 if self.metric is None or asked is None else -self.metric.change - asked
+        return self.labels.share >= self.thresholds.labels and drop <= _SLACK
 
-        Infinite where something is not finite. Labels are left out: they are coarse, and follow from the logits.
-        """
-        if not self.ran or not self.finite or math.isnan(self.logits.rms):
-            return math.inf
-        return self.logits.rms + (1 - self.routing.share if self.experts else 0.0)
+    @property
+    def routing_passed(self) -> bool:
+        """Whether every layer chooses its top expert as the model does; a file that does not show it has not passed."""
+        asked = self.thresholds.routing
+        if asked is None or not self.routed:
+            return True
+        return bool(self.experts) and all(layer.share >= asked for layer in self.experts)
 
     def problems(self) -> list[str]:
         """Everything that failed as a phrase."""
@@ -178,7 +186,7 @@ class PrecisionReport:
             found.append("an output is NaN or infinite")
         if self.labels.share < asked.labels:
             found.append(f"{_of(self.labels)} predicted labels agree, at least {_percent(asked.labels)} must")
-        if self.metric is not None and asked.metric is not None and not self.metric.change >= -asked.metric - _SLACK:
+        if self.metric is not None and asked.metric is not None and -self.metric.change - asked.metric > _SLACK:
             found.append(
                 f"{self.metric.name} drops from {_percent(self.metric.before)} to {_percent(self.metric.after)}, at "
                 f"most {100 * asked.metric:g} points are allowed"
@@ -254,7 +262,7 @@ class PrecisionReport:
         if self.metric is not None:
             change = f"{_percent(self.metric.before)} → {_percent(self.metric.after)}"
             limit = "" if asked.metric is None else f"drop ≤ {100 * asked.metric:g}"
-            good = asked.metric is None or self.metric.change >= -asked.metric - _SLACK
+            good = asked.metric is None or -self.metric.change - asked.metric <= _SLACK
             table.add_row(self.metric.name, f"{self.metric.samples:,}", change, limit, verdict(good) if limit else "")
         if self.worst_layer is not None:
             _add_share(table, "top expert, all layers", self.routing, None)
