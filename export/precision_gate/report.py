@@ -157,10 +157,15 @@ class PrecisionReport:
 
     @property
     def labels_passed(self) -> bool:
-        """Whether predictions, and the metric as far as it is known, are good enough."""
-        asked = self.thresholds.metric
-        drop = 0.0 if self.metric is None or asked is None else -self.metric.change - asked
-        return self.labels.share >= self.thresholds.labels and drop <= _SLACK
+        """Whether enough predictions agree."""
+        return self.labels.share >= self.thresholds.labels
+
+    @property
+    def metric_passed(self) -> bool:
+        """Whether the metric, if it is known, dropped by no more than it may."""
+        if self.metric is None or self.thresholds.metric is None:
+            return True
+        return -self.metric.change - self.thresholds.metric <= _SLACK
 
     @property
     def routing_passed(self) -> bool:
@@ -184,22 +189,21 @@ class PrecisionReport:
         asked = self.thresholds
         if not self.finite:
             found.append("an output is NaN or infinite")
-        if self.labels.share < asked.labels:
+        if not self.labels_passed:
             found.append(f"{_of(self.labels)} predicted labels agree, at least {_percent(asked.labels)} must")
-        if self.metric is not None and asked.metric is not None and -self.metric.change - asked.metric > _SLACK:
+        if self.metric is not None and asked.metric is not None and not self.metric_passed:
             found.append(
                 f"{self.metric.name} drops from {_percent(self.metric.before)} to {_percent(self.metric.after)}, at "
                 f"most {100 * asked.metric:g} points are allowed"
             )
-        if self.routed and asked.routing is not None:
+        if asked.routing is not None and not self.routing_passed:
             if not self.experts:
                 found.append("the file has no output routing, so which experts it chooses was not compared")
-            for i, layer in enumerate(self.experts):
-                if layer.share < asked.routing:
-                    found.append(
-                        f"{_of(layer)} samples have the same top expert in layer {i}, at least "
-                        f"{_percent(asked.routing)} must"
-                    )
+            found += [
+                f"{_of(layer)} samples have the same top expert in layer {i}, at least {_percent(asked.routing)} must"
+                for i, layer in enumerate(self.experts)
+                if layer.share < asked.routing
+            ]
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -262,13 +266,13 @@ class PrecisionReport:
         if self.metric is not None:
             change = f"{_percent(self.metric.before)} → {_percent(self.metric.after)}"
             limit = "" if asked.metric is None else f"drop ≤ {100 * asked.metric:g}"
-            good = asked.metric is None or -self.metric.change - asked.metric <= _SLACK
-            table.add_row(self.metric.name, f"{self.metric.samples:,}", change, limit, verdict(good) if limit else "")
+            passed = verdict(self.metric_passed) if limit else ""
+            table.add_row(self.metric.name, f"{self.metric.samples:,}", change, limit, passed)
         if self.worst_layer is not None:
             _add_share(table, "top expert, all layers", self.routing, None)
             name = f"top expert, worst layer ({self.worst_layer})"
             _add_share(table, name, self.experts[self.worst_layer], asked.routing)
-        elif self.routed and asked.routing is not None:
+        elif not self.routing_passed and asked.routing is not None:
             table.add_row("top expert", "0", "no output routing", f"≥ {_percent(asked.routing)}", verdict(False))
         if self.selections:
             all_layers = Share(sum(s.compared for s in self.selections), sum(s.equal for s in self.selections))
