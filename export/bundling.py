@@ -22,7 +22,7 @@ from export.engines import EngineOptions, ExportedEngine, check_engine_options, 
 from export.exporter_config import MoPEExporterConfig, exporter_config
 from export.golden import INPUTS, OUTPUTS, SAMPLES, Golden, golden_samples, make_golden, pick_samples
 from export.options import CALIBRATION_SAMPLES, DEFAULT_OPSET, GATE_SAMPLES, Options, check_target
-from export.precision_gate import THRESHOLDS, Evaluation, PrecisionReport, measure_precision
+from export.precision_gate import THRESHOLDS, Evaluation, PrecisionReport, Thresholds, measure_precision
 from export.report import ParityReport
 from export.source import find_source
 from export.summary import Row, summarise
@@ -245,6 +245,11 @@ def check_bundle(
         evaluation = Evaluation(model, judged, on_step=on_step)
         for graph in lowered:
             limits = THRESHOLDS[graph.precision]
+            if graph.gate is not None:
+                asked = graph.gate.thresholds
+                limits = Thresholds(
+                    labels=asked.get("labels", 0.0), routing=asked.get("routing"), metric=asked.get("metric")
+                )
             found[graph.name] = measure_precision(
                 evaluation,
                 bundle.file(graph.file),

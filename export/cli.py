@@ -26,6 +26,7 @@ from export.options import (
     Options,
     check_target,
     parse_list,
+    parse_thresholds,
 )
 from export.packages import require_packages
 from export.source import find_source
@@ -139,6 +140,14 @@ def export(
     ] = True,
     samples: Samples = None,
     gate_samples: GateSamples = GATE_SAMPLES,
+    threshold: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME=SHARE",
+            help="What they have to reach: labels=0.99,routing=0.99 (least share equal), metric=0.01 (largest drop).",
+            show_default=False,
+        ),
+    ] = None,
     calib: Annotated[
         int, typer.Option(min=1, help="Real samples that int8 reads its ranges from.")
     ] = CALIBRATION_SAMPLES,
@@ -205,6 +214,7 @@ def export(
         if precision is not None
         else (preset.default_precisions if preset else ("fp32",)),
         gate_samples=gate_samples,
+        thresholds=parse_thresholds(threshold) if threshold is not None else {},
         calibration_samples=calib,
         calibration_method=calib_method,
         target=device,

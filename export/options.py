@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from export.precision import METHODS as CALIBRATION_METHODS
@@ -26,10 +26,12 @@ __all__ = [
     "check_opset",
     "check_target",
     "parse_list",
+    "parse_thresholds",
 ]
 
 FORMATS = ("onnx", "trt", "triton")
 CALIBRATION_SAMPLES = 256
+THRESHOLD_NAMES = ("labels", "routing", "metric")
 GATE_SAMPLES = 1000  # that a precision below fp32 is judged on
 
 OPSETS = range(17, 21)  # what the TensorRT parsers and ONNX Runtime 1.18 all read
@@ -51,6 +53,8 @@ class Options:
         seed: of the generated batches and of the choice of samples.
         precisions: of the graphs, of :data:`mope_deploy.manifest.PRECISIONS`; the first is what runs by default.
         gate_samples: real samples that precisions below fp32 are judged on; fewer if there are fewer.
+        thresholds: what precisions below fp32 have to reach instead of the defaults
+            (:data:`export.precision_gate.THRESHOLDS`): ``labels``, ``routing`` and ``metric``, shares of 1.
         calibration_samples: real samples that int8 reads its ranges from.
         calibration_method: how outliers among them are cut, one of :data:`CALIBRATION_METHODS`.
         target: name of a device preset (:data:`mope_deploy.targets.TARGETS`) that every graph must suit; or None.
@@ -68,6 +72,7 @@ class Options:
     seed: int = 0
     precisions: tuple[str, ...] = ("fp32",)
     gate_samples: int = GATE_SAMPLES
+    thresholds: Mapping[str, float] = field(default_factory=dict)
     calibration_samples: int = CALIBRATION_SAMPLES
     calibration_method: str = CALIBRATION_METHODS[0]
     target: str | None = None
@@ -82,6 +87,10 @@ class Options:
             if count is not None and count < 1:
                 raise UsageError(what.replace("_", " "), received=count, expected="at least 1")
         check_names("precision", self.precisions, PRECISIONS)
+        for name, share in self.thresholds.items():
+            check_names("threshold", (name,), THRESHOLD_NAMES)
+            if not 0 <= share <= 1:
+                raise UsageError(f"the threshold {name}", received=share, expected="a share from 0 to 1")
         check_names("calibration method", (self.calibration_method,), CALIBRATION_METHODS)
         if self.target is not None:
             get_target(self.target).check(opset=self.opset, precisions=self.precisions)
@@ -115,6 +124,25 @@ def parse_list(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
     names = tuple(name.strip().lower() for name in text.split(",") if name.strip())
     check_names(option, names, known)
     return names
+
+
+def parse_thresholds(text: str) -> dict[str, float]:
+    """``"labels=0.98,metric=0.02"`` by name.
+
+    Raises:
+        UsageError: something else, or one name twice.
+    """
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = (piece.strip() for piece in part.partition("="))
+        try:
+            share = float(value)
+        except ValueError:
+            raise UsageError("--threshold", received=repr(part[:60]), expected="like labels=0.98,metric=0.02") from None
+        if name in found:
+            raise UsageError("--threshold", received=text[:60], expected="each name once")
+        found[name] = share
+    return found
 
 
 def check_names(what: str, names: Sequence[str], known: Sequence[str]) -> None:

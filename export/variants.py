@@ -7,7 +7,7 @@ the canonical one, judged by what they decide (export.precision_gate) and repair
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from export.options import Options
 from export.parity import measure
 from export.precision import Lowering, lowering
 from export.precision.check import DYNAMIC_OPS
-from export.precision_gate import THRESHOLDS, Evaluation, PrecisionReport, measure_precision
+from export.precision_gate import THRESHOLDS, Evaluation, PrecisionReport, Thresholds, measure_precision
 from export.reference import Reference
 from export.repair import Lowered, lower_within_gate
 from export.report import ParityReport, require_parity
@@ -162,7 +162,14 @@ def make_variants(
             on_step=on_step,
         )
         made[precision] = _lowered(
-            lower, folder, evaluation, routed, hidden=hidden, on_step=on_step, on_report=on_report
+            lower,
+            folder,
+            evaluation,
+            routed,
+            thresholds=replace(THRESHOLDS[precision], **options.thresholds),
+            hidden=hidden,
+            on_step=on_step,
+            on_report=on_report,
         )
     ordered = [made[precision] for precision in options.precisions]
     if options.fuse:
@@ -183,6 +190,7 @@ def _lowered(
     evaluation: Evaluation,
     routed: MoPEExporterConfig,
     *,
+    thresholds: Thresholds,
     hidden: bool,
     on_step: Callable[[str], None],
     on_report: Callable[[PrecisionReport], None],
@@ -196,7 +204,7 @@ def _lowered(
             file,
             routed,
             precision=precision,
-            thresholds=THRESHOLDS[precision],
+            thresholds=thresholds,
             mark=lower.runtime_mark,
             limit=limit,
         )

@@ -40,7 +40,7 @@ def mope_export(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
 
 
 MISUSE = {
-    ("{run}", "--format", "onnxx"): "there is no format 'onnxx'; expected one of: onnx, trt, triton; did you mean onnx?",
+    ("{run}", "--format", "onnxx"): "there is no format 'onnxx'; expected one of: onnx, trt, triton; did you mean onnx",
     ("{run}", "--format", "zip"): "there is no format 'zip'",
     ("{run}", "--format", "onnx,onnx"): "each name once",
     ("{run}", "--format", ","): "format; received nothing",
@@ -48,6 +48,10 @@ MISUSE = {
     ("{run}", "--precision", "int4"): "there is no precision 'int4'; expected one of: fp32, fp16, bf16, int8",
     ("{run}", "--precision", "fp32,int-8"): "did you mean int8?",
     ("{run}", "--precision", "int8", "--fuse"): "add fp32 to --precision, or leave --fuse out",
+    ("{run}", "--threshold", "labels"): "--threshold; received 'labels'; expected like labels=0.98",
+    ("{run}", "--threshold", "lables=0.9"): "there is no threshold 'lables'; expected one of: labels, routing, metric",
+    ("{run}", "--threshold", "labels=98"): "the threshold labels; received 98.0; expected a share from 0 to 1",
+    ("{run}", "--threshold", "labels=nan"): "expected a share from 0 to 1",
     ("{run}", "--calib-method", "minmax"): "there is no calibration method 'minmax'",
     ("{run}", "--calib", "0"): "Invalid value for '--calib'",
     ("{run}", "--calib-data", "nowhere.jsonl"): "--calib-data nowhere.jsonl is not a file",
