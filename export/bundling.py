@@ -155,7 +155,9 @@ def export_model(
     """
     check_target(target, overwrite=options.overwrite)
     if engines is not None:
-        check_engine_options(engines)
+        engines = check_engine_options(
+            engines, options.precisions, get_target(options.target) if options.target is not None else None
+        )
     on_step("reading samples")
     samples = _samples(model, data, options)
     config = exporter_config(model, routing_output=options.routing)

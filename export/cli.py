@@ -37,7 +37,6 @@ from mope_deploy.targets import TARGETS, get_target
 
 if TYPE_CHECKING:
     from export.bundling import Exported
-    from export.engines import EngineOptions
     from export.precision_gate import PrecisionReport
     from export.report import ParityReport
     from export.source import Source
@@ -203,6 +202,8 @@ def export(
     preset = get_target(device) if device is not None else None
     _check_belongs(formats, "trt", {"--backend": backend, "--compute": compute, "--tf32": tf32 or None})
     _check_belongs(formats, "triton", {"--triton": triton})
+    if preset is not None and precision is not None:
+        preset.check_precisions([name.strip().lower() for name in precision.split(",")])
     options = Options(
         opset=opset or (preset.opset if preset else DEFAULT_OPSET),
         fuse=fuse,
@@ -229,7 +230,12 @@ def export(
     if calib_data is not None and not calib_data.is_file():
         raise UsageError(f"--calib-data {calib_data} is not a file", expected="a JSONL file of image, text")
     check_target(target, overwrite=overwrite)
-    engines = _engine_options(backend, compute, tf32=tf32) if "trt" in formats else None
+    engines = None
+    if "trt" in formats:
+        from export.engines import EngineOptions, check_engine_options
+
+        engines = EngineOptions(backend=backend, compute=compute, tf32=tf32)
+        check_engine_options(engines, options.precisions, preset)
     with _steps() as step:
         step("loading PyTorch and the exporter")
         require_packages()
@@ -328,14 +334,6 @@ def _check_belongs(formats: Sequence[str], format: str, given: Mapping[str, obje
                 received=f"--format {','.join(formats)}",
                 todo=f"add {format} to --format, or leave {option} out",
             )
-
-
-def _engine_options(backend: str | None, compute: str | None, *, tf32: bool) -> EngineOptions:
-    from export.engines import EngineOptions, check_engine_options
-
-    options = EngineOptions(backend=backend, compute=compute, tf32=tf32)
-    check_engine_options(options)
-    return options
 
 
 def _write_triton(exported: Exported, repository: Path) -> list[Path]:

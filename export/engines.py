@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mope_deploy.bundle import Bundle
@@ -13,6 +13,7 @@ from mope_deploy.engines.build import build_engine, compute_capabilities
 from mope_deploy.engines.device import this_device
 from mope_deploy.engines.sidecar import Sidecar, exported_names
 from mope_deploy.errors import UsageError
+from mope_deploy.targets import Target
 
 __all__ = ["EngineOptions", "ExportedEngine", "check_engine_options", "export_engines"]
 
@@ -51,14 +52,45 @@ class ExportedEngine:
     session: Session | None
 
 
-def check_engine_options(options: EngineOptions) -> None:
+def check_engine_options(
+    options: EngineOptions, precisions: Sequence[str], target: Target | None = None
+) -> EngineOptions:
     """Find out before anything slow whether engines can be built here at all.
 
+    Args:
+        options: as asked for.
+        precisions: of the graphs.
+        target: the device that they are for.
+
+    Returns:
+        The same, with the target's compute capabilities where the library can be told what to build for.
+
     Raises:
-        UsageError, MissingExtraError, EngineError: no library, none for these compute capabilities, no GPU for it.
+        UsageError: nothing to build, or nothing for these compute capabilities or this target.
+        MissingExtraError, EngineError: no library, or no GPU for it.
     """
+    if not set(precisions) - {"int8-dynamic"}:
+        raise UsageError(
+            "--format trt has nothing to build",
+            received=f"--precision {', '.join(precisions)}, for ONNX Runtime only",
+            todo="add fp32, fp16 or int8 to --precision",
+        )
+    if target is not None and not target.compute_capabilities:
+        raise UsageError(f"--target {target.name} has no TensorRT", received="--format trt", todo="leave trt out")
     device = this_device()
-    compute_capabilities(choose_backend(options.backend, gpu=device.gpu is not None), device, options.compute)
+    library = choose_backend(options.backend, gpu=device.gpu is not None)
+    capabilities = compute_capabilities(library, device, options.compute)
+    if target is None or options.compute is not None:
+        return options
+    fitting = [one for one in target.compute_capabilities if one in (library.compute_capabilities or capabilities)]
+    if not fitting:
+        raise UsageError(
+            f"{library.name} here builds nothing for --target {target.name}",
+            received=f"compute capability {', '.join(library.compute_capabilities or capabilities)}",
+            expected=", ".join(target.compute_capabilities),
+            todo="leave trt out of --format, and build on the device: mope build BUNDLE",
+        )
+    return replace(options, compute=",".join(fitting)) if library.compute_capabilities else options
 
 
 def export_engines(

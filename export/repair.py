@@ -55,7 +55,7 @@ class Attempt:
         """In words: how far off the file is."""
         if not math.isfinite(self.logits):
             return "gives NaN or infinities"
-        routing = "" if self.drift is None else f" and {100 * self.drift:.2g} % of the routing"
+        routing = f" and {100 * self.drift:.2g} % of the routing" if self.drift and self.drift >= 5e-5 else ""
         return f"changes the logits by {100 * self.logits:.2g} %{routing}"
 
 

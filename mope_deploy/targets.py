@@ -106,8 +106,7 @@ class Target:
             UsageError: an opset or a precision that the device does not have; they were asked for.
             ExportError: an operator that it does not have; the message names the first three.
         """
-        for precision in precisions:
-            self._check_precision(precision)
+        self.check_precisions(precisions)
         if opset not in self.opsets:
             raise UsageError(
                 f"the opset for --target {self.name}",
@@ -121,6 +120,11 @@ class Target:
             raise ExportError(
                 f"--target {self.name} ({self.runs}) does not take {'; '.join(found[:3])}{more}",
             )
+
+    def check_precisions(self, precisions: Sequence[str]) -> None:
+        """Raise :class:`UsageError` unless the device has all of them; the message says why where that is known."""
+        for precision in precisions:
+            self._check_precision(precision)
 
     def _check_precision(self, precision: str) -> None:
         if precision in self.precisions:
