@@ -2,6 +2,9 @@
 
 ONNX Runtime's own quantiser does it, per output channel, on the same linear layers as :mod:`export.precision.int8`.
 TensorRT has no such operators.
+
+The range of an activation is taken from the whole tensor as it comes, so a sample's result depends on its batch-mates
+and its padding, by a few thousandths of the logits: only a batch of one repeats exactly.
 """
 
 from __future__ import annotations
