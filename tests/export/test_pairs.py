@@ -26,6 +26,7 @@ from mope_deploy.engines.log import shared_log
 from mope_deploy.engines.worker import _build
 from mope_deploy.errors import EngineError
 from mope_deploy.model import EncoderSpec, MoPE, MoPEConfig, build_model
+from tests.export.conftest import Export
 from tests.tiny import LABELS, bert_folder, scatter_weights, tiny_inputs, vit_folder
 
 
@@ -159,11 +160,9 @@ def test_every_family_stands_on_both_sides() -> None:
     assert {one.values[2] % len(ROUTING) for one in pairs()} == set(range(len(ROUTING)))
 
 
-def test_a_graph_that_is_not_lowered_is_refused(tmp_path: Path) -> None:
+def test_a_graph_that_is_not_lowered_is_refused(exports: dict[str, Export], tmp_path: Path) -> None:
     """What the pairs are built with finds a graph of another precision than it is called by."""
-    model = make(FAMILIES[0], FAMILIES[1], 0, tmp_path)
-    save(trace(to_static(model), exporter_config(model)), tmp_path / "fp32.onnx")
     for precision in PRECISIONS[1:]:
         with pytest.raises(EngineError, match=f"called {precision} and is something else"):
-            build(tmp_path / "fp32.onnx", precision, tmp_path / "e.engine")
+            build(exports["dense"].file, precision, tmp_path / "e.engine")
     assert not (tmp_path / "e.engine").exists()
