@@ -4,7 +4,8 @@ ONNX Runtime's own quantiser does it, per output channel, on the same linear lay
 TensorRT has no such operators.
 
 The range of an activation is taken from the whole tensor as it comes, so a sample's result depends on its batch-mates
-and its padding, by a few thousandths of the logits: only a batch of one repeats exactly.
+and its padding: on a trained digits-ve model by 0.05 of the largest logit between batches of 1 and 32, as much as
+quantisation itself costs. Static int8 does not do that.
 """
 
 from __future__ import annotations
