@@ -9,7 +9,7 @@ from pathlib import Path
 from mope_deploy.bundle import Bundle
 from mope_deploy.engines import Session
 from mope_deploy.engines.backends import choose_backend
-from mope_deploy.engines.build import build_engine, compute_capabilities
+from mope_deploy.engines.build import build_engine, compute_capabilities, why_not_run_here
 from mope_deploy.engines.device import this_device
 from mope_deploy.engines.sidecar import Sidecar, exported_names
 from mope_deploy.errors import UsageError
@@ -132,9 +132,7 @@ def export_engines(
             device=device,
             folder=folder,
         )
-        session, not_run = None, device.no_gpu
-        if not_run is None and device.compute_capability not in sidecar.compute_capabilities:
-            not_run = f"{device.gpu} is another GPU"
+        session, not_run = None, why_not_run_here(sidecar, device)
         if not_run is None:
             on_step(f"running the golden samples through the engine of {graph.name}")
             session = open_built(bundle, graph.name, backend, files)
