@@ -310,7 +310,7 @@ def _gate(variant: Variant) -> dict[str, Any] | None:
     return {
         "samples": report.samples,
         "mark": report.mark,
-        "kept": list(variant.lowered.kept),
+        "kept": list(variant.kept),
         "thresholds": report.thresholds.to_dict(),
         "figures": report.figures(),
     }
