@@ -74,9 +74,12 @@ class _Family:
 
 def _families() -> tuple[_Family, ...]:
     # Imported here: each family imports its library, and a text-only user should not wait for timm.
-    from mope_deploy.model.backbones import bert, vit
+    from mope_deploy.model.backbones import bert, deberta, modernbert, mpnet, vit
 
     return (
         _Family("timm VisionTransformer", "image", vit.accepts, vit.wrap),
         _Family("transformers BERT-like", "text", bert.accepts, bert.wrap),
+        _Family("transformers DeBERTa-v2", "text", deberta.accepts, deberta.wrap),
+        _Family("transformers ModernBERT", "text", modernbert.accepts, modernbert.wrap),
+        _Family("transformers MPNet", "text", mpnet.accepts, mpnet.wrap),
     )
