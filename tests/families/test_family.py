@@ -37,7 +37,7 @@ def double(model: MoPE) -> MoPE:
     return copy.deepcopy(model).double()
 
 
-def close(a: Tensor, b: Tensor, tolerance: float = 1e-11) -> bool:
+def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
     """Equal to rounding in float64: products of other shapes sum in another order."""
     return bool((a - b).abs().max() <= tolerance * b.abs().max())
 
@@ -76,10 +76,12 @@ def test_prompts_off_is_the_librarys_own_forward(
             x = backbone.layer(i, x, None, mask)
             if i < len(states):
                 real = slice(None) if mask is None else mask.bool()
-                assert close(x[real].flatten(), states[i].reshape(x.shape)[real].flatten()), f"layer {i}"
+                assert close(x[real].flatten(), states[i].reshape(x.shape)[real].flatten(), family.tolerance), (
+                    f"layer {i}"
+                )
         y = backbone.finish(x, mask)
     assert y.shape == (4, backbone.feature_width)
-    assert close(y, pooled)
+    assert close(y, pooled, family.tolerance)
 
 
 @every
@@ -91,8 +93,8 @@ def test_predictions_do_not_depend_on_batch_mates(family: Family, model: Models)
         together = trained(inputs)
         for i in range(16):
             alone = trained(sample(inputs, i))
-            assert close(alone.logits[0], together.logits[i]), i
-            assert close(alone.routing[0], together.routing[i]), i
+            assert close(alone.logits[0], together.logits[i], family.tolerance), i
+            assert close(alone.routing[0], together.routing[i], family.tolerance), i
     assert not close(together.logits[0], together.logits[1], 1e-3)
 
 
@@ -104,7 +106,7 @@ def test_y_does_not_depend_on_batch_mates(family: Family, model: Models) -> None
     with torch.no_grad():
         together = encoder(inputs)
         for i in range(16):
-            assert close(encoder(sample(inputs, i))[0], together[i]), i
+            assert close(encoder(sample(inputs, i))[0], together[i], family.tolerance), i
     assert not close(together[0], together[1], 1e-3)
 
 
@@ -189,8 +191,8 @@ def test_equals_the_oracle(family: Family, role: str, model: Models) -> None:
     with torch.no_grad():
         out = trained(inputs)
     logits, routing = run_oracle(trained, rows, inputs)
-    np.testing.assert_allclose(out.logits.numpy(), logits, rtol=0, atol=1e-11 * np.abs(logits).max())
-    np.testing.assert_allclose(out.routing.numpy(), routing, rtol=0, atol=1e-11)
+    np.testing.assert_allclose(out.logits.numpy(), logits, rtol=0, atol=family.tolerance * np.abs(logits).max())
+    np.testing.assert_allclose(out.routing.numpy(), routing, rtol=0, atol=family.tolerance)
 
 
 @every

@@ -1,4 +1,4 @@
-"""A transformers BERT by loops."""
+"""A transformers BERT, RoBERTa or ELECTRA by loops."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ class BertOracle:
     def __init__(self, weights: Weights, encoder: Any) -> None:
         self.w = weights
         self.heads = encoder.config.num_attention_heads
+        # RoBERTa's table of positions begins with rows for padding.
+        self.first = encoder.config.pad_token_id + 1 if encoder.config.model_type == "roberta" else 0
 
     def embed(self, sample: Mapping[str, Array]) -> Array:
         w, t = self.w, "embeddings."
         ids = sample["input_ids"].astype(int)
-        x = w[t + "word_embeddings.weight"][ids] + w[t + "position_embeddings.weight"][: len(ids)]
+        x = w[t + "word_embeddings.weight"][ids] + w[t + "position_embeddings.weight"][self.first :][: len(ids)]
         x = x + w[t + "token_type_embeddings.weight"][0]
-        return layer_norm(x, w[t + "LayerNorm.weight"], w[t + "LayerNorm.bias"], 1e-12)
+        x = layer_norm(x, w[t + "LayerNorm.weight"], w[t + "LayerNorm.bias"], 1e-12)
+        if "embeddings_project.weight" in w:  # ELECTRA
+            x = x @ w["embeddings_project.weight"].T + w["embeddings_project.bias"]
+        return x
 
     def layer(self, i: int, x: Array, prompts: Array | None) -> Array:
         w, b = self.w, f"encoder.layer.{i}."
