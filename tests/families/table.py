@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +296,7 @@ FAMILIES = (
         outputs=bert_layers,
         pooled=class_token,
         oracle=MPNetOracle,
+        graphs=("dense",),
         fused=False,
         longest=38,
     ),
@@ -366,6 +368,18 @@ FAMILIES = (
         longest=40,
         tolerance=1e-5,  # the library turns queries and keys in float32
     ),
+    Family(
+        name="ALBERT",
+        covers="any other transformers text encoder that leaves padding out: ALBERT, DeBERTa-v1",
+        modality="text",
+        make=text_folder("albert", embedding_size=8),
+        layers=0,
+        outputs=lambda encoder: [],
+        pooled=class_token,
+        oracle=None,
+        main=False,
+        longest=40,
+    ),
 )
 
 MAIN = tuple(family for family in FAMILIES if family.main)
@@ -384,15 +398,13 @@ def partner(family: Family) -> Family:
 def _graphs() -> tuple[tuple[str, str, str], ...]:
     """(main, complementary, routing) of every graph that is exported: each row in each of its roles, no pair twice.
 
-    Rows of two modalities share their graphs: the dense one has the plain partner, in the other one rows take turns.
+    Rows of two modalities share their graphs: those of the other modality take turns as the complementary encoder.
     """
     found = []
     for modality in ("image", "text"):
-        others = [family for family in FAMILIES if family.modality != modality]
-        for i, family in enumerate(row for row in MAIN if row.modality == modality):
-            for kind in family.graphs:
-                other = partner(family) if kind == "dense" else others[i % len(others)]
-                found.append((family.name, other.name, kind))
+        others = cycle([family for family in FAMILIES if family.modality != modality])
+        for family in (row for row in MAIN if row.modality == modality):
+            found += [(family.name, next(others).name, kind) for kind in family.graphs]
     for family in FAMILIES:
         if all(family.name != complementary for _, complementary, _ in found):
             found.append((partner(family).name, family.name, "dense"))

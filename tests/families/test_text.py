@@ -25,6 +25,7 @@ from tests.tiny import WORDS, bert_folder, tiny_inputs
 
 TEXTS = tuple(family for family in FAMILIES if family.modality == "text")
 texts = pytest.mark.parametrize("family", TEXTS, ids=lambda family: family.name)
+prompted = pytest.mark.parametrize("family", [row for row in TEXTS if row.main], ids=lambda family: family.name)
 Folders = Callable[[Family], Path]
 
 
@@ -53,7 +54,7 @@ def random_prompts(backbone: Backbone, count: int = 4) -> Tensor:
     return torch.randn(1, count, backbone.width, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 
 
-@texts
+@prompted
 def test_prompts_have_no_position(family: Family, folder: Folders) -> None:
     """In another order they are the same prompts; and they do matter."""
     backbone = backbone_of(folder(family))
@@ -109,7 +110,7 @@ def test_a_folder_without_a_tokenizer_is_refused(family: Family, tmp_path: Path)
         load_encoder(EncoderSpec(modality="text", source=f"dir:{made}"))
 
 
-@texts
+@prompted
 def test_weights_that_lack_a_tensor_are_refused(family: Family, tmp_path: Path) -> None:
     """transformers would fill it with random values."""
     made = family.make(tmp_path / "encoder")
@@ -319,3 +320,40 @@ def test_a_damaged_model_file_is_one_clear_error(content: bytes, tmp_path: Path)
     with pytest.raises(ConfigError, match="no usable tokenizer beside") as caught:
         load_encoder(EncoderSpec(modality="text", source=f"dir:{made}"))
     assert "\n" not in str(caught.value)
+
+
+def test_without_a_class_token_that_sees_the_text_its_real_tokens_are_averaged(tmp_path: Path) -> None:
+    """A causal encoder's first token is the same for every text, whatever its tokenizer puts there."""
+    made = bert_folder(tmp_path / "gpt", model_type="gpt2", n_embd=16, n_head=2, n_layer=2, n_positions=40)
+    backbone = backbone_of(made)
+    inputs = text_inputs(3, 6)
+    with torch.no_grad():
+        states = backbone.encoder(**inputs).last_hidden_state
+    means = [state[: int(mask.sum())].mean(dim=0) for state, mask in zip(states, inputs["attention_mask"], strict=True)]
+    assert close(run_layers(backbone, inputs), torch.stack(means), 1e-11)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [
+        ("convbert", "padding changes what dir:.*received ConvBertModel, whose states move by .*%"),
+        ("fnet", "padding changes what dir:"),
+        ("clip", "cannot be run on a text of 40 tokens: .*received CLIPModel; expected a text encoder"),
+        ("bart", "belongs to no supported encoder family; received BartModel"),
+    ],
+)
+def test_models_that_give_no_feature_of_a_text_alone_are_refused(model_type: str, reason: str, tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"convbert": {"embedding_size": 8}}.get(model_type, {})
+    if model_type == "bart":
+        sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1}
+        sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    made = bert_folder(tmp_path / "encoder", model_type=model_type, **sizes)
+    with pytest.raises(ConfigError, match=reason) as caught:
+        load_encoder(EncoderSpec(modality="text", source=f"dir:{made}"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_text_encoder_of_unknown_layers_cannot_be_main(folder: Folders) -> None:
+    spec = EncoderSpec(modality="text", source=f"dir:{folder(by_name('ALBERT'))}")
+    with pytest.raises(ConfigError, match=r"has no layers to prompt.*received AlbertModel; expected .*ModernBERT"):
+        load_encoder(spec, main=True)

@@ -86,7 +86,7 @@ class _Family:
 
 def _families() -> tuple[_Family, ...]:
     # Imported here: each family imports its library, and a text-only user should not wait for timm.
-    from mope_deploy.model.backbones import bert, deberta, eva, modernbert, mpnet, pooled, swin, vit
+    from mope_deploy.model.backbones import bert, deberta, eva, modernbert, mpnet, pooled, pooled_text, swin, vit
 
     return (
         _Family("timm VisionTransformer", "image", vit.accepts, vit.wrap),
@@ -96,6 +96,7 @@ def _families() -> tuple[_Family, ...]:
         _Family("transformers DeBERTa-v2", "text", deberta.accepts, deberta.wrap),
         _Family("transformers ModernBERT", "text", modernbert.accepts, modernbert.wrap),
         _Family("transformers MPNet", "text", mpnet.accepts, mpnet.wrap),
-        # Last: it takes whatever no family before it runs layer by layer.
+        # Last: they take whatever no family before them runs layer by layer.
         _Family("another timm image encoder", "image", pooled.accepts, pooled.wrap, main=False),
+        _Family("another transformers text encoder", "text", pooled_text.accepts, pooled_text.wrap, main=False),
     )
