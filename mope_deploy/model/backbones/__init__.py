@@ -86,11 +86,12 @@ class _Family:
 
 def _families() -> tuple[_Family, ...]:
     # Imported here: each family imports its library, and a text-only user should not wait for timm.
-    from mope_deploy.model.backbones import bert, deberta, eva, modernbert, mpnet, pooled, pooled_text, swin, vit
+    from mope_deploy.model.backbones import beit, bert, deberta, eva, modernbert, mpnet, pooled, pooled_text, swin, vit
 
     return (
         _Family("timm VisionTransformer", "image", vit.accepts, vit.wrap),
         _Family("timm Eva", "image", eva.accepts, eva.wrap),
+        _Family("timm Beit", "image", beit.accepts, beit.wrap),
         _Family("timm SwinTransformer", "image", swin.accepts, swin.wrap),
         _Family("transformers BERT-like", "text", bert.accepts, bert.wrap),
         _Family("transformers DeBERTa-v2", "text", deberta.accepts, deberta.wrap),
