@@ -17,22 +17,24 @@ _HEAD = """# Encoders
 
 <!-- Written by `python -m tests.families.page --write` from tests/families/table.py; a test compares. Do not edit. -->
 
-Any row can be a complementary encoder; those with "main" can also be the one that prompts condition, layer by layer. One
-table decides the family from the encoder itself (`mope_deploy/model/backbones/__init__.py`), so a source is all that a
-recipe names: `timm:NAME`, `hf:ID` or `dir:PATH`.
+Any row can be a complementary encoder; those with "main" can also be the one that prompts condition, layer by layer.
+One table decides the family from the encoder itself (`mope_deploy/model/backbones/__init__.py`), so a source is all
+that a recipe names: `timm:NAME`, `hf:ID` or `dir:PATH`.
 
 """
 
 _TAIL = """
-What the columns say, and what holds them: `tests/families/test_family.py` runs the same tests for every row, on tiny random
-encoders.
+What the columns say, and what holds them: `tests/families/test_family.py` runs the same tests for every row, on tiny
+random encoders.
 
 - **main**, **complementary**: without prompts every layer equals the library's own; a sample's prediction does not
   depend on its batch-mates or on padding; every layer is prompted, every trained tensor gets a gradient and nothing
-  else does; values equal an independent float64 implementation in loops; a standalone checkpoint loads without the source.
+  else does; values equal an independent float64 implementation in loops; a standalone checkpoint loads without the
+  source.
 - **onnx**: the prompted graph, with dense and with top-k layers, is as near to the eager model as the export gate asks
   for, at batch sizes and text lengths other than those it was traced with.
-- **trt-rtx**, **int8**: TensorRT-RTX parses and builds that graph in {precisions}. Built, not run: these tests have no GPU.
+- **trt-rtx**, **int8**: TensorRT-RTX parses and builds that graph in {precisions}. Built, not run: these tests have
+  no GPU.
 - **fused**: `mope-export --fuse` finds every attention of it for ONNX Runtime. Where it says no, `--fuse` ends with an
   error that says so, and the canonical graph is the one to use.
 - **prefix form**: prompts as ready keys and values instead of tokens. Every row runs in token form, which defines it.
@@ -61,9 +63,8 @@ def _line(family: Family) -> str:
         family.fused,
         family.name in PREFIX_FORM,
     )
-    return (
-        " | ".join(("| " + family.name, family.covers, family.modality, *("yes" if c else "–" for c in claims))) + " |"
-    )
+    cells = (family.name, family.covers, family.modality, *("yes" if claim else "–" for claim in claims))
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from tests.families.oracles.swin import SwinOracle
 from tests.families.oracles.vit import ViTOracle
 from tests.tiny import bert_folder, timm_folder, vit_folder
 
-__all__ = ["FAMILIES", "GRAPHS", "MAIN", "PRECISIONS", "PREFIX_FORM", "Family", "by_name", "partner"]
+__all__ = ["FAMILIES", "FUSED_GRAPHS", "GRAPHS", "MAIN", "PRECISIONS", "PREFIX_FORM", "Family", "by_name", "partner"]
 
 Array = NDArray[Any]
 
@@ -382,7 +382,6 @@ FAMILIES = (
         outputs=lambda encoder: list(encoder.layers),
         pooled=class_token,
         oracle=ModernBertOracle,
-        fused=False,
         longest=40,
         tolerance=1e-5,  # the library turns queries and keys in float32
     ),
@@ -414,10 +413,25 @@ def partner(family: Family) -> Family:
 
 
 def _graphs() -> tuple[tuple[str, str], ...]:
-    """(main, complementary) of every graph that is exported: a graph costs seconds, so there are no more than needed."""
+    """(main, complementary) of every graph that is exported. Each costs seconds: there are no more than needed."""
     found = [(family.name, family.beside or partner(family).name) for family in MAIN]
     taken = {complementary for _, complementary in found}
     return (*found, *((partner(family).name, family.name) for family in FAMILIES if family.name not in taken))
 
 
+def _fused_graphs() -> tuple[tuple[str, str], ...]:
+    """Of those, some in which every row shows once whether it can be fused: that needs a partner that can."""
+    found: list[tuple[str, str]] = []
+    shown: set[str] = set()
+    for names in GRAPHS:
+        # A graph that fails to be fused tells of the row to blame alone.
+        to_blame = {name for name in names if not by_name(name).fused}
+        telling = to_blame or set(names)
+        if telling - shown:
+            found.append(names)
+            shown |= telling
+    return tuple(found)
+
+
 GRAPHS = _graphs()
+FUSED_GRAPHS = _fused_graphs()
