@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers import ResNetConfig, ResNetModel, ViTImageProcessor
 
 from tests.families.oracles.beit import BeitOracle
 from tests.families.oracles.bert import BertOracle
@@ -24,7 +25,7 @@ from tests.families.oracles.modernbert import ModernBertOracle
 from tests.families.oracles.mpnet import MPNetOracle
 from tests.families.oracles.swin import SwinOracle
 from tests.families.oracles.vit import ViTOracle
-from tests.tiny import bert_folder, timm_folder, vit_folder
+from tests.tiny import bert_folder, scatter_weights, timm_folder, vit_folder
 
 __all__ = ["FAMILIES", "FUSED_GRAPHS", "GRAPHS", "MAIN", "PRECISIONS", "PREFIX_FORM", "Family", "by_name", "partner"]
 
@@ -93,6 +94,17 @@ def image_folder(architecture: str, **model_args: Any) -> Callable[[Path], Path]
     """Makes a tiny timm transformer of 32×24 pixels in 8×8 patches, width 32, 2 layers."""
     args = {"img_size": (32, 24), "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "mlp_ratio": 2}
     return timm_pooled_folder(architecture, **(args | model_args))
+
+
+def vision_folder(folder: Path) -> Path:
+    """A tiny ResNet of transformers' with its image processor, 32×24 pixels."""
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    encoder = ResNetModel(config)
+    scatter_weights(encoder, seed=2)
+    encoder.save_pretrained(folder)
+    size = {"height": 32, "width": 24}
+    ViTImageProcessor(size=size, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4]).save_pretrained(folder)
+    return folder
 
 
 def swin_outputs(encoder: Any) -> list[nn.Module]:
@@ -235,7 +247,7 @@ FAMILIES = (
     ),
     Family(
         name="ConvNeXt",
-        covers="timm ConvNeXt",
+        covers="any other timm image encoder: ConvNeXt",
         modality="image",
         make=timm_pooled_folder("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 16, 24, 32)),
         layers=0,
@@ -246,12 +258,23 @@ FAMILIES = (
     ),
     Family(
         name="ResNet",
-        covers="timm ResNet",
+        covers="timm ResNet and other convolutional ones",
         modality="image",
         make=timm_pooled_folder("resnet10t", channels=(8, 8, 16, 32)),
         layers=0,
         outputs=lambda encoder: [],
         pooled=timm_pooled,
+        oracle=None,
+        main=False,
+    ),
+    Family(
+        name="ResNet (transformers)",
+        covers="any other transformers image encoder: ResNet, ConvNeXt, ViT, DINOv2, Swin",
+        modality="image",
+        make=vision_folder,
+        layers=0,
+        outputs=lambda encoder: [],
+        pooled=lambda encoder, inputs: encoder(**inputs).pooler_output.flatten(1),
         oracle=None,
         main=False,
     ),

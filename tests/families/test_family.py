@@ -119,7 +119,8 @@ def test_a_gradient_for_every_trained_tensor_and_none_else(family: Family, top_k
     """Accumulated until every expert was chosen."""
     trained = copy.deepcopy(model(*pair(family), "top2" if top_k else "dense")).train()
     for layer in trained.layers:
-        layer.router.temperature = 100.0  # undecided enough for the noise in training to choose every expert
+        # Undecided enough for the noise in training to choose every expert, however large y is.
+        layer.router.temperature, layer.router.sigma = 1000.0, 1.0
     chosen = torch.zeros(trained.main.depth, 5)
     for seed in range(40):
         inputs = inputs_of(trained, batch=16, seed=seed)

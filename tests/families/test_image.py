@@ -11,14 +11,15 @@ import pytest
 import timm
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, CLIPImageProcessor
 
+from mope_deploy.errors import ConfigError
 from mope_deploy.model import EncoderSpec, MoPE, MoPEConfig
 from mope_deploy.model.backbones import FrozenEncoder, eva, load_encoder, swin
 from mope_deploy.model.backbones.bert import BertBackbone
 from mope_deploy.model.backbones.sources import LoadedEncoder
 from mope_deploy.model.fusion import assemble
-from mope_deploy.preprocess import TextSpec
+from mope_deploy.preprocess import Preprocessing, TextSpec
 from tests.families.conftest import inputs_of
 from tests.families.table import by_name
 from tests.families.test_family import run_oracle, sample
@@ -122,3 +123,47 @@ def test_an_architecture_that_takes_its_size_from_its_tag_is_stored_with_it(tmp_
     folder = timm_folder(tmp_path / "siglip", "vit_base_patch16_siglip_256", **small)
     loaded = load_encoder(EncoderSpec(modality="image", source=f"dir:{folder}"))
     assert (loaded.preprocess.height, loaded.preprocess.width) == (256, 256)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        {"size": {"height": 20, "width": 28}, "resample": 2},
+        {
+            "size": {"shortest_edge": 24},
+            "do_center_crop": True,
+            "crop_size": {"height": 20, "width": 18},
+            "resample": 3,
+        },
+    ],
+)
+def test_transformers_image_processors_are_followed(steps: dict[str, object], tmp_path: Path) -> None:
+    """To within two grey levels: its resize rounds differently from Pillow's."""
+    folder = by_name("ResNet (transformers)").make(tmp_path / "resnet")
+    processor = CLIPImageProcessor(**({"do_center_crop": False, "do_convert_rgb": False} | steps))
+    processor.save_pretrained(folder)
+    spec = load_encoder(EncoderSpec(modality="image", source=f"dir:{folder}")).preprocess
+    ramp = np.linspace(0, 255, 50 * 40 * 3).reshape(50, 40, 3)
+    picture = (ramp + 40 * np.sin(np.arange(40) / 5)[None, :, None]).clip(0, 255).astype(np.uint8)
+    preprocessing = Preprocessing(image=spec, text=None, tokenizer=None)
+    ours = preprocessing.normalise(preprocessing.load_image(picture)[None])
+    theirs = processor(picture, return_tensors="np")["pixel_values"]
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() < 2.1 / 255 / min(processor.image_std)
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ({"size": {"shortest_edge": 24}, "do_center_crop": False}, "expected height and width, or shortest_edge"),
+        ({"size": {"height": 20, "width": 28}, "do_center_crop": False, "rescale_factor": 1 / 127.5}, "scale of 1/255"),
+    ],
+)
+def test_other_steps_of_an_image_processor_are_refused(steps: dict[str, object], message: str, tmp_path: Path) -> None:
+    folder = by_name("ResNet (transformers)").make(tmp_path / "resnet")
+    CLIPImageProcessor(**steps).save_pretrained(folder)
+    with pytest.raises(ConfigError, match=message):
+        load_encoder(EncoderSpec(modality="image", source=f"dir:{folder}"))
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(ConfigError, match="no usable image processor"):
+        load_encoder(EncoderSpec(modality="image", source=f"dir:{folder}"))

@@ -86,7 +86,19 @@ class _Family:
 
 def _families() -> tuple[_Family, ...]:
     # Imported here: each family imports its library, and a text-only user should not wait for timm.
-    from mope_deploy.model.backbones import beit, bert, deberta, eva, modernbert, mpnet, pooled, pooled_text, swin, vit
+    from mope_deploy.model.backbones import (
+        beit,
+        bert,
+        deberta,
+        eva,
+        modernbert,
+        mpnet,
+        pooled,
+        pooled_text,
+        pooled_vision,
+        swin,
+        vit,
+    )
 
     return (
         _Family("timm VisionTransformer", "image", vit.accepts, vit.wrap),
@@ -99,5 +111,6 @@ def _families() -> tuple[_Family, ...]:
         _Family("transformers MPNet", "text", mpnet.accepts, mpnet.wrap),
         # Last: they take whatever no family before them runs layer by layer.
         _Family("another timm image encoder", "image", pooled.accepts, pooled.wrap, main=False),
+        _Family("another transformers image encoder", "image", pooled_vision.accepts, pooled_vision.wrap, main=False),
         _Family("another transformers text encoder", "text", pooled_text.accepts, pooled_text.wrap, main=False),
     )
