@@ -86,6 +86,7 @@ def write(
         del initializers[name]
     for value in initializers.values():
         value.type = value.shape = None  # ONNX Runtime's quantiser stumbles over declarations of weights
+    ir.external_data.load_to_model(model)  # of the graph it was made from: no file may lean on another one's weights
     data = path.with_name(path.name + ".data")
     weights = sum(value.const_value.nbytes for value in initializers.values() if value.const_value is not None)
     if weights > embed_limit:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import onnx
 import tensorrt_rtx as trt
 
 from mope_deploy.engines.backends import open_backend
 from mope_deploy.engines.log import shared_log
+from mope_deploy.engines.worker import _build
 
 
 def parse_and_build(file: Path, *, longest: int) -> list[str]:
@@ -33,3 +36,36 @@ def parse_and_build(file: Path, *, longest: int) -> list[str]:
     config.add_optimization_profile(profile)
     engine = builder.build_serialized_network(network, config)
     return log.errors + ([] if engine is not None else ["no engine was built"])
+
+
+def _described(file: Path) -> dict[str, list[dict[str, Any]]]:
+    """Inputs and outputs as the worker's request has them."""
+    names = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT64: "int64"}
+    graph = onnx.load(file, load_external_data=False).graph
+    return {
+        kind: [
+            {
+                "name": value.name,
+                "dtype": names[value.type.tensor_type.elem_type],
+                "shape": [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim],
+            }
+            for value in values
+        ]
+        for kind, values in (("inputs", graph.input), ("outputs", graph.output))
+    }
+
+
+def build(file: Path, precision: str, engine: Path, *, longest: int) -> dict[str, Any]:
+    """What `mope build` has its worker do, in this process: its answer, or its :class:`EngineError`."""
+    shared_log(open_backend("tensorrt_rtx")).clear()
+    request = {
+        "backend": "tensorrt_rtx",
+        "onnx": str(file),
+        "engine": str(engine),
+        "precision": precision,
+        "profile": {"batch": [1, 2, 8]} | ({"text_length": [1, min(8, longest), longest]} if longest else {}),
+        "compute_capabilities": ["8.6"],
+        "tf32": False,
+        "workspace": None,
+    }
+    return _build(request | _described(file), lambda _: None)

@@ -32,7 +32,7 @@ __all__ = ["FAMILIES", "FUSED_GRAPHS", "GRAPHS", "MAIN", "PRECISIONS", "PREFIX_F
 Array = NDArray[Any]
 
 # What TensorRT-RTX builds of every row's graph in these tests.
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 # Rows with a prefix form (keys and values of prompts as constants) besides the token form.
 PREFIX_FORM: tuple[str, ...] = ()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from export.cases import generated_cases
 from export.fused import attention_layers, fuse, routers
 from export.parity import measure
-from mope_deploy.errors import ConfigError, ExportError
+from export.precision import lowering
+from mope_deploy.errors import ConfigError, EngineError, ExportError
 from mope_deploy.model import EncoderSpec, MoPE
 from mope_deploy.model.backbones import load_encoder
-from tests.export.rtx import parse_and_build
+from tests.export.rtx import build as build_engine
 from tests.families.conftest import Graph, build, inputs_of
 from tests.families.oracles.fusion import mope
-from tests.families.table import FAMILIES, FUSED_GRAPHS, GRAPHS, MAIN, Family, by_name, partner
+from tests.families.table import FAMILIES, FUSED_GRAPHS, GRAPHS, MAIN, PRECISIONS, Family, by_name, partner
 
 every = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 mains = pytest.mark.parametrize("family", MAIN, ids=lambda family: family.name)
@@ -263,10 +264,38 @@ def test_the_prompted_graph_is_faithful(names: tuple[str, str], graph: Callable[
 
 
 @graphs
-def test_tensorrt_rtx_builds_the_graph(names: tuple[str, str], graph: Callable[..., Graph]) -> None:
-    """NVIDIA's own parser and compiler, without a GPU, in float32."""
+def test_tensorrt_rtx_builds_the_graph(names: tuple[str, str], graph: Callable[..., Graph], tmp_path: Path) -> None:
+    """NVIDIA's own parser and compiler, without a GPU, at every precision; what it parsed is of that precision."""
+    exported = graph(*names)
     longest = max(by_name(name).longest for name in names)
-    assert parse_and_build(graph(*names).file, longest=longest) == []
+    for precision in PRECISIONS:
+        file = exported.file if precision == "fp32" else tmp_path / f"{precision}.onnx"
+        if precision != "fp32":
+            low = lowering(exported.file, precision, calibration=_feeds(exported.model))
+            assert sum(layer.startswith("main.") for layer in low.layers) >= exported.model.main.depth
+            low.write(file)
+        found = build_engine(file, precision, tmp_path / f"{precision}.engine", longest=longest)["precision"]
+        lowered = {"fp16": "float16", "bf16": "bfloat16"}.get(precision, "float32")
+        assert set(found["products"]) <= {lowered, "float32"}
+        assert found["products"][lowered] >= 2 * exported.model.main.depth
+        # The weights of each quantised product and its input, at least two products a layer of the main encoder.
+        assert found["quantised"] >= 4 * exported.model.main.depth if precision == "int8" else found["quantised"] == 0
+
+
+def _feeds(trained: MoPE) -> Iterator[dict[str, np.ndarray]]:
+    """To calibrate on."""
+    for seed in range(3):
+        yield {name: tensor.numpy() for name, tensor in inputs_of(trained, batch=4, seed=seed).items()}
+
+
+def test_a_graph_that_was_not_lowered_is_refused(graph: Callable[..., Graph], tmp_path: Path) -> None:
+    """What the graphs are built with finds one of another precision than it is called by."""
+    for precision in PRECISIONS[1:]:
+        with pytest.raises(EngineError, match=f"called {precision} and is something else"):
+            build_engine(
+                graph(*GRAPHS[0]).file, precision, tmp_path / "e.engine", longest=by_name(GRAPHS[0][1]).longest
+            )
+    assert not (tmp_path / "e.engine").exists()
 
 
 @pytest.mark.parametrize("names", FUSED_GRAPHS, ids="-".join)
