@@ -17,7 +17,7 @@ from mope_deploy.errors import ConfigError
 from mope_deploy.model.backbones.base import Backbone
 from mope_deploy.model.backbones.sources import LoadedEncoder, load_source
 from mope_deploy.model.config import EncoderSpec
-from mope_deploy.preprocess import ImageSpec, TextSpec
+from mope_deploy.preprocess import AudioSpec, ImageSpec, TextSpec, VideoSpec
 
 __all__ = ["Backbone", "FrozenEncoder", "load_encoder"]
 
@@ -33,7 +33,7 @@ class FrozenEncoder:
     """
 
     backbone: Backbone
-    preprocess: ImageSpec | TextSpec
+    preprocess: ImageSpec | TextSpec | AudioSpec | VideoSpec
     tokenizer: str | None = None
 
 
@@ -74,9 +74,12 @@ class _Family:
 
 def _families() -> tuple[_Family, ...]:
     # Imported here: each family imports its library, and a text-only user should not wait for timm.
-    from mope_deploy.model.backbones import bert, vit
+    from mope_deploy.model.backbones import bert, videomae, vit, wav2vec2, whisper
 
     return (
         _Family("timm VisionTransformer", "image", vit.accepts, vit.wrap),
         _Family("transformers BERT-like", "text", bert.accepts, bert.wrap),
+        _Family("transformers wav2vec 2.0 or HuBERT", "audio", wav2vec2.accepts, wav2vec2.wrap),
+        _Family("transformers Whisper", "audio", whisper.accepts, whisper.wrap),
+        _Family("transformers VideoMAE", "video", videomae.accepts, videomae.wrap),
     )
