@@ -82,12 +82,12 @@ def vit_with_prompts(
     return logits, np.array(routing)
 
 
-def router(w: Weights, prefix: str, pooled_x: Array, y: Array, config: object) -> Array:
+def router(w: Weights, prefix: str, pooled_x: Array, y: Array, config: object, *, y_name: str = "text") -> Array:
     """r (K,) of one sample."""
     q = []
     if config.d_x:
         q += list(w[prefix + "project_x.weight"] @ pooled_x)
-    q += list(w[prefix + "project_y.text.weight"] @ y)
+    q += list(w[f"{prefix}project_y.{y_name}.weight"] @ y)
     q = np.array(q)
     scores = []
     for u in w[prefix + "embeddings"]:

@@ -74,11 +74,14 @@ class _Family:
 
 def _families() -> tuple[_Family, ...]:
     # Imported here: each family imports its library, and a text-only user should not wait for timm.
-    from mope_deploy.model.backbones import bert, videomae, vit, wav2vec2, whisper
+    from mope_deploy.model.backbones import bert, deberta, modernbert, mpnet, videomae, vit, wav2vec2, whisper
 
     return (
         _Family("timm VisionTransformer", "image", vit.accepts, vit.wrap),
         _Family("transformers BERT-like", "text", bert.accepts, bert.wrap),
+        _Family("transformers DeBERTa-v2", "text", deberta.accepts, deberta.wrap),
+        _Family("transformers ModernBERT", "text", modernbert.accepts, modernbert.wrap),
+        _Family("transformers MPNet", "text", mpnet.accepts, mpnet.wrap),
         _Family("transformers wav2vec 2.0 or HuBERT", "audio", wav2vec2.accepts, wav2vec2.wrap),
         _Family("transformers Whisper", "audio", whisper.accepts, whisper.wrap),
         _Family("transformers VideoMAE", "video", videomae.accepts, videomae.wrap),

@@ -1,0 +1,100 @@
+"""Tiny models of every row, in each of its roles, and their graphs; each is made once, when first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from export.exporter_config import MoPEExporterConfig, exporter_config
+from export.static import to_static
+from export.to_onnx import save, trace
+from mope_deploy.model import EncoderSpec, MoPE, MoPEConfig, build_model
+from tests.families.table import Family, by_name
+from tests.tiny import LABELS, tiny_inputs
+
+OPTIONS = {"dense": {}, "top2": {"top_k": 2}}
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A model and the graph saved of it."""
+
+    model: MoPE
+    config: MoPEExporterConfig
+    file: Path
+
+
+def build(main: Path, complementary: Path, rows: tuple[Family, Family], **options: object) -> MoPE:
+    """A tiny MoPE of two rows, its trained tensors large enough to matter."""
+    config = MoPEConfig(
+        main=EncoderSpec(modality=rows[0].modality, source=f"dir:{main}"),
+        # An encoder that cannot be run layer by layer has no prompts of its own.
+        complementary=(
+            EncoderSpec(modality=rows[1].modality, source=f"dir:{complementary}", prompts=3 if rows[1].main else 0),
+        ),
+        labels=LABELS,
+        **{"prompt_length": 3, "experts": 5, "d_x": 2, "d_y": 4, "temperature": 1.0} | options,  # type: ignore[arg-type]
+    )
+    model = build_model(config)
+    generator = torch.Generator().manual_seed(100)
+    with torch.no_grad():
+        for name, parameter in model.trained_parameters().items():
+            if name.endswith((".tokens", ".prompts")):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def inputs_of(
+    model: MoPE, batch: int, text_length: int = 7, *, seed: int = 0, double: bool = False
+) -> dict[str, Tensor]:
+    """Random inputs of a model: images of its size, texts of 1 to ``text_length`` real tokens."""
+    image = model.preprocessing.image
+    assert image is not None
+    inputs = tiny_inputs(batch, text_length, seed=seed, size=(image.height, image.width))
+    if double:
+        inputs["pixel_values"] = inputs["pixel_values"].double()
+    return inputs
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Family], Path]:
+    """The folder of a row's tiny encoder."""
+
+    @cache
+    def make(family: Family) -> Path:
+        return family.make(tmp_path_factory.mktemp("encoders") / "encoder")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def model(folder: Callable[[Family], Path]) -> Callable[..., MoPE]:
+    """``model(main, complementary, kind)`` by names of rows: shared by tests, which leave it as it was."""
+
+    @cache
+    def make(main: str, complementary: str, kind: str = "dense") -> MoPE:
+        rows = by_name(main), by_name(complementary)
+        return build(folder(rows[0]), folder(rows[1]), rows, **OPTIONS[kind])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def graph(model: Callable[..., MoPE], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Graph]:
+    """``graph(main, complementary, kind)``: the model's graph, saved."""
+
+    @cache
+    def make(main: str, complementary: str, kind: str) -> Graph:
+        trained = model(main, complementary, kind)
+        config = exporter_config(trained)
+        file = tmp_path_factory.mktemp("graphs") / "model.onnx"
+        save(trace(to_static(trained), config), file)
+        return Graph(trained, config, file)
+
+    return make

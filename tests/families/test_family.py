@@ -1,0 +1,236 @@
+"""The same tests for every encoder family of ``table.py``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from export.cases import generated_cases
+from export.parity import measure
+from mope_deploy.model import EncoderSpec, MoPE
+from mope_deploy.model.backbones import load_encoder
+from tests.export.rtx import parse_and_build
+from tests.families.conftest import Graph, build, inputs_of
+from tests.families.oracles.fusion import mope
+from tests.families.table import FAMILIES, GRAPHS, MAIN, Family, by_name, partner
+
+every = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+mains = pytest.mark.parametrize("family", MAIN, ids=lambda family: family.name)
+Models = Callable[..., MoPE]
+
+
+def pair(family: Family) -> tuple[str, str]:
+    """Names of main and complementary encoder of a row's model: it is main wherever it can be."""
+    other = partner(family)
+    return (family.name, other.name) if family.main else (other.name, family.name)
+
+
+def double(model: MoPE) -> MoPE:
+    """A copy in float64, where rounding hides nothing."""
+    return copy.deepcopy(model).double()
+
+
+def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    """Equal to rounding in float64: products of other shapes sum in another order."""
+    return bool((a - b).abs().max() <= tolerance * b.abs().max())
+
+
+def sample(inputs: dict[str, Tensor], i: int) -> dict[str, Tensor]:
+    """Sample i as a batch of one, without padding."""
+    length = int(inputs["attention_mask"][i].sum())
+    return {
+        name: value[i : i + 1] if name == "pixel_values" else value[i : i + 1, :length]
+        for name, value in inputs.items()
+    }
+
+
+@every
+def test_prompts_off_is_the_librarys_own_forward(
+    family: Family, folder: Callable[[Family], Path], model: Models
+) -> None:
+    """Every layer's states and the pooled feature, padding included in the batch and left out of the comparison."""
+    spec = EncoderSpec(modality=family.modality, source=f"dir:{folder(family)}")
+    backbone = load_encoder(spec).backbone.double()
+    assert backbone.depth == family.layers
+    everything = inputs_of(model(*pair(family)), batch=4, double=True)
+    inputs = {name: everything[name] for name in backbone.input_names}
+    states: list[Tensor] = []
+    hooks = [
+        module.register_forward_hook(lambda _m, _a, out: states.append(out[0] if isinstance(out, tuple) else out))
+        for module in family.outputs(backbone.encoder)
+    ]
+    with torch.no_grad():
+        pooled = family.pooled(backbone.encoder, inputs)
+        for hook in hooks:
+            hook.remove()
+        assert len(states) == len(hooks)
+        x, mask = backbone.embed(inputs)
+        for i in range(family.layers):
+            x = backbone.layer(i, x, None, mask)
+            if i < len(states):
+                real = slice(None) if mask is None else mask.bool()
+                assert close(x[real].flatten(), states[i].reshape(x.shape)[real].flatten(), family.tolerance), (
+                    f"layer {i}"
+                )
+        y = backbone.finish(x, mask)
+    assert y.shape == (4, backbone.feature_width)
+    assert close(y, pooled, family.tolerance)
+
+
+@every
+def test_predictions_do_not_depend_on_batch_mates(family: Family, model: Models) -> None:
+    """Sample i of a padded batch of 16 is sample i alone, without padding; and samples do differ."""
+    trained = double(model(*pair(family)))
+    inputs = inputs_of(trained, batch=16, text_length=9, double=True)
+    with torch.no_grad():
+        together = trained(inputs)
+        for i in range(16):
+            alone = trained(sample(inputs, i))
+            assert close(alone.logits[0], together.logits[i], family.tolerance), i
+            assert close(alone.routing[0], together.routing[i], family.tolerance), i
+    assert not close(together.logits[0], together.logits[1], 1e-3)
+
+
+@mains
+def test_y_does_not_depend_on_batch_mates(family: Family, model: Models) -> None:
+    """The same in the complementary role, with static prompts of its own."""
+    encoder = double(model(partner(family).name, family.name)).complementary[family.modality]
+    inputs = inputs_of(model(*pair(family)), batch=16, text_length=9, double=True)
+    with torch.no_grad():
+        together = encoder(inputs)
+        for i in range(16):
+            assert close(encoder(sample(inputs, i))[0], together[i], family.tolerance), i
+    assert not close(together[0], together[1], 1e-3)
+
+
+@every
+@pytest.mark.parametrize("top_k", [0, 2])
+def test_a_gradient_for_every_trained_tensor_and_none_else(family: Family, top_k: int, model: Models) -> None:
+    """Accumulated until every expert was chosen."""
+    trained = copy.deepcopy(model(*pair(family), "top2" if top_k else "dense")).train()
+    chosen = torch.zeros(trained.main.depth, 5)
+    for seed in range(40):
+        inputs = inputs_of(trained, batch=16, seed=seed)
+        out = trained(inputs)
+        nn.functional.cross_entropy(out.logits, torch.arange(16) % 3).backward()
+        chosen += (out.routing.detach() > 0).sum(dim=0)
+        if (chosen > 0).all():
+            break
+    assert (chosen > 0).all(), "the test needs every expert of every layer to be chosen"
+    for name, parameter in trained.named_parameters():
+        if not parameter.requires_grad:
+            assert parameter.grad is None, name
+            continue
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().sum() > 0, name
+        if name.endswith("experts.prompts"):
+            assert (parameter.grad.flatten(1).abs().sum(dim=1) > 0).all(), name
+
+
+@mains
+def test_every_layer_is_prompted(family: Family, model: Models) -> None:
+    """In the main role by each kind of prompt, in the complementary one by its static prompts."""
+    trained = double(model(*pair(family)))
+    inputs = inputs_of(trained, batch=3, double=True)
+    assert len(trained.layers) == family.layers
+    other = double(model(partner(family).name, family.name))
+    encoder = other.complementary[family.modality]
+    assert len(encoder.prompts) == family.layers
+    with torch.no_grad():
+        logits, y = trained(inputs).logits, encoder(inputs)
+        for layer in trained.layers:
+            for tensor in (layer.static.tokens, layer.experts.prompts):
+                kept = tensor.clone()
+                tensor += torch.arange(tensor.shape[-1]) % 3  # a constant would vanish in a LayerNorm
+                assert not close(trained(inputs).logits, logits, 1e-6)
+                tensor.copy_(kept)
+        for prompt in encoder.prompts:
+            kept = prompt.tokens.clone()
+            prompt.tokens += torch.arange(prompt.tokens.shape[-1]) % 3
+            assert not close(encoder(inputs), y, 1e-6)
+            prompt.tokens.copy_(kept)
+
+
+def weights_of(module: nn.Module) -> dict[str, np.ndarray]:
+    """Every tensor of a module by name, buffers included that no checkpoint holds."""
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    return {name: tensor.detach().double().numpy() for name, tensor in tensors.items()}
+
+
+def run_oracle(trained: MoPE, rows: tuple[Family, Family], inputs: dict[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    (encoder,) = trained.complementary_encoders().values()
+    encoders: list[Any] = [trained.main.encoder, encoder.backbone.encoder]
+    assert rows[0].oracle is not None
+    assert rows[1].oracle is not None
+    oracles = [row.oracle(weights_of(module), module) for row, module in zip(rows, encoders, strict=True)]
+    logits, routing = [], []
+    for i in range(len(inputs["pixel_values"])):
+        one = {name: value[0].double().numpy() for name, value in sample(inputs, i).items()}
+        depths = rows[0].layers, rows[1].layers
+        result = mope(weights_of(trained), trained.config, *oracles, depths, one)
+        logits.append(result[0])
+        routing.append(result[1])
+    return np.array(logits), np.array(routing)
+
+
+@mains
+@pytest.mark.parametrize("role", ["main", "complementary"])
+def test_equals_the_oracle(family: Family, role: str, model: Models) -> None:
+    other = partner(family)
+    rows = (family, other) if role == "main" else (other, family)
+    trained = double(model(rows[0].name, rows[1].name))
+    inputs = inputs_of(trained, batch=3, text_length=5, double=True)
+    with torch.no_grad():
+        out = trained(inputs)
+    logits, routing = run_oracle(trained, rows, inputs)
+    np.testing.assert_allclose(out.logits.numpy(), logits, rtol=0, atol=family.tolerance * np.abs(logits).max())
+    np.testing.assert_allclose(out.routing.numpy(), routing, rtol=0, atol=family.tolerance)
+
+
+@every
+def test_lone_samples_of_the_shortest_and_the_longest_length(family: Family, model: Models) -> None:
+    trained = model(*pair(family))
+    text = trained.preprocessing.text
+    assert text is not None
+    if family.longest:
+        assert text.max_length == family.longest
+    for length in (1, text.max_length):
+        out = trained(inputs_of(trained, batch=1, text_length=length))
+        assert torch.isfinite(out.logits).all()
+        assert torch.allclose(out.routing.sum(-1), torch.ones(()))
+
+
+@every
+def test_a_standalone_checkpoint_loads_without_the_source(
+    family: Family, folder: Callable[[Family], Path], tmp_path: Path
+) -> None:
+    """The encoder's own folder is gone; architecture, weights and predictions are the same."""
+    other = partner(family)
+    rows = (family, other) if family.main else (other, family)
+    made = family.make(tmp_path / "source")
+    paths = (made, folder(other)) if family.main else (folder(other), made)
+    trained = build(*paths, rows)
+    trained.save_pretrained(tmp_path / "checkpoint", standalone=True)
+    made.rename(tmp_path / "gone")
+    inputs = inputs_of(trained, batch=2)
+    loaded = MoPE.from_pretrained(tmp_path / "checkpoint")
+    with torch.no_grad():
+        assert torch.equal(loaded(inputs).logits, trained(inputs).logits)
+
+
+@pytest.mark.parametrize("names", GRAPHS, ids="-".join)
+def test_the_graph_is_faithful_and_builds(names: tuple[str, str, str], graph: Callable[..., Graph]) -> None:
+    """Other batch sizes and text lengths than the traced ones; then TensorRT-RTX in fp32."""
+    exported = graph(*names)
+    report = measure(exported.model, exported.file, exported.config, generated_cases(exported.config.graph))
+    assert report.passed, report.problems()
+    longest = max(by_name(name).longest for name in names[:2])
+    assert parse_and_build(exported.file, longest=longest) == []
