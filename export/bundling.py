@@ -132,9 +132,10 @@ def export_model(
         files = _graphs(model, config, folder, options, gate)
         on_step("writing the bundle")
         golden = make_golden(model, golden_samples(model, samples, GOLDEN_COUNT), outputs=config.outputs)
-        graphs = [_graph_entry("model", folder / GRAPH, config)]
+        tolerance = _tolerance(gate.reports)
+        graphs = [_graph_entry("model", folder / GRAPH, config, tolerance)]
         if options.fuse:
-            graphs.append(_graph_entry("model-fused", folder / FUSED, config, runs_on="onnxruntime"))
+            graphs.append(_graph_entry("model-fused", folder / FUSED, config, tolerance, runs_on="onnxruntime"))
         contents: dict[str, Path | bytes] = {path.name: path for path in files} | dict(golden.files)
         contents[REPORT] = _json({name: report.to_dict() for name, report in gate.reports.items()})
         tokenizer = model.preprocessing.tokenizer
@@ -239,7 +240,9 @@ def _graphs(model: MoPE, config: MoPEExporterConfig, folder: Path, options: Opti
     return files
 
 
-def _graph_entry(name: str, file: Path, config: MoPEExporterConfig, *, runs_on: str = "any") -> dict[str, Any]:
+def _graph_entry(
+    name: str, file: Path, config: MoPEExporterConfig, tolerance: dict[str, float], *, runs_on: str = "any"
+) -> dict[str, Any]:
     """A graph as the manifest describes it."""
     proto = onnx.load(file, load_external_data=False)
     data = sorted({e.value for t in proto.graph.initializer for e in t.external_data if e.key == "location"})
@@ -253,6 +256,8 @@ def _graph_entry(name: str, file: Path, config: MoPEExporterConfig, *, runs_on: 
         "runs_on": runs_on,
         "inputs": [_tensor(key, *value, config) for key, value in config.input_shapes.items()],
         "outputs": [_tensor(key, *value, config) for key, value in config.output_shapes.items()],
+        "tolerance": tolerance,
+        "gate": None,
     }
 
 
@@ -286,8 +291,9 @@ def _manifest(
         "routing": {"layers": model.main.depth, "experts": config.experts, "top_k": config.top_k or None}
         if routed
         else None,
-        "golden": {"samples": SAMPLES, "inputs": INPUTS, "outputs": OUTPUTS, "tolerance": _tolerance(reports)},
+        "golden": {"samples": SAMPLES, "inputs": INPUTS, "outputs": OUTPUTS},
         "parity": {"report": REPORT, "figures": _figures(reports)},
+        "build": None,
     }
 
 
