@@ -4,7 +4,7 @@ One file a modality; :class:`Preprocessing` is all that a model reads together.
 """
 
 from mope_deploy.preprocess.audio import AudioSource, AudioSpec, Waveform
-from mope_deploy.preprocess.collection import MODALITIES, Preprocessing, present_name
+from mope_deploy.preprocess.collection import MODALITIES, Preprocessing, present_name, tensors_of
 from mope_deploy.preprocess.image import MAX_PIXELS, MAX_SIDE, ImageSource, ImageSpec
 from mope_deploy.preprocess.shared import Tensors
 from mope_deploy.preprocess.text import MAX_TEXT_CHARS, TextSpec, check_text
@@ -27,4 +27,5 @@ __all__ = [
     "Waveform",
     "check_text",
     "present_name",
+    "tensors_of",
 ]

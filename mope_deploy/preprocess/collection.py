@@ -26,7 +26,7 @@ from mope_deploy.preprocess.shared import Notice, Tensors, jsonable
 from mope_deploy.preprocess.text import TextReader, TextSpec, check_text
 from mope_deploy.preprocess.video import VideoSource, VideoSpec
 
-__all__ = ["MODALITIES", "Preprocessing", "present_name"]
+__all__ = ["MODALITIES", "Preprocessing", "present_name", "tensors_of"]
 
 MODALITIES = ("image", "text", "audio", "video")
 
@@ -34,6 +34,16 @@ MODALITIES = ("image", "text", "audio", "video")
 def present_name(modality: str) -> str:
     """The input that says which samples of a batch have ``modality``: int64 (B,), 1 = it is there."""
     return f"{modality}_present"
+
+
+def tensors_of(specs: Mapping[str, Any], missing: Sequence[str] = ()) -> Tensors:
+    """The arrays that are made of these modalities, by name; see :attr:`Preprocessing.tensors`."""
+    made: Tensors = {}
+    for name, spec in specs.items():
+        made |= spec.tensors
+        if name in missing:
+            made[present_name(name)] = ("int64", ("batch",))
+    return made
 
 
 @dataclass(frozen=True)
@@ -75,12 +85,7 @@ class Preprocessing:
     @property
     def tensors(self) -> Tensors:
         """Every array that :meth:`collate` makes: name → dtype and axes, sizes or names of axes that vary."""
-        made: Tensors = {}
-        for name in self.modalities:
-            made |= getattr(self, name).tensors
-            if name in self.missing:
-                made[present_name(name)] = ("int64", ("batch",))
-        return made
+        return tensors_of({name: getattr(self, name) for name in self.modalities}, self.missing)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; the tokenizer is not in it, it travels as a file of its own."""
