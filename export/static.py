@@ -213,7 +213,11 @@ def _twin(model: M) -> M:
 
 def _fold_parametrisations(model: nn.Module) -> None:
     """Replace weights that are computed anew in every call (a weight norm) by their values, in place."""
-    for module in model.modules():
+    for module in list(model.modules()):
         if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+            values = {name: getattr(module, name).detach() for name in module.parametrizations}  # type: ignore[union-attr]
+            # torch's own remove_parametrizations changes the class, which a copy shares with what it is a copy of.
+            module.__class__ = parametrize.type_before_parametrizations(module)
+            del module.parametrizations
+            for name, value in values.items():
+                module.register_parameter(name, nn.Parameter(value, requires_grad=False))

@@ -10,7 +10,7 @@ from mope_deploy.engines.backends import open_backend
 from mope_deploy.engines.log import shared_log
 
 
-def parse_and_build(file: Path, *, longest: int) -> list[str]:
+def parse_and_build(file: Path, *, longest: int, audio: tuple[int, int, int] = (1, 1, 1)) -> list[str]:
     """Every error that parsing and building a graph for compute capability 8.6 gives; none if both went well."""
     log = shared_log(open_backend("tensorrt_rtx"))
     log.clear()
@@ -27,7 +27,9 @@ def parse_and_build(file: Path, *, longest: int) -> list[str]:
         tensor = network.get_input(i)
         sizes = [
             [{0: batch, 1: length}[axis] if size == -1 else size for axis, size in enumerate(tensor.shape)]
-            for batch, length in ((1, 3), (2, 7), (16, longest))
+            for batch, length in zip(
+                (1, 2, 16), audio if tensor.name.startswith("audio_") else (3, 7, longest), strict=True
+            )
         ]
         profile.set_shape(tensor.name, *sizes)
     config.add_optimization_profile(profile)
