@@ -217,6 +217,9 @@ def build(
     text_len: str | None = typer.Option(
         None, help="Tokens of a text, min:opt:max. Default: all that the bundle makes.", show_default=False
     ),
+    audio_len: str | None = typer.Option(
+        None, help="Samples of a clip, min:opt:max. Default: all that the bundle makes.", show_default=False
+    ),
     compute: str | None = typer.Option(
         None,
         help="Compute capabilities, 8.6,12.0 (tensorrt_rtx). Default: this GPU's; all of them where there is none.",
@@ -241,6 +244,7 @@ def build(
         graph=graph,
         batch=batch,
         text_length=text_len,
+        audio_length=audio_len,
         compute=compute,
         tf32=tf32,
         workspace=workspace,

@@ -15,7 +15,15 @@ from mope_deploy.bundle import Bundle
 from mope_deploy.data import Sample, Samples, open_samples
 from mope_deploy.engines import Session, open_session
 from mope_deploy.engines.golden import Verification, check_outputs_are_golden
-from mope_deploy.errors import BundleError, DataError, EngineError, MediaError, ParityError, UsageError
+from mope_deploy.errors import (
+    BundleError,
+    DataError,
+    EngineError,
+    MediaError,
+    MissingExtraError,
+    ParityError,
+    UsageError,
+)
 from mope_deploy.preprocess import AudioSource, ImageSource, Preprocessing, VideoSource
 
 __all__ = ["Prediction", "Predictor", "Verification", "load"]
@@ -193,6 +201,8 @@ class Predictor:
                 optional=self.preprocessing.missing,
             )
             made = self.preprocessing.collate([loaded for _, loaded in samples.load(self.preprocessing)])
+        except MissingExtraError:
+            raise
         except (DataError, UsageError) as error:
             raise BundleError(f"golden samples: {error}") from error
         for name, array in golden.items():

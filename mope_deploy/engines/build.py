@@ -49,6 +49,7 @@ def build_engine(
     graph: str | None = None,
     batch: str | None = None,
     text_length: str | None = None,
+    audio_length: str | None = None,
     compute: str | None = None,
     tf32: bool = False,
     workspace: int | None = None,
@@ -62,7 +63,7 @@ def build_engine(
         bundle: its manifest stays as it is, and so do engines that were exported with it.
         backend: ``tensorrt`` or ``tensorrt_rtx``; by default what fits this machine.
         graph: name of the graph; by default the first that the library takes.
-        batch, text_length: ``"min:opt:max"``; by default what the bundle was exported for, else see
+        batch, text_length, audio_length: ``"min:opt:max"``; by default what the bundle was exported for, else see
             :func:`mope_deploy.engines.profiles.make_profile`.
         compute: compute capabilities, ``"8.6,12.0"``; see :func:`compute_capabilities`.
         tf32: let float32 products be rounded to TF32's ten bits of mantissa.
@@ -88,6 +89,7 @@ def build_engine(
         chosen.inputs,
         batch=batch or sizes.get("batch"),
         text_length=text_length or sizes.get("text_length"),
+        audio_length=audio_length or sizes.get("audio_length"),
     )
     workspace = wanted.workspace if workspace is None else workspace
     capabilities = compute_capabilities(library, device, compute)

@@ -130,7 +130,7 @@ class AudioSpec:
 
 def load_audio(source: AudioSource, spec: AudioSpec, *, on_notice: Notice = lambda _: None) -> NDArray[np.float32]:
     """One clip as :func:`batch_audio` takes it: waveform (S,), or spectrogram (M, T); see :class:`Preprocessing`."""
-    waveform = read_waveform(source, seconds=spec.max_seconds, margin_rate=spec.sample_rate)
+    waveform = read_waveform(source, seconds=spec.max_seconds, target=spec.sample_rate)
     name = describe(source)
     samples = resample(_mono(waveform.samples), waveform.rate, spec.sample_rate)
     total = waveform.seconds
@@ -175,8 +175,8 @@ class Read(Waveform):
     seconds: float = 0.0
 
 
-def read_waveform(source: AudioSource, *, seconds: float, margin_rate: int) -> Read:
-    """The first ``seconds`` of a clip, and what resampling to ``margin_rate`` Hz reads behind them; never more.
+def read_waveform(source: AudioSource, *, seconds: float, target: int) -> Read:
+    """The first ``seconds`` of a clip, and what resampling to ``target`` Hz reads behind them; never more.
 
     Raises:
         MediaError: one line naming the file: missing, empty, not sound that can be read, cut short, without samples,
@@ -193,7 +193,7 @@ def read_waveform(source: AudioSource, *, seconds: float, margin_rate: int) -> R
     try:
         with soundfile.SoundFile(os.fspath(source)) as file:
             _check_limits(file.samplerate, file.channels, name)
-            wanted = math.ceil(seconds * file.samplerate) + support(file.samplerate, margin_rate) + 1
+            wanted = math.ceil(seconds * file.samplerate) + support(file.samplerate, target) + 1
             wanted = max(wanted, 1)
             samples = file.read(wanted, dtype="float32", always_2d=True)
             total, exact = file.frames, file.format in _EXACT_FORMATS
