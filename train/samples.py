@@ -21,7 +21,7 @@ def keep_rows(split: Split, folder: Path, *, with_files: bool) -> Path:
     Args:
         split: the rows.
         folder: of the run.
-        with_files: also keep their pictures and clips (hard links where that works); else rows name them where they are.
+        with_files: also keep their pictures and clips (hard links if that works); else rows name them where they are.
 
     Returns:
         The file.

@@ -118,9 +118,9 @@ def read_split(
         columns["group"] = []
     total = count_rows(path)
     for sample in track(samples, what=f"reading {name}", total=total) if total > QUIET_ROWS else samples:
-        for name, known in numbers.items():
-            value = getattr(sample, name)
-            columns[name].append(-1 if value is None else known.setdefault(str(value), len(known)))
+        for modality, known in numbers.items():
+            value = getattr(sample, modality)
+            columns[modality].append(-1 if value is None else known.setdefault(str(value), len(known)))
         assert sample.label is not None
         single = isinstance(sample.label, str)
         columns["label"].append(number[sample.label] if single else [number[label] for label in sample.label])  # type: ignore[index]
@@ -138,7 +138,7 @@ def read_split(
         name=name,
         source=path,
         rows=datasets.Dataset.from_dict(columns, features=_features(labels, multi_label, group_by is not None)),
-        values={name: tuple(known) for name, known in numbers.items()},
+        values={modality: tuple(known) for modality, known in numbers.items()},
         labels=tuple(labels),
         multi_label=multi_label,
         skipped=samples.skipped,
