@@ -21,6 +21,7 @@ from mope_deploy.progress import track
 
 __all__ = ["Split", "drop_bad_files", "hold_out", "read_split"]
 
+_MANY = {"image": "pictures", "video": "videos", "audio": "sounds", "text": "texts"}
 QUIET_ROWS = 50_000  # fewer are read before a progress line would be of use
 
 
@@ -159,7 +160,7 @@ def hold_out(split: Split, *, fraction: float, seed: int) -> tuple[Split, Split]
     count = max(1, round(len(ids) * fraction))
     if count >= len(ids):
         raise DataError(
-            f"{split.source} has too few different {name}s to hold out a part for validation",
+            f"{split.source} has too few different {_MANY[name]} to hold out a part for validation",
             received=len(ids),
             expected="at least 2",
             todo="give data.validation",

@@ -21,7 +21,7 @@ from mope_deploy.preprocess import ImageSpec, VideoSpec
 __all__ = ["VideoMAEBackbone", "accepts", "wrap"]
 
 _DEFAULT_SECONDS = 60.0
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, the library's default
+_MEAN, _STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # the library's defaults
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers
 
 
