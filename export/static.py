@@ -91,11 +91,13 @@ class StaticMoPE(nn.Module):
         y = {name: encoder(inputs) for name, encoder in self.complementary.items()}  # each (B, D_y)
         for name, stand_in in self.stand_ins.items():
             y[name] = torch.where(inputs[present_name(name)].unsqueeze(1) > 0, y[name], stand_in)
-        mapped = [mapper(y[name]).unsqueeze(1) for name, mapper in self.mappers.items()]  # each (B, 1, D)
+        mapped = [mapper(y[name]) for name, mapper in self.mappers.items()]  # each {D: (B, D)}
         x, mask = self.main.embed(inputs)  # (B, N, D)
         routing: list[Tensor] = []
         for i, layer in enumerate(self.layers):
-            prompts, weights = layer(self.main.pool(x, mask), y, mapped)
+            prompts, weights = layer(
+                self.main.pool(x, mask), y, [tokens[self.main.widths[i]].unsqueeze(1) for tokens in mapped]
+            )
             x = self.main.layer(i, x, prompts, mask)
             if weights is not None:
                 routing.append(weights)
@@ -159,7 +161,7 @@ class StaticLayer(nn.Module):
             prompt, weights = self.dynamic(pooled_x, y)
             parts.append(prompt)
         parts += mapped
-        parts += [mapper(y[name]).unsqueeze(1) for name, mapper in self.mappers.items()]
+        parts += [mapper(y[name])[pooled_x.shape[1]].unsqueeze(1) for name, mapper in self.mappers.items()]
         return (torch.cat(parts, dim=1) if parts else None), weights
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
 from mope_deploy.model import EncoderSpec, MoPE, MoPEConfig, build_model
-from mope_deploy.model.backbones.vit import ViTBackbone
+from mope_deploy.model.backbones import _families
+from mope_deploy.model.backbones.sources import LoadedEncoder
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "red", "blue", "card", "shows", "a", "seven", "two")
 LABELS = ("entailment", "neutral", "contradiction")
@@ -24,7 +25,7 @@ def scatter_weights(module: nn.Module, *, seed: int) -> None:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             spread = 0.3 if parameter.ndim > 1 else 0.1
-            centre = 1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0
+            centre = 1.0 if ("norm" in name.lower() and name.endswith("weight")) or "gamma" in name else 0.0
             parameter.copy_(centre + spread * torch.randn(parameter.shape, generator=generator))
 
 
@@ -38,9 +39,16 @@ def vit_folder(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
         "num_heads": 4,
         "mlp_ratio": 2,
     } | changes
-    encoder = timm.create_model("vit_tiny_patch16_224", num_classes=0, **args)
+    return timm_folder(folder, "vit_tiny_patch16_224", seed=seed, **args)
+
+
+def timm_folder(folder: Path, architecture: str, *, seed: int = 0, **model_args: Any) -> Path:
+    """An encoder of timm's with random weights."""
+    encoder = timm.create_model(architecture, num_classes=0, **model_args)
     scatter_weights(encoder, seed=seed)
-    ViTBackbone(encoder, model_args=args).save_source(folder)
+    family = next(family for family in _families() if family.accepts(encoder))
+    spec = EncoderSpec(modality="image", source=f"timm:{architecture}")
+    family.wrap(LoadedEncoder(encoder, architecture, model_args), spec).backbone.save_source(folder)
     return folder
 
 

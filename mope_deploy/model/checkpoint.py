@@ -78,7 +78,7 @@ def load_checkpoint(folder: Path, *, encoders: Mapping[str, str]) -> MoPE:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     config = _with_sources(config, folder, encoders)
     specs = (config.main, *config.complementary)
-    loaded = {spec.modality: load_encoder(spec) for spec in specs}
+    loaded = {spec.modality: load_encoder(spec, main=spec is config.main) for spec in specs}
     for spec in specs:
         trained_on = description["encoders"][spec.modality]["fingerprint"]
         found = fingerprint(loaded[spec.modality].backbone.encoder)

@@ -161,12 +161,12 @@ class MoPE(
             y = self.encode_complementary(inputs)
         y = {name: self._or_stand_in(name, feature, inputs) for name, feature in y.items()}
         x, mask = self.main.embed(inputs)  # (B, N, D)
-        mapped = None
-        if self.mappers:
-            mapped = torch.stack([mapper(y[name]) for name, mapper in self.mappers.items()], dim=1)  # (B, M, D)
+        tokens = [mapper(y[name]) for name, mapper in self.mappers.items()]
+        # {D: (B, M, D)}
+        mapped = {D: torch.stack([token[D] for token in tokens], dim=1) for D in tokens[0]} if tokens else {}
         weights, soft = [], []
         for i, layer in enumerate(self.layers):
-            prompts, routing = layer(self.main.pool(x, mask), y, mapped)
+            prompts, routing = layer(self.main.pool(x, mask), y, mapped.get(self.main.widths[i]))
             x = self.main.layer(i, x, prompts, mask)
             if routing is not None:
                 weights.append(routing.weights)
@@ -288,7 +288,8 @@ def build_model(config: MoPEConfig, *, seed: int = 0) -> MoPE:
     Raises:
         ConfigError: if an encoder cannot be loaded or is of the wrong kind.
     """
-    encoders = {spec.modality: load_encoder(spec) for spec in (config.main, *config.complementary)}
+    encoders = {config.main.modality: load_encoder(config.main, main=True)}
+    encoders |= {spec.modality: load_encoder(spec) for spec in config.complementary}
     return assemble(config, encoders, seed=seed)
 
 
@@ -312,12 +313,12 @@ def assemble(
         main = encoders[config.main.modality].backbone
         complementary = {spec.modality: _complementary(config, spec, encoders) for spec in config.complementary}
         widths_y = {name: encoder.backbone.feature_width for name, encoder in complementary.items()}
-        shared = {} if config.mapper_per_layer else _mappers(config, main.width, widths_y)
+        shared = {} if config.mapper_per_layer else _mappers(config, main.widths, widths_y)
         model = MoPE(
             config=config,
             main=main,
             complementary=complementary,
-            layers=[_layer(config, i, main.width, widths_y) for i in range(main.depth)],
+            layers=[_layer(config, i, width, widths_y) for i, width in enumerate(main.widths)],
             mappers=shared,
             head=ClassificationHead(width=main.feature_width, classes=len(config.labels)),
             preprocessing=preprocessing or _preprocessing(config, encoders),
@@ -330,7 +331,7 @@ def _complementary(
     config: MoPEConfig, spec: EncoderSpec, encoders: Mapping[str, FrozenEncoder]
 ) -> ComplementaryEncoder:
     backbone = encoders[spec.modality].backbone
-    prompts = [StaticPrompt(prompt_length=spec.prompts, width=backbone.width) for _ in range(backbone.depth)]
+    prompts = [StaticPrompt(prompt_length=spec.prompts, width=width) for width in backbone.widths]
     return ComplementaryEncoder(
         backbone,
         prompts=prompts if spec.prompts else [],
@@ -365,16 +366,16 @@ def _layer(config: MoPEConfig, index: int, width: int, widths_y: Mapping[str, in
         static=StaticPrompt(prompt_length=config.prompt_length, width=width) if config.static else None,
         experts=experts,
         router=router,
-        mappers=_mappers(config, width, widths_y) if config.mapper_per_layer else {},
+        mappers=_mappers(config, (width,), widths_y) if config.mapper_per_layer else {},
         dropout=config.prompt_dropout,
     )
 
 
-def _mappers(config: MoPEConfig, width: int, widths_y: Mapping[str, int]) -> dict[str, Mapper]:
+def _mappers(config: MoPEConfig, widths: tuple[int, ...], widths_y: Mapping[str, int]) -> dict[str, Mapper]:
     if not config.mapped:
         return {}
     return {
-        name: Mapper(width_y=width_y, bottleneck=config.mapper_width or max(1, width_y // 2), width=width)
+        name: Mapper(width_y=width_y, bottleneck=config.mapper_width or max(1, width_y // 2), widths=widths)
         for name, width_y in widths_y.items()
     }
 

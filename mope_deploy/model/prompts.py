@@ -79,5 +79,5 @@ class LayerPrompts(nn.Module):
             parts.append(self.experts(routing.weights))
         if mapped is not None:
             parts.append(mapped)
-        parts += [mapper(y[name]).unsqueeze(1) for name, mapper in self.mappers.items()]
+        parts += [mapper(y[name])[pooled_x.shape[1]].unsqueeze(1) for name, mapper in self.mappers.items()]
         return (self.dropout(torch.cat(parts, dim=1)) if parts else None), routing

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from torch import Tensor, nn
 from tests.families.oracles.bert import BertOracle
 from tests.families.oracles.deberta import DebertaOracle
 from tests.families.oracles.distilbert import DistilBertOracle
+from tests.families.oracles.eva import EvaOracle
 from tests.families.oracles.modernbert import ModernBertOracle
 from tests.families.oracles.mpnet import MPNetOracle
+from tests.families.oracles.swin import SwinOracle
 from tests.families.oracles.vit import ViTOracle
-from tests.tiny import bert_folder, vit_folder
+from tests.tiny import bert_folder, timm_folder, vit_folder
 
 __all__ = ["FAMILIES", "GRAPHS", "MAIN", "PRECISIONS", "PREFIX_FORM", "Family", "by_name", "partner"]
 
@@ -80,6 +83,27 @@ def blocks(encoder: Any) -> list[nn.Module]:
     return list(encoder.blocks)
 
 
+def timm_pooled_folder(architecture: str, **model_args: Any) -> Callable[[Path], Path]:
+    """Makes a tiny timm encoder, the size of its picture left as it is."""
+    return lambda folder: timm_folder(folder, architecture, **model_args)
+
+
+def image_folder(architecture: str, **model_args: Any) -> Callable[[Path], Path]:
+    """Makes a tiny timm transformer of 32×24 pixels in 8×8 patches, width 32, 2 layers."""
+    args = {"img_size": (32, 24), "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "mlp_ratio": 2}
+    return timm_pooled_folder(architecture, **(args | model_args))
+
+
+def swin_outputs(encoder: Any) -> list[nn.Module]:
+    """Blocks, but patch merging in place of the last block before it: its output is what the next block reads."""
+    found: list[nn.Module] = []
+    for i, stage in enumerate(encoder.layers):
+        if i:
+            found[-1] = stage.downsample
+        found += stage.blocks
+    return found
+
+
 def text_folder(model_type: str, **changes: Any) -> Callable[[Path], Path]:
     """Makes a tiny text encoder of a transformers model type."""
     return lambda folder: bert_folder(folder, model_type=model_type, **changes)
@@ -105,6 +129,116 @@ FAMILIES = (
         outputs=blocks,
         pooled=timm_pooled,
         oracle=ViTOracle,
+    ),
+    Family(
+        name="DeiT",
+        covers="timm DeiT, distilled",
+        modality="image",
+        make=image_folder("deit_tiny_distilled_patch16_224"),
+        layers=2,
+        outputs=blocks,
+        pooled=timm_pooled,
+        oracle=ViTOracle,
+        graphs=("dense",),
+    ),
+    Family(
+        name="DINOv2",
+        covers="timm DINOv2, with registers",
+        modality="image",
+        make=image_folder("vit_small_patch14_reg4_dinov2", reg_tokens=2),
+        layers=2,
+        outputs=blocks,
+        pooled=timm_pooled,
+        oracle=ViTOracle,
+        graphs=("top2",),
+    ),
+    Family(
+        name="SigLIP",
+        covers="timm SigLIP's image tower",
+        modality="image",
+        make=image_folder("vit_base_patch16_siglip_224"),
+        layers=2,
+        outputs=blocks,
+        pooled=timm_pooled,
+        oracle=ViTOracle,
+        graphs=("dense",),
+    ),
+    Family(
+        name="EVA02",
+        covers="timm EVA02",
+        modality="image",
+        make=image_folder("eva02_base_patch14_224"),
+        layers=2,
+        outputs=blocks,
+        pooled=timm_pooled,
+        oracle=EvaOracle,
+        tolerance=1e-6,  # the library computes angles in float32
+    ),
+    Family(
+        name="DINOv3",
+        covers="timm DINOv3",
+        modality="image",
+        make=image_folder("vit_small_patch16_dinov3", num_reg_tokens=2),
+        layers=2,
+        outputs=blocks,
+        pooled=timm_pooled,
+        oracle=EvaOracle,
+        tolerance=1e-6,
+    ),
+    Family(
+        name="RoPE-ViT",
+        covers="timm RoPE-ViT, mixed frequencies",
+        modality="image",
+        make=image_folder("vit_small_patch16_rope_mixed_224"),
+        layers=2,
+        outputs=blocks,
+        pooled=timm_pooled,
+        oracle=EvaOracle,
+        graphs=("dense",),
+        tolerance=1e-6,
+    ),
+    Family(
+        name="Swin",
+        covers="timm Swin Transformer v1",
+        modality="image",
+        # 8×6 patches in windows of 3×3, so that windows hang over the edge; the second stage has 4×3 tokens.
+        make=timm_pooled_folder(
+            "swin_tiny_patch4_window7_224",
+            img_size=(32, 24),
+            patch_size=4,
+            window_size=3,
+            embed_dim=16,
+            depths=(2, 2),
+            num_heads=(2, 4),
+            mlp_ratio=2,
+        ),
+        layers=4,
+        outputs=swin_outputs,
+        pooled=timm_pooled,
+        oracle=SwinOracle,
+        fused=False,
+    ),
+    Family(
+        name="ConvNeXt",
+        covers="timm ConvNeXt",
+        modality="image",
+        make=timm_pooled_folder("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 16, 24, 32)),
+        layers=0,
+        outputs=lambda encoder: [],
+        pooled=timm_pooled,
+        oracle=None,
+        main=False,
+    ),
+    Family(
+        name="ResNet",
+        covers="timm ResNet",
+        modality="image",
+        make=timm_pooled_folder("resnet10t", channels=(8, 8, 16, 32)),
+        layers=0,
+        outputs=lambda encoder: [],
+        pooled=timm_pooled,
+        oracle=None,
+        main=False,
     ),
     Family(
         name="BERT",
@@ -162,6 +296,7 @@ FAMILIES = (
         outputs=bert_layers,
         pooled=class_token,
         oracle=MPNetOracle,
+        graphs=("dense",),
         fused=False,
         longest=38,
     ),
@@ -233,6 +368,18 @@ FAMILIES = (
         longest=40,
         tolerance=1e-5,  # the library turns queries and keys in float32
     ),
+    Family(
+        name="ALBERT",
+        covers="any other transformers text encoder that leaves padding out: ALBERT, DeBERTa-v1",
+        modality="text",
+        make=text_folder("albert", embedding_size=8),
+        layers=0,
+        outputs=lambda encoder: [],
+        pooled=class_token,
+        oracle=None,
+        main=False,
+        longest=40,
+    ),
 )
 
 MAIN = tuple(family for family in FAMILIES if family.main)
@@ -251,15 +398,13 @@ def partner(family: Family) -> Family:
 def _graphs() -> tuple[tuple[str, str, str], ...]:
     """(main, complementary, routing) of every graph that is exported: each row in each of its roles, no pair twice.
 
-    Rows of two modalities share their graphs: the dense one has the plain partner, in the other one rows take turns.
+    Rows of two modalities share their graphs: those of the other modality take turns as the complementary encoder.
     """
     found = []
     for modality in ("image", "text"):
-        others = [family for family in FAMILIES if family.modality != modality]
-        for i, family in enumerate(row for row in MAIN if row.modality == modality):
-            for kind in family.graphs:
-                other = partner(family) if kind == "dense" else others[i % len(others)]
-                found.append((family.name, other.name, kind))
+        others = cycle([family for family in FAMILIES if family.modality != modality])
+        for family in (row for row in MAIN if row.modality == modality):
+            found += [(family.name, next(others).name, kind) for kind in family.graphs]
     for family in FAMILIES:
         if all(family.name != complementary for _, complementary, _ in found):
             found.append((partner(family).name, family.name, "dense"))

@@ -81,7 +81,7 @@ def test_encoders_that_cannot_be_used_say_why(vit: Path, bert: Path, tmp_path: P
     module = timm.create_model("resnet10t", num_classes=0)
     save_file(module.state_dict(), resnet / "model.safetensors")
     (resnet / "config.json").write_text(json.dumps({"architecture": "resnet10t", "num_classes": 0}))
-    with pytest.raises(ConfigError, match="no supported encoder family; received ResNet; expected timm Vision"):
+    with pytest.raises(ConfigError, match=r"complementary encoder only, .*; received ResNet; expected timm Vision"):
         build(f"dir:{resnet}", f"dir:{bert}")
     with pytest.raises(ConfigError, match="does not pool"):
         build(f"dir:{vit_folder(tmp_path / 'flat', global_pool='')}", f"dir:{bert}")

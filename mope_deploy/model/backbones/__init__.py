@@ -37,11 +37,16 @@ class FrozenEncoder:
     tokenizer: str | None = None
 
 
-def load_encoder(spec: EncoderSpec) -> FrozenEncoder:
+def load_encoder(spec: EncoderSpec, *, main: bool = False) -> FrozenEncoder:
     """Load, wrap and freeze the encoder that ``spec`` names.
 
+    Args:
+        spec: the encoder.
+        main: whether it is to be the main encoder, whose layers are prompted.
+
     Raises:
-        ConfigError: if the source does not exist, is no supported encoder or is of another modality than ``spec`` says.
+        ConfigError: if the source does not exist, is no supported encoder, is of another modality than ``spec`` says,
+            or has no layers to prompt where prompts are wanted.
     """
     # Libraries draw initial values before they load weights; the caller's random state is not theirs to move.
     with torch.random.fork_rng(devices=[]):
@@ -53,6 +58,12 @@ def load_encoder(spec: EncoderSpec) -> FrozenEncoder:
                     f"{spec.source} is an encoder of another modality",
                     received=f"modality {spec.modality!r}",
                     expected=repr(family.modality),
+                )
+            if not family.main and (main or spec.prompts):
+                raise ConfigError(
+                    f"{spec.source} has no layers to prompt, so it can be a complementary encoder only, with prompts=0",
+                    received=type(loaded.module).__name__,
+                    expected=" or ".join(family.name for family in _families() if family.main),
                 )
             frozen = family.wrap(loaded, spec)
             frozen.backbone.requires_grad_(False).eval()
@@ -70,14 +81,30 @@ class _Family:
     modality: str
     accepts: Callable[[nn.Module], bool]
     wrap: Callable[[LoadedEncoder, EncoderSpec], Any]
+    main: bool = True
 
 
 def _families() -> tuple[_Family, ...]:
     # Imported here: each family imports its library, and a text-only user should not wait for timm.
-    from mope_deploy.model.backbones import bert, deberta, modernbert, mpnet, videomae, vit, wav2vec2, whisper
+    from mope_deploy.model.backbones import (
+        bert,
+        deberta,
+        eva,
+        modernbert,
+        mpnet,
+        pooled,
+        pooled_text,
+        swin,
+        videomae,
+        vit,
+        wav2vec2,
+        whisper,
+    )
 
     return (
         _Family("timm VisionTransformer", "image", vit.accepts, vit.wrap),
+        _Family("timm Eva", "image", eva.accepts, eva.wrap),
+        _Family("timm SwinTransformer", "image", swin.accepts, swin.wrap),
         _Family("transformers BERT-like", "text", bert.accepts, bert.wrap),
         _Family("transformers DeBERTa-v2", "text", deberta.accepts, deberta.wrap),
         _Family("transformers ModernBERT", "text", modernbert.accepts, modernbert.wrap),
@@ -85,4 +112,7 @@ def _families() -> tuple[_Family, ...]:
         _Family("transformers wav2vec 2.0 or HuBERT", "audio", wav2vec2.accepts, wav2vec2.wrap),
         _Family("transformers Whisper", "audio", whisper.accepts, whisper.wrap),
         _Family("transformers VideoMAE", "video", videomae.accepts, videomae.wrap),
+        # Last: they take whatever no family before them runs layer by layer.
+        _Family("another timm image encoder", "image", pooled.accepts, pooled.wrap, main=False),
+        _Family("another transformers text encoder", "text", pooled_text.accepts, pooled_text.wrap, main=False),
     )

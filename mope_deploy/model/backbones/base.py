@@ -19,8 +19,8 @@ class Backbone(nn.Module, ABC):
         modality: ``"image"``, ``"text"``, ``"audio"`` or ``"video"``.
         input_names: the inputs it reads, by name.
         encoder: the library's own module, whose weights the fingerprint covers.
-        width: D, width of its hidden states.
-        depth: number of layers.
+        width: D, width of the hidden states that its first layer reads; 0 without layers.
+        depth: number of layers that can be prompted; 0 for an encoder that is only ever run as a whole.
         feature_width: width of the pooled feature that :meth:`finish` returns.
     """
 
@@ -32,13 +32,25 @@ class Backbone(nn.Module, ABC):
         self.encoder: Any = encoder
         self.width, self.depth, self.feature_width = width, depth, feature_width
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """D of every layer: of the tokens it reads and of its prompts. They differ where an encoder merges patches."""
+        return (self.width,) * self.depth
+
     @abstractmethod
     def embed(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Tokens x (B, N, D) before the first layer, and which of them are real (B, N), or None if all are."""
+        """Tokens x (B, N, D) before the first layer, and what its layers share besides.
+
+        The second is opaque to callers, who hand it on as ``mask``: which tokens are real (B, N) for texts, rotary
+        angles for some image encoders, None where layers need x alone.
+        """
 
     @abstractmethod
     def layer(self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None) -> Tensor:
-        """Layer ``index`` on [x ; prompts], without the prompts' own outputs. (B, N, D), (B, P, D) → (B, N, D)."""
+        """Layer ``index`` on [x ; prompts], without the prompts' own outputs. (B, N, D), (B, P, D) → (B, N, D).
+
+        What comes out is what the next layer reads: where patches are merged in between, N and D change here.
+        """
 
     @abstractmethod
     def pool(self, x: Tensor, mask: Tensor | None) -> Tensor:

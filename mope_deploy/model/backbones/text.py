@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,16 @@ def _tokenizer_json(location: str, source: str) -> str:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(location).backend_tokenizer.to_str()
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(location).backend_tokenizer.to_str()
     except Exception as error:  # transformers raises anything from OSError to AttributeError here
+        todo = "put its tokenizer.json into the encoder's folder"
+        if find_spec("sentencepiece") is None:
+            todo += ", or run: pip install sentencepiece (it converts tokenizers published as a .model file)"
         raise ConfigError(
-            f"no usable tokenizer beside {source}: {type(error).__name__}: {str(error).splitlines()[0][:200]}",
-            todo="put its tokenizer.json into the encoder's folder",
+            f"no usable tokenizer beside {source}: {type(error).__name__}: {_first_line(error)[:200]}", todo=todo
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), "")

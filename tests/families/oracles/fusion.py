@@ -48,5 +48,6 @@ def mapper(w: Weights, y_name: str, y: Array, *, width: int) -> Array:
     """The mapped prompt token of one layer."""
     prefix = f"mappers.{y_name}."
     down = gelu(w[prefix + "down.weight"] @ y + w[prefix + "down.bias"])
-    up = prefix + "up."
+    # Where widths differ from layer to layer, each has its own projection.
+    up = prefix + "up." if prefix + "up.weight" in w else f"{prefix}up.{width}."
     return gelu(w[up + "weight"] @ down + w[up + "bias"])

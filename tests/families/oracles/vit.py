@@ -61,7 +61,21 @@ class ViTOracle:
         w = self.w
         if "norm.weight" in w:
             x = layer_norm(x, w["norm.weight"], w["norm.bias"], 1e-6)
+        if "dist_token" in w:
+            return (x[0] + x[1]) / 2
+        if self.pooling == "map":
+            return self.attention_pool(x)
         feature = x[0] if self.pooling == "token" else x[self.prefix :].mean(axis=0)
         if "fc_norm.weight" in w:
             feature = layer_norm(feature, w["fc_norm.weight"], w["fc_norm.bias"], 1e-6)
         return feature
+
+    def attention_pool(self, x: Array) -> Array:
+        """SigLIP's: one learned query over all tokens, then an MLP beside it."""
+        w, a = self.w, "attn_pool."
+        q = w[a + "latent"][0] @ w[a + "q.weight"].T + w[a + "q.bias"]
+        k, v = np.split(x @ w[a + "kv.weight"].T + w[a + "kv.bias"], 2, axis=-1)
+        pooled = (attention(q, k, v, self.heads) @ w[a + "proj.weight"].T + w[a + "proj.bias"])[0]
+        normed = layer_norm(pooled, w[a + "norm.weight"], w[a + "norm.bias"], 1e-6)
+        hidden = gelu(normed @ w[a + "mlp.fc1.weight"].T + w[a + "mlp.fc1.bias"])
+        return pooled + hidden @ w[a + "mlp.fc2.weight"].T + w[a + "mlp.fc2.bias"]
