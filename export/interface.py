@@ -24,6 +24,7 @@ def open_graph(file: Path, config: MoPEExporterConfig) -> tuple[ort.InferenceSes
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4  # every error is raised as well
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads starve busy machines
     try:
         session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the library's own exceptions share no base class but this

@@ -23,7 +23,7 @@ from mope_deploy.engines.profiles import DEFAULT_BATCH, Sizes
 from mope_deploy.errors import ExportError, UsageError
 from mope_deploy.manifest import MANIFEST, Graph, TensorSpec
 
-__all__ = ["write_repository"]
+__all__ = ["model_name", "write_repository"]
 
 CONFIG, LABELS, MODEL, SOURCE = "config.pbtxt", "labels.txt", "model.onnx", "bundle.json"
 PLATFORM = "onnxruntime_onnx"
@@ -78,7 +78,7 @@ def write_repository(
         ExportError: the labels or axes cannot be said in a repository, or it cannot be written.
     """
     chosen = bundle.graph(graph, engine="onnxruntime")
-    name = _name_of(bundle) if name is None else name
+    name = model_name(bundle) if name is None else name
     _check_arguments(bundle, folder, name, max_batch, queue_delay_us, instances, kind)
     model = folder / name
     labels = _labels(bundle)
@@ -132,7 +132,7 @@ def _check_arguments(
         raise UsageError(f"{folder} is a file", expected="a folder, or nothing yet")
 
 
-def _name_of(bundle: Bundle) -> str:
+def model_name(bundle: Bundle) -> str:
     """The bundle's own name with what Triton does not take replaced."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", bundle.manifest.name).strip("_.-")[:128] or "mope"
 

@@ -26,7 +26,7 @@ from mope_deploy.progress import track
 if TYPE_CHECKING:
     from mope_deploy.bundle import Bundle
     from mope_deploy.data import Sample, Samples
-    from mope_deploy.manifest import Manifest
+    from mope_deploy.manifest import Gate, Manifest
     from mope_deploy.predictor import Prediction, Predictor
 
 __all__ = ["app", "main"]
@@ -515,6 +515,22 @@ def _engines(bundle: Bundle) -> Iterator[tuple[str, str]]:
                 yield key, str(error)
 
 
+def _judged(gate: Gate) -> str:
+    """How a graph of lower precision compared with the eager model."""
+    figures, asked = gate.figures, gate.thresholds
+    parts = []
+    for name, words in (("labels", "of labels"), ("experts", "of top experts")):
+        share = figures.get(f"{name}_agreement")
+        if isinstance(share, float | int):
+            least = asked.get("labels" if name == "labels" else "routing")
+            parts.append(f"{share:.2%} {words} equal" + (f" (≥ {least:.1%})" if least is not None else ""))
+    before, after = figures.get("metric_before"), figures.get("metric_after")
+    if isinstance(before, float | int) and isinstance(after, float | int):
+        parts.append(f"{figures.get('metric', 'metric')} {before:.4f} → {after:.4f}")
+    mark = f", {gate.mark}" if gate.mark else ""
+    return "; ".join([*parts, f"{gate.samples:,} samples{mark}"])
+
+
 def _described(manifest: Manifest) -> Iterator[tuple[str, str]]:
     task, labels = manifest.task, manifest.task.labels
     few = ", ".join(labels[:10]) + (f" … {len(labels) - 10:,} more" if len(labels) > 10 else "")
@@ -547,6 +563,15 @@ def _described(manifest: Manifest) -> Iterator[tuple[str, str]]:
         size = sum(manifest.files[name].bytes for name in (graph.file, *graph.data))
         runs = "" if graph.runs_on == "any" else f", for {graph.runs_on} only"
         yield f"graph {graph.name}", f"{graph.file}, {graph.precision}, opset {graph.opset}, {size / 1e6:,.1f} MB{runs}"
+        if graph.gate is not None:
+            yield "", _judged(graph.gate)
+            if graph.gate.kept:
+                yield "", f"kept in fp32: {', '.join(graph.gate.kept)}"
+    if manifest.build.target is not None:
+        yield "target", manifest.build.target
+    if manifest.build.profile:
+        sizes = (f"{axis} {':'.join(map(str, size))}" for axis, size in manifest.build.profile.items())
+        yield "engines are built for", ", ".join(sizes)
     for key, figure in manifest.parity.figures.items():
         yield f"parity {key}", f"{figure:.3g}" if isinstance(figure, float) else str(figure)
     yield from manifest.versions.items()

@@ -22,10 +22,10 @@ from dataclasses import dataclass, field
 
 from mope_deploy.errors import ExportError, UsageError
 from mope_deploy.fields import nearest
+from mope_deploy.manifest import PRECISIONS
 
-__all__ = ["PRECISIONS", "TARGETS", "Target", "get_target"]
+__all__ = ["TARGETS", "Target", "get_target"]
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-dynamic")  # what mope-export writes
 _MORE_PRECISIONS = ("tf32", "fp8", "int4", "fp4")  # known, so that a device's lack of them can be named
 
 _TENSORRT = """
@@ -64,7 +64,7 @@ class Target:
         name: what ``--target`` takes.
         description: the device.
         runs: the library on it, with its version.
-        precisions: those of :data:`PRECISIONS` that it runs.
+        precisions: those of :data:`mope_deploy.manifest.PRECISIONS` that it runs.
         default_precisions: what is exported for it unless ``--precision`` says otherwise.
         batch: ``min:opt:max`` that its engine is built for by default.
         text_length: ``min:opt:max`` in tokens; None for the bundle's own limits.
@@ -99,15 +99,14 @@ class Target:
 
         Args:
             opset: of the standard operators.
-            precisions: names of :data:`PRECISIONS`.
+            precisions: of graphs.
             ops: types of the graphs' nodes; one outside the standard domain with it: ``"com.microsoft.Attention"``.
 
         Raises:
             UsageError: an opset or a precision that the device does not have; they were asked for.
             ExportError: an operator that it does not have; the message names the first three.
         """
-        for precision in precisions:
-            self._check_precision(precision)
+        self.check_precisions(precisions)
         if opset not in self.opsets:
             raise UsageError(
                 f"the opset for --target {self.name}",
@@ -121,6 +120,11 @@ class Target:
             raise ExportError(
                 f"--target {self.name} ({self.runs}) does not take {'; '.join(found[:3])}{more}",
             )
+
+    def check_precisions(self, precisions: Sequence[str]) -> None:
+        """Raise :class:`UsageError` unless the device has all of them; the message says why where that is known."""
+        for precision in precisions:
+            self._check_precision(precision)
 
     def _check_precision(self, precision: str) -> None:
         if precision in self.precisions:

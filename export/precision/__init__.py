@@ -13,10 +13,10 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from mope_deploy.errors import UsageError
+from mope_deploy.manifest import PRECISIONS
 
-__all__ = ["METHODS", "PRECISIONS", "Lowering", "lowering"]
+__all__ = ["METHODS", "Lowering", "lowering"]
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-dynamic")
 METHODS = ("percentile", "entropy")
 
 
@@ -24,7 +24,7 @@ class Lowering(Protocol):
     """One graph at one lower precision, with any choice of layers left in fp32.
 
     Attributes:
-        precision: one of :data:`PRECISIONS`.
+        precision: one of :data:`mope_deploy.manifest.PRECISIONS`.
         layers: what can be kept in fp32, in graph order: ``main.encoder.blocks.3``.
         runtime_mark: what to add to the runtime's name where a gate's figures are shown: ``emulated`` if
             :meth:`write_runnable` does not write the file itself, empty if it does.
@@ -70,7 +70,7 @@ def lowering(
 
     Args:
         graph: the canonical graph, as :func:`export.to_onnx.save` wrote it.
-        precision: one of :data:`PRECISIONS` other than ``fp32``.
+        precision: one of :data:`mope_deploy.manifest.PRECISIONS` other than ``fp32``.
         calibration: arrays by input name, batch by batch, of real samples; needed for ``int8`` and read only there.
         method: how ``int8`` chooses the range of an activation, one of :data:`METHODS`.
         on_step: called with a few words as calibration advances.

@@ -1,7 +1,8 @@
 """Ranges of activations on real samples, for static int8.
 
 ONNX Runtime's histogram collectors decide the range; only the tensors that will be quantised are collected, a few rows
-at a time, so memory does not grow with the number of samples.
+at a time, so memory does not grow with the number of samples. On the trained digits-ve models, 512 samples, percentile
+gives logits nearer to fp32's than entropy does, and takes half its time.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from mope_deploy.errors import ExportError
 __all__ = ["activation_limits"]
 
 _MEMORY = 128 * 2**20  # bytes of collected activations at a time
-# Entropy of more bins is finer, and slower by their square.
-_BINS = {"percentile": (2048, 0), "entropy": (512, 128)}
-_PERCENTILE = 99.999
+_BINS = {"percentile": 4096, "entropy": 512}
+_CODES = 128
+_MOST_BINS = 1024  # for entropy, whose time grows with their square; a histogram grows with the range it meets
+_PERCENTILE = 99.999  # of the values, half of the others on either side
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -52,12 +54,11 @@ def activation_limits(
     Raises:
         ExportError: there is no sample, or a tensor is not finite on one.
     """
-    bins, coded = _BINS[method]
     collector = HistogramCollector(
         method=method,
-        symmetric=True,
-        num_bins=bins,
-        num_quantized_bins=coded,
+        symmetric=False,  # of the histogram; the range is made so below
+        num_bins=_BINS[method],
+        num_quantized_bins=_CODES,
         percentile=_PERCENTILE,
         scenario="same",
     )
@@ -81,9 +82,22 @@ def activation_limits(
     if not samples:
         raise ExportError("there is no sample to calibrate on")
     on_step(f"choosing ranges of {len(tensors)} tensors by {method}")
+    if method == "entropy":
+        for name, histogram in collector.histogram_dict.items():
+            collector.histogram_dict[name] = (*_merged(*histogram[:2]), *histogram[2:])
     with _quiet():
         ranges = collector.compute_collection_result()
     return {name: float(max(abs(ranges[name][0]), abs(ranges[name][1]))) for name in tensors}
+
+
+def _merged(counts: NDArray[Any], edges: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """A histogram around 0 with at most so many bins, neighbours merged evenly from the middle outwards."""
+    half = len(counts) // 2
+    factor = -(-2 * half // _MOST_BINS)
+    padding = -half % factor
+    merged = np.pad(counts, padding).reshape(-1, factor).sum(axis=1)
+    limit = edges[-1] * (half + padding) / half
+    return merged, np.linspace(-limit, limit, len(merged) + 1).astype(edges.dtype)
 
 
 def _session(graph: Path, tensors: Sequence[str]) -> ort.InferenceSession:

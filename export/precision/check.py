@@ -50,7 +50,7 @@ def check_types(
 
     Args:
         path: the file.
-        precision: one of :data:`export.precision.PRECISIONS`.
+        precision: one of :data:`mope_deploy.manifest.PRECISIONS`.
         keep: layers and products that were to stay in fp32.
         source: the canonical graph's layers, whose products must all be there; default: those that the file shows.
         products: the linear layers that were to be quantised; default: all in layers.
@@ -68,6 +68,7 @@ def check_types(
     _check_stored_once(file)
     if precision in HALVES:
         _check_half(file, HALVES[precision])
+        _check_casts(file)
         return file.counts()
     _refuse_types(file, HALVES.values(), precision)
     wanted = {p.name for p in file.layout.products.values() if not file.keeps(p.name)}
@@ -159,12 +160,16 @@ def _check_products(file: _File, source: Layout) -> None:
 
 
 def _check_edges(file: _File) -> None:
-    """Inputs and outputs are those of the canonical graph's types; no cast undoes another."""
+    """Inputs and outputs are those of the canonical graph's types."""
     for value in (*file.graph.inputs, *file.graph.outputs):
         if file.type(value) not in (_FLOAT, ir.DataType.INT64):
             raise ExportError(
                 f"{value.name!r}, an input or output", received=file.type(value), expected="FLOAT or INT64"
             )
+
+
+def _check_casts(file: _File) -> None:
+    """No cast undoes another."""
     for node in file.graph:
         before = node.inputs[0].producer() if node.op_type == "Cast" and node.inputs[0] is not None else None
         if before is not None and before.op_type == "Cast" and len(set(file.floats(before) + file.floats(node))) > 1:

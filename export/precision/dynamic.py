@@ -2,6 +2,10 @@
 
 ONNX Runtime's own quantiser does it, per output channel, on the same linear layers as :mod:`export.precision.int8`.
 TensorRT has no such operators.
+
+The range of an activation is taken from the whole tensor as it comes, so a sample's result depends on its batch-mates
+and its padding: on a trained digits-ve model by 0.05 of the largest logit between batches of 1 and 32, as much as
+quantisation itself costs. Static int8 does not do that.
 """
 
 from __future__ import annotations

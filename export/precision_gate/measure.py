@@ -92,6 +92,7 @@ def measure_precision(
         metric=_metric(eager, lowered, evaluation, n),
         routed=model.dynamic,
         experts=experts,
+        drift=_drift(eager, lowered) if finite else (np.nan,) * len(experts),
         selections=_selections(eager, lowered) if 1 < model.top_k < model.experts else (),
         label_flips=label_flips,
         expert_flips=expert_flips,
@@ -184,6 +185,14 @@ def _experts(eager: Arrays, lowered: Arrays, name: Callable[[int], str]) -> tupl
         margin = float(weights[ours] - weights[chosen])
         flips.append(Flip(name(row), f"layer {layer}", f"expert {ours}", f"expert {chosen}", margin=margin))
     return tuple(Share(len(a), int(equal)) for equal in (a == b).sum(axis=0)), _largest(flips)
+
+
+def _drift(eager: Arrays, lowered: Arrays) -> tuple[float, ...]:
+    """Per layer, the mean share of the routing weight that went to other experts."""
+    if "routing" not in lowered:
+        return ()
+    moved = np.abs(lowered["routing"].astype(np.float64) - eager["routing"]).sum(axis=-1) / 2  # (n, layers)
+    return tuple(moved.mean(axis=0).tolist())
 
 
 def _selections(eager: Arrays, lowered: Arrays) -> tuple[Share, ...]:

@@ -107,6 +107,8 @@ class PrecisionReport:
         metric: None where no sample has a label.
         routed: whether the model chooses among experts.
         experts: the top expert, a share per layer; empty if the file has no output ``routing``.
+        drift: share of the routing weight that went to other experts, ½ Σ|a − b|, the mean per layer; NaN if any output
+            is not finite. On few samples it says more than flips, which are rare.
         selections: the set of selected experts, a share per layer, under top-k routing; else empty.
         label_flips, expert_flips: what differs, the largest margins first, at most 100 each; all are counted.
         thresholds: what had to be reached.
@@ -126,6 +128,7 @@ class PrecisionReport:
     metric: Metric | None
     routed: bool
     experts: tuple[Share, ...]
+    drift: tuple[float, ...]
     selections: tuple[Share, ...]
     label_flips: tuple[Flip, ...]
     expert_flips: tuple[Flip, ...]
@@ -153,14 +156,24 @@ class PrecisionReport:
         return min(range(len(self.experts)), key=lambda i: self.experts[i].share)
 
     @property
-    def cost(self) -> float:
-        """One number for how far off the file is: relative RMS of the logits plus the share of flipped top experts.
+    def labels_passed(self) -> bool:
+        """Whether enough predictions agree."""
+        return self.labels.share >= self.thresholds.labels
 
-        Infinite where something is not finite. Labels are left out: they are coarse, and follow from the logits.
-        """
-        if not self.ran or not self.finite or math.isnan(self.logits.rms):
-            return math.inf
-        return self.logits.rms + (1 - self.routing.share if self.experts else 0.0)
+    @property
+    def metric_passed(self) -> bool:
+        """Whether the metric, if it is known, dropped by no more than it may."""
+        if self.metric is None or self.thresholds.metric is None:
+            return True
+        return -self.metric.change - self.thresholds.metric <= _SLACK
+
+    @property
+    def routing_passed(self) -> bool:
+        """Whether every layer chooses its top expert as the model does; a file that does not show it has not passed."""
+        asked = self.thresholds.routing
+        if asked is None or not self.routed:
+            return True
+        return bool(self.experts) and all(layer.share >= asked for layer in self.experts)
 
     def problems(self) -> list[str]:
         """Everything that failed as a phrase."""
@@ -176,22 +189,21 @@ class PrecisionReport:
         asked = self.thresholds
         if not self.finite:
             found.append("an output is NaN or infinite")
-        if self.labels.share < asked.labels:
+        if not self.labels_passed:
             found.append(f"{_of(self.labels)} predicted labels agree, at least {_percent(asked.labels)} must")
-        if self.metric is not None and asked.metric is not None and not self.metric.change >= -asked.metric - _SLACK:
+        if self.metric is not None and asked.metric is not None and not self.metric_passed:
             found.append(
                 f"{self.metric.name} drops from {_percent(self.metric.before)} to {_percent(self.metric.after)}, at "
                 f"most {100 * asked.metric:g} points are allowed"
             )
-        if self.routed and asked.routing is not None:
+        if asked.routing is not None and not self.routing_passed:
             if not self.experts:
                 found.append("the file has no output routing, so which experts it chooses was not compared")
-            for i, layer in enumerate(self.experts):
-                if layer.share < asked.routing:
-                    found.append(
-                        f"{_of(layer)} samples have the same top expert in layer {i}, at least "
-                        f"{_percent(asked.routing)} must"
-                    )
+            found += [
+                f"{_of(layer)} samples have the same top expert in layer {i}, at least {_percent(asked.routing)} must"
+                for i, layer in enumerate(self.experts)
+                if layer.share < asked.routing
+            ]
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -254,13 +266,13 @@ class PrecisionReport:
         if self.metric is not None:
             change = f"{_percent(self.metric.before)} → {_percent(self.metric.after)}"
             limit = "" if asked.metric is None else f"drop ≤ {100 * asked.metric:g}"
-            good = asked.metric is None or self.metric.change >= -asked.metric - _SLACK
-            table.add_row(self.metric.name, f"{self.metric.samples:,}", change, limit, verdict(good) if limit else "")
+            passed = verdict(self.metric_passed) if limit else ""
+            table.add_row(self.metric.name, f"{self.metric.samples:,}", change, limit, passed)
         if self.worst_layer is not None:
             _add_share(table, "top expert, all layers", self.routing, None)
             name = f"top expert, worst layer ({self.worst_layer})"
             _add_share(table, name, self.experts[self.worst_layer], asked.routing)
-        elif self.routed and asked.routing is not None:
+        elif not self.routing_passed and asked.routing is not None:
             table.add_row("top expert", "0", "no output routing", f"≥ {_percent(asked.routing)}", verdict(False))
         if self.selections:
             all_layers = Share(sum(s.compared for s in self.selections), sum(s.equal for s in self.selections))

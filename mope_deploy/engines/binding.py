@@ -62,8 +62,7 @@ class Bindings:
         binding.synchronize_inputs()
         self._session.run_with_iobinding(binding)
         binding.synchronize_outputs()
-        # copied: on a CPU they would be views of buffers that the next run writes to
-        return dict(zip(names, map(np.array, binding.copy_outputs_to_cpu()), strict=True))
+        return dict(zip(names, binding.copy_outputs_to_cpu(), strict=True))
 
     def _bind(self, feeds: Mapping[str, NDArray[Any]], names: Sequence[str]) -> tuple[Any, dict[str, Any]]:
         value, binding = self._ort.OrtValue, self._session.io_binding()

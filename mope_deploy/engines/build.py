@@ -63,8 +63,7 @@ def build_engine(
         bundle: its manifest stays as it is, and so do engines that were exported with it.
         backend: ``tensorrt`` or ``tensorrt_rtx``; by default what fits this machine.
         graph: name of the graph; by default the first that the library takes.
-        batch, text_length, audio_length: ``"min:opt:max"``; by default what the bundle was exported for, else see
-            :func:`mope_deploy.engines.profiles.make_profile`.
+        batch, text_length, audio_length: ``"min:opt:max"``, see :func:`mope_deploy.engines.profiles.make_profile`.
         compute: compute capabilities, ``"8.6,12.0"``; see :func:`compute_capabilities`.
         tf32: let float32 products be rounded to TF32's ten bits of mantissa.
         workspace: limit of the builder's GPU scratch memory in MiB; by default what the bundle was exported for.
@@ -83,13 +82,8 @@ def build_engine(
     library = choose_backend(backend, gpu=device.gpu is not None)
     chosen = bundle.graph(graph, engine=library.name)
     wanted = bundle.manifest.build
-    sizes = {axis: ":".join(map(str, least_to_most)) for axis, least_to_most in wanted.profile.items()}
     profile = make_profile(
-        bundle.manifest,
-        chosen.inputs,
-        batch=batch or sizes.get("batch"),
-        text_length=text_length or sizes.get("text_length"),
-        audio_length=audio_length or sizes.get("audio_length"),
+        bundle.manifest, chosen.inputs, batch=batch, text_length=text_length, audio_length=audio_length
     )
     workspace = wanted.workspace if workspace is None else workspace
     capabilities = compute_capabilities(library, device, compute)

@@ -6,7 +6,8 @@ import pytest
 
 from mope_deploy.engines.profiles import Sizes
 from mope_deploy.errors import ExportError, UsageError
-from mope_deploy.targets import PRECISIONS, TARGETS, get_target
+from mope_deploy.manifest import PRECISIONS
+from mope_deploy.targets import TARGETS, get_target
 
 pytestmark = pytest.mark.device
 
