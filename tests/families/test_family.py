@@ -44,11 +44,12 @@ def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
 
 def sample(inputs: dict[str, Tensor], i: int) -> dict[str, Tensor]:
     """Sample i as a batch of one, without padding."""
-    length = int(inputs["attention_mask"][i].sum())
-    return {
-        name: value[i : i + 1] if name == "pixel_values" else value[i : i + 1, :length]
-        for name, value in inputs.items()
-    }
+    found = {name: value[i : i + 1] for name, value in inputs.items()}
+    for mask, values in (("attention_mask", "input_ids"), ("audio_mask", "audio_values")):
+        if mask in found:
+            length = int(found[mask].sum())
+            found |= {mask: found[mask][:, :length], values: found[values][:, :length]}
+    return found
 
 
 @every
@@ -174,7 +175,7 @@ def run_oracle(trained: MoPE, rows: tuple[Family, Family], inputs: dict[str, Ten
     assert rows[1].oracle is not None
     oracles = [row.oracle(weights_of(module), module) for row, module in zip(rows, encoders, strict=True)]
     logits, routing = [], []
-    for i in range(len(inputs["pixel_values"])):
+    for i in range(len(next(iter(inputs.values())))):
         one = {name: value[0].double().numpy() for name, value in sample(inputs, i).items()}
         depths = rows[0].layers, rows[1].layers
         result = mope(weights_of(trained), trained.config, *oracles, depths, one)
@@ -204,8 +205,10 @@ def test_lone_samples_of_the_shortest_and_the_longest_length(family: Family, mod
     assert text is not None
     if family.longest:
         assert text.max_length == family.longest
-    for length in (1, text.max_length):
-        out = trained(inputs_of(trained, batch=1, text_length=length))
+    sound = trained.preprocessing.audio
+    clips = (1, 1) if sound is None else (sound.min_samples, sound.max_samples)
+    for length, clip in zip((1, text.max_length), clips, strict=True):
+        out = trained(inputs_of(trained, batch=1, text_length=length, audio_length=clip))
         assert torch.isfinite(out.logits).all()
         assert torch.allclose(out.routing.sum(-1), torch.ones(()))
 
@@ -235,4 +238,6 @@ def test_the_graph_is_faithful_and_builds(names: tuple[str, str, str], graph: Ca
     report = measure(exported.model, exported.file, exported.config, generated_cases(exported.config.graph))
     assert report.passed, report.problems()
     longest = max(by_name(name).longest for name in names[:2])
-    assert parse_and_build(exported.file, longest=longest) == []
+    sound = exported.model.preprocessing.audio
+    clips = (1, 1, 1) if sound is None else (sound.min_samples, 200, sound.max_samples)
+    assert parse_and_build(exported.file, longest=longest, audio=clips) == []

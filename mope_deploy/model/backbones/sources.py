@@ -114,6 +114,8 @@ def _from_transformers(name: str, source: str) -> nn.Module:
         raise ConfigError(
             f"the weights of {source} are incomplete", received=f"no {', '.join(missing[:3])}", expected="every tensor"
         )
+    if options:
+        module._weight_conversions = None  # or saving it would give its tensors the larger model's names again
     # They are no part of the method, and where the checkpoint lacks them they would change the fingerprint.
     if getattr(module, "pooler", None) is not None:
         module.pooler = None
