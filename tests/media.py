@@ -159,7 +159,7 @@ def raw_samples(count: int, *, seed: int = 0, missing: tuple[str, ...] = ()) -> 
         sample: dict[str, Any] = {
             "image": random.integers(0, 256, (40, 30 + i, 3), dtype=np.uint8),
             "text": " ".join(random.choice(WORDS[5:], 1 + i % 7)),
-            "audio": Waveform(tone(200 + 31 * i, 0.1 + 0.07 * (i % 6), rate=2 * RATE), 2 * RATE),
+            "audio": Waveform(tone(200 + 31 * i + 57 * seed, 0.1 + 0.07 * (i % 6), rate=2 * RATE), 2 * RATE),
             "video": random.integers(0, 256, (3 + i % 4, 20, 24, 3), dtype=np.uint8),
         }
         for j, name in enumerate(missing):
