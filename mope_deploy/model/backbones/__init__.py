@@ -87,6 +87,7 @@ class _Family:
 def _families() -> tuple[_Family, ...]:
     # Imported here: each family imports its library, and a text-only user should not wait for timm.
     from mope_deploy.model.backbones import (
+        beit,
         bert,
         deberta,
         eva,
@@ -94,6 +95,7 @@ def _families() -> tuple[_Family, ...]:
         mpnet,
         pooled,
         pooled_text,
+        pooled_vision,
         swin,
         videomae,
         vit,
@@ -104,6 +106,7 @@ def _families() -> tuple[_Family, ...]:
     return (
         _Family("timm VisionTransformer", "image", vit.accepts, vit.wrap),
         _Family("timm Eva", "image", eva.accepts, eva.wrap),
+        _Family("timm Beit", "image", beit.accepts, beit.wrap),
         _Family("timm SwinTransformer", "image", swin.accepts, swin.wrap),
         _Family("transformers BERT-like", "text", bert.accepts, bert.wrap),
         _Family("transformers DeBERTa-v2", "text", deberta.accepts, deberta.wrap),
@@ -114,5 +117,6 @@ def _families() -> tuple[_Family, ...]:
         _Family("transformers VideoMAE", "video", videomae.accepts, videomae.wrap),
         # Last: they take whatever no family before them runs layer by layer.
         _Family("another timm image encoder", "image", pooled.accepts, pooled.wrap, main=False),
+        _Family("another transformers image encoder", "image", pooled_vision.accepts, pooled_vision.wrap, main=False),
         _Family("another transformers text encoder", "text", pooled_text.accepts, pooled_text.wrap, main=False),
     )

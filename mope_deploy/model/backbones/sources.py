@@ -117,7 +117,8 @@ def _from_transformers(name: str, source: str) -> nn.Module:
     if options:
         module._weight_conversions = None  # or saving it would give its tensors the larger model's names again
     # They are no part of the method, and where the checkpoint lacks them they would change the fingerprint.
-    if getattr(module, "pooler", None) is not None:
+    pooler = getattr(module, "pooler", None)
+    if pooler is not None and any(True for _ in pooler.parameters()):  # a plain mean stays
         module.pooler = None
     if isinstance(getattr(module, "classifier", None), nn.Linear):
         module.classifier = nn.Identity()
