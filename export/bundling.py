@@ -30,6 +30,7 @@ from export.variants import Feeds, ParityGate, Variant, make_variants
 from mope_deploy.bundle import Bundle, write_bundle
 from mope_deploy.data import Sample
 from mope_deploy.engines.profiles import Sizes
+from mope_deploy.engines.session import alone
 from mope_deploy.errors import UsageError
 from mope_deploy.model import MoPE
 from mope_deploy.preprocess import present_name
@@ -183,7 +184,9 @@ def export_model(
         on_step("choosing golden samples")
         steady = golden_samples(model, samples, GOLDEN_COUNT)
         golden = make_golden(model, steady, outputs=config.outputs)
-        graphs = [_graph_entry(variant, config, _tolerance(variant, golden, gate.reports)) for variant in variants]
+        graphs = [
+            _graph_entry(variant, config, _tolerance(variant, golden, config, gate.reports)) for variant in variants
+        ]
         contents: dict[str, Path | bytes] = {path.name: path for variant in variants for path in variant.files}
         contents |= golden.files
         contents[REPORT] = _json(_reports(gate.reports, variants))
@@ -308,13 +311,15 @@ def _gate(variant: Variant) -> dict[str, Any] | None:
     return {
         "samples": report.samples,
         "mark": report.mark,
-        "kept": list(variant.lowered.kept),
+        "kept": list(variant.kept),
         "thresholds": report.thresholds.to_dict(),
         "figures": report.figures(),
     }
 
 
-def _tolerance(variant: Variant, golden: Golden, reports: dict[str, ParityReport]) -> dict[str, float]:
+def _tolerance(
+    variant: Variant, golden: Golden, config: MoPEExporterConfig, reports: dict[str, ParityReport]
+) -> dict[str, float]:
     """What another engine's or processor's arithmetic may differ by and still be right.
 
     A multiple of what was measured here: of fp32 over everything that was compared, of lower precisions on the golden
@@ -326,19 +331,23 @@ def _tolerance(variant: Variant, golden: Golden, reports: dict[str, ParityReport
         for check in (check for report in reports.values() for check in report.values):
             measured[check.output] = max(measured[check.output], check.error)
     else:
-        measured = _golden_errors(variant.runnable, golden)
+        measured = _golden_errors(variant, golden, config)
     least, factor = GOLDEN_TOLERANCE[precision], GOLDEN_FACTOR[precision]
     return {name: min(1.0, max(least, factor * measured.get(name, 0.0))) for name in ("logits", "routing")}
 
 
-def _golden_errors(file: Path, golden: Golden) -> dict[str, float]:
+def _golden_errors(variant: Variant, golden: Golden, config: MoPEExporterConfig) -> dict[str, float]:
     """``logits``: max|a − b| / max|b|; ``routing``: max|a − b|, as :mod:`mope_deploy.engines.golden` measures them."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(str(variant.runnable), options, providers=["CPUExecutionProvider"])
+    shapes = {name: shape for name, (_, shape) in config.input_shapes.items()}
+    parts = alone(golden.inputs, shapes) if variant.precision == "int8-dynamic" else [golden.inputs]
     names = list(golden.outputs)
-    found = dict(zip(names, session.run(names, golden.inputs), strict=True))
-    errors = {name: float(np.abs(found[name] - golden.outputs[name]).max()) for name in names}
+    found = [session.run(names, part) for part in parts]
+    errors = {}
+    for name, arrays in zip(names, zip(*found, strict=True), strict=True):
+        errors[name] = float(np.abs(np.concatenate(arrays) - golden.outputs[name]).max())
     errors["logits"] /= max(float(np.abs(golden.outputs["logits"]).max()), float(np.finfo(np.float32).tiny))
     return errors
 

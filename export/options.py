@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 FORMATS = ("onnx", "trt", "triton")
-CALIBRATION_SAMPLES = 256
+CALIBRATION_SAMPLES = 128
 THRESHOLD_NAMES = ("labels", "routing", "metric")
 GATE_SAMPLES = 1000  # that a precision below fp32 is judged on
 

@@ -55,8 +55,8 @@ class Attempt:
         """In words: how far off the file is."""
         if not math.isfinite(self.logits):
             return "gives NaN or infinities"
-        routing = f" and {100 * self.drift:.2g} % of the routing" if self.drift and self.drift >= 5e-5 else ""
-        return f"changes the logits by {100 * self.logits:.2g} %{routing}"
+        routing = f" and {_percent(self.drift)} of the routing" if self.drift and self.drift >= 5e-5 else ""
+        return f"changes the logits by {_percent(self.logits)}{routing}"
 
 
 @dataclass(frozen=True)
@@ -311,6 +311,10 @@ class _Search:
 def _damage(report: PrecisionReport) -> tuple[float, float]:
     """Relative RMS error of the logits, and the mean over layers of the routing weight that moved."""
     return report.logits.rms, (sum(report.drift) / len(report.drift) if report.drift else 0.0)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 0.995 else f"{100 * share:.0f} %"
 
 
 def _sha256(file: Path) -> str:

@@ -73,8 +73,8 @@ def summarise(
             variant.judged,
             seconds.get(variant.name),
             None,
-            len(variant.lowered.kept) if variant.lowered is not None else 0,
-            variant.lowered.explain() if variant.lowered is not None else "",
+            len(variant.kept),
+            variant.explain(),
         )
         for variant in variants
     ]

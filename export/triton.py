@@ -64,7 +64,7 @@ def write_repository(
         graph: name of the graph; by default the first that ONNX Runtime takes.
         name: of the model in the repository; by default the bundle's.
         max_batch: most samples that Triton puts into one call. It batches requests of the same shapes only: clients
-            that pad their texts to a common length share batches.
+            that pad their texts to a common length share batches. Always 1 for int8-dynamic.
         queue_delay_us: microseconds that a request may wait for others, to share a batch.
         instances: copies of the model on each device; None for Triton's choice of one on every GPU, or on the CPU.
         kind: where those copies are, one of :data:`KINDS`.
@@ -78,6 +78,8 @@ def write_repository(
         ExportError: the labels or axes cannot be said in a repository, or it cannot be written.
     """
     chosen = bundle.graph(graph, engine="onnxruntime")
+    if chosen.precision == "int8-dynamic":  # its results would depend on batch-mates
+        max_batch = 1
     name = model_name(bundle) if name is None else name
     _check_arguments(bundle, folder, name, max_batch, queue_delay_us, instances, kind)
     model = folder / name

@@ -49,6 +49,7 @@ class Variant:
             emulation.
         judged: the precision gate's report; None where only fp32 was asked for and nothing else had to be judged.
         lowered: how a lower precision got through; None for fp32, which passed the parity gate.
+        unfit: products that its precision cannot hold, and which therefore stayed fp32.
     """
 
     name: str
@@ -58,6 +59,19 @@ class Variant:
     runnable: Path
     judged: PrecisionReport | None
     lowered: Lowered | None
+    unfit: tuple[str, ...] = ()
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Everything of the encoders' layers that stayed fp32 although a lower precision was asked for."""
+        return tuple(dict.fromkeys((*self.unfit, *(self.lowered.kept if self.lowered is not None else ()))))
+
+    def explain(self) -> str:
+        """What stayed fp32, and why, in one line; empty if nothing did."""
+        parts = [self.lowered.explain()] if self.lowered is not None else []
+        if self.unfit:
+            parts.append(f"kept in fp32: {', '.join(self.unfit)}, whose weights {self.precision} cannot hold")
+        return "; ".join(filter(None, parts))
 
 
 class ParityGate:
@@ -219,7 +233,9 @@ def _lowered(
     if hidden:
         files = _without_routing(files[0], lower.runs_on)
         runnable = _without_routing(runnable, lower.runs_on)[0] if runnable != files[0] else runnable
-    return Variant(f"model-{precision}", precision, lower.runs_on, tuple(files), runnable, done.report, done)
+    return Variant(
+        f"model-{precision}", precision, lower.runs_on, tuple(files), runnable, done.report, done, lower.unfit
+    )
 
 
 def _without_routing(file: Path, runs_on: str) -> list[Path]:

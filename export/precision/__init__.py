@@ -28,12 +28,14 @@ class Lowering(Protocol):
         layers: what can be kept in fp32, in graph order: ``main.encoder.blocks.3``.
         runtime_mark: what to add to the runtime's name where a gate's figures are shown: ``emulated`` if
             :meth:`write_runnable` does not write the file itself, empty if it does.
+        unfit: products that stay fp32 whatever is asked for: the precision cannot hold their weights.
         runs_on: ``any``; ``onnxruntime`` or ``tensorrt`` where only one of them runs the file.
     """
 
     precision: str
     layers: tuple[str, ...]
     runtime_mark: str
+    unfit: tuple[str, ...]
     runs_on: str
 
     def products(self, layer: str) -> tuple[str, ...]:

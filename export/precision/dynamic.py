@@ -36,6 +36,7 @@ class DynamicLowering:
     """
 
     precision, runtime_mark, runs_on = "int8-dynamic", "", "onnxruntime"
+    unfit: tuple[str, ...] = ()
 
     def __init__(self, graph: Path) -> None:
         self._source = graph

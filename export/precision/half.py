@@ -51,6 +51,7 @@ class HalfLowering:
         self.layers = tuple(name for name in found if found[name])
         if not any(found[name] for name in self._layout.layers):
             raise ExportError(f"{graph.name} has no encoder layer that could be {precision}")
+        self.unfit = self._products_that_do_not_fit()
         strays = {t for t in self._types.values() if t in (*HALVES.values(), ir.DataType.DOUBLE)}
         if strays:
             raise ExportError(f"{graph.name} is not an fp32 graph", received=", ".join(sorted(t.name for t in strays)))
@@ -75,9 +76,22 @@ class HalfLowering:
         _Rewrite(model, self._layout, self._types, HALVES[self.precision], kept).apply(emulated=True)
         return graphs.write(model, path)
 
+    def _products_that_do_not_fit(self) -> tuple[str, ...]:
+        """Modules one of whose products has a weight that half cannot hold, in graph order: they stay fp32."""
+        model = graphs.read(self._source)
+        rewrite = _Rewrite(model, self._layout, self._types, HALVES[self.precision], ())
+        found = [
+            module_of(node)
+            for node in model.graph
+            if node.op_type in PRODUCTS
+            and self._layout.home(node) is not None
+            and any(value is not None and value.name in rewrite.unfit for value in node.inputs)
+        ]
+        return tuple(dict.fromkeys(found))
+
     def _kept(self, keep: Collection[str]) -> frozenset[str]:
         everything = {name for layer in self.layers for name in (layer, *self.products(layer))}
-        kept = self._layout.check_known(keep, everything)
+        kept = self._layout.check_known(keep, everything) | set(self.unfit)
         if all(layer in kept or kept.issuperset(self.products(layer)) for layer in self.layers):
             raise ExportError(f"every layer is kept in fp32, so nothing would be {self.precision}")
         return kept

@@ -41,6 +41,7 @@ class Int8Lowering:
     """
 
     precision, runtime_mark, runs_on = "int8", "", "any"
+    unfit: tuple[str, ...] = ()
 
     def __init__(
         self,

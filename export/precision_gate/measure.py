@@ -6,7 +6,7 @@ Letters: n samples · C classes · K experts.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from export.precision_gate.evaluation import Batch, Evaluation
 from export.precision_gate.report import Flip, LogitsError, Metric, PrecisionReport, Share
 from export.precision_gate.thresholds import Thresholds
 from export.report import InterfaceCheck
+from mope_deploy.engines.session import alone
 from mope_deploy.metrics import report as scores
 
 __all__ = ["measure_precision"]
@@ -57,11 +58,12 @@ def measure_precision(
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     session, interface = open_graph(file, config)
+    shapes = {name: shape for name, (_, shape) in config.input_shapes.items()}
     outputs = tuple(config.outputs)
     runs: list[tuple[Batch, Arrays]] = []
     if session is not None:
         for batch in evaluation.batches(limit=limit, what=file.name):
-            lowered, failures = _run(session, batch, outputs)
+            lowered, failures = _run(session, batch, outputs, shapes if precision == "int8-dynamic" else None)
             interface += failures
             if lowered is None:
                 break
@@ -101,12 +103,20 @@ def measure_precision(
 
 
 def _run(
-    session: ort.InferenceSession, batch: Batch, outputs: tuple[str, ...]
+    session: ort.InferenceSession,
+    batch: Batch,
+    outputs: tuple[str, ...],
+    one_by_one: Mapping[str, Sequence[int | str]] | None,
 ) -> tuple[Arrays | None, list[InterfaceCheck]]:
-    """The file's outputs for one batch, and what is wrong with them."""
+    """The file's outputs for one batch, and what is wrong with them.
+
+    Sample by sample where ``one_by_one`` gives the inputs' axes: as the device runs what depends on batch-mates.
+    """
     where = f"samples {batch.start + 1} to {batch.stop}"
     try:
-        lowered = dict(zip(outputs, session.run(list(outputs), batch.feeds), strict=True))
+        parts = [batch.feeds] if one_by_one is None else alone(batch.feeds, one_by_one)
+        found = [session.run(list(outputs), part) for part in parts]
+        lowered = {name: np.concatenate(arrays) for name, arrays in zip(outputs, zip(*found, strict=True), strict=True)}
     except Exception as error:  # the library's own exceptions share no base class but this
         return None, [InterfaceCheck(f"running {where}", reason(error), "outputs")]
     checks = [

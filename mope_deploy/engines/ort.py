@@ -27,7 +27,7 @@ from mope_deploy.engines.providers import (
     make_cache,
     tf32_is_allowed,
 )
-from mope_deploy.engines.session import TF32_TOLERANCE, Arrays, check_feeds, check_interface, check_outputs
+from mope_deploy.engines.session import TF32_TOLERANCE, Arrays, alone, check_feeds, check_interface, check_outputs
 from mope_deploy.errors import EngineError, MissingExtraError, UsageError
 from mope_deploy.extras import require
 from mope_deploy.manifest import Graph
@@ -121,6 +121,8 @@ class OnnxRuntimeSession:
         check_interface("inputs", loaded["inputs"], self.inputs, str(path))
         check_interface("outputs", loaded["outputs"], self.outputs, str(path))
         self._profile, self._pad_id = profile if first in PLANNING else None, pad_id
+        self._alone = graph.precision == "int8-dynamic"  # its ranges are those of whole tensors
+        self._shapes = {spec.name: spec.shape for spec in self.inputs}
         self._lock = threading.Lock()  # of the buffers
         self._bindings: Bindings | None = None
         if first in (CUDA, TENSORRT):
@@ -130,12 +132,15 @@ class OnnxRuntimeSession:
         names = check_outputs(outputs, self.outputs)
         check_feeds(feeds, self.inputs)
         try:
-            if self._profile is None:
+            if self._alone:
+                parts = [(self._run(one, names), 1) for one in alone(feeds, self._shapes)]
+            elif self._profile is None:
                 return self._run(feeds, names)
-            parts = [
-                (self._run(chunk.feeds, names), chunk.rows)
-                for chunk in chunks(feeds, self.inputs, self._profile, pad_id=self._pad_id)
-            ]
+            else:
+                parts = [
+                    (self._run(chunk.feeds, names), chunk.rows)
+                    for chunk in chunks(feeds, self.inputs, self._profile, pad_id=self._pad_id)
+                ]
         except UsageError:
             raise
         except Exception as error:

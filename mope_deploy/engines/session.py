@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mope_deploy.errors import EngineError, UsageError
 from mope_deploy.manifest import TensorSpec
 
-__all__ = ["TF32_TOLERANCE", "Arrays", "Session", "check_feeds", "check_interface", "check_outputs"]
+__all__ = ["TF32_TOLERANCE", "Arrays", "Session", "alone", "check_feeds", "check_interface", "check_outputs"]
 
 TF32_TOLERANCE = 5e-3  # of float32 products rounded to ten bits of mantissa, which the manifest's tolerance is not for
 
@@ -76,6 +76,27 @@ def check_feeds(feeds: Mapping[str, NDArray[Any]], inputs: Sequence[TensorSpec])
                     received=f"values from {least} to {greatest}",
                     expected=f"{low:.0f} to {high:.0f}",
                 )
+
+
+def alone(
+    feeds: Mapping[str, NDArray[Any]], shapes: Mapping[str, Sequence[int | str]]
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """Each sample of a batch by itself, without the padding that the batch gave it.
+
+    For graphs that read ranges off whole tensors (int8-dynamic): there, a sample's result would depend on the others.
+
+    Args:
+        feeds: arrays by name; a ``…_mask`` (B, T) says with 1 which elements along T are real, all others come last.
+        shapes: sizes and names of axes by input name.
+    """
+    masks = {str(shapes[name][1]): mask for name, mask in feeds.items() if name.endswith("_mask") and mask.ndim == 2}
+    for row in range(len(next(iter(feeds.values())))):
+        real = {axis: int(mask[row].sum()) for axis, mask in masks.items()}
+        one = {}
+        for name, array in feeds.items():
+            cut = tuple(slice(real.get(axis) if isinstance(axis, str) else None) for axis in shapes[name][1:])
+            one[name] = array[(slice(row, row + 1), *cut)]
+        yield one
 
 
 def check_outputs(names: Sequence[str] | None, outputs: Sequence[TensorSpec]) -> list[str]:

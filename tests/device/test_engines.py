@@ -16,6 +16,7 @@ import pytest
 from mope_deploy.bundle import Bundle, write_bundle
 from mope_deploy.engines import Session, open_session, ort
 from mope_deploy.engines.ort import OnnxRuntimeSession
+from mope_deploy.engines.session import alone
 from mope_deploy.errors import EngineError, MissingExtraError, UsageError
 from tests.device import tiny
 
@@ -240,3 +241,36 @@ def test_a_failure_while_running_is_one_line(session: Session, monkeypatch: pyte
     monkeypatch.setattr(session, "_session", types.SimpleNamespace(run=run))
     with pytest.raises(EngineError, match="failed while running the graph: out of memory"):
         session.run(feeds())
+
+
+def test_samples_alone_lose_their_padding() -> None:
+    inputs = feeds(5, 7, seed=4)
+    shapes = {spec["name"]: spec["shape"] for spec in tiny.manifest()["graphs"][0]["inputs"]}
+    found = list(alone(inputs, shapes))
+    assert len(found) == 5
+    for row, one in enumerate(found):
+        real = int(inputs["attention_mask"][row].sum())
+        assert one["attention_mask"].shape == (1, real)
+        assert one["attention_mask"].all()
+        assert (one["input_ids"] == inputs["input_ids"][row : row + 1, :real]).all()
+        assert (one["pixel_values"] == inputs["pixel_values"][row : row + 1]).all()
+
+
+def test_graphs_that_read_ranges_off_tensors_get_one_sample_at_a_time(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Bundle.open(bundle_path)
+    plain = opened.graph()
+    session = OnnxRuntimeSession(opened.file(plain.file), replace(plain, precision="int8-dynamic"))
+    batches: list[int] = []
+    run = session._run
+
+    def watched(part: Any, names: Any) -> Any:
+        batches.append(len(part["input_ids"]))
+        return run(part, names)
+
+    monkeypatch.setattr(session, "_run", watched)
+    inputs = feeds(5, 7, seed=4)
+    found, want = session.run(inputs), tiny.oracle(inputs)
+    assert batches == [1] * 5
+    np.testing.assert_allclose(found["logits"], want["logits"], rtol=1e-4, atol=1e-4)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import torch
 from rich.console import Console
 from sklearn.metrics import f1_score
 
@@ -19,7 +18,7 @@ from export.golden import pick_samples
 from export.precision_gate import SAMPLES, THRESHOLDS, Evaluation, Thresholds, measure_precision, require_precision
 from mope_deploy.data import Sample
 from mope_deploy.errors import DataError, ParityError, UsageError
-from tests.export.conftest import Export
+from tests.export.conftest import Export, make_model
 from tests.export.runs import write_data
 from tests.export.table import ANYTHING, Table, compare, select, table_samples, write_table
 from tests.export.test_parity import edit, rename
@@ -400,16 +399,12 @@ def test_a_faithful_file_passes_and_a_weight_more_or_less_shows(
     assert any("in layer 1" in problem for problem in report.problems())
 
 
-def test_the_model_is_left_in_its_mode(exports: dict[str, Export], pictures: Path) -> None:
-    model = exports["dense"].model
-    try:
-        model.train()
-        evaluation = Evaluation(model, pick_samples(pictures, model, 5, seed=0))
-        eager = [batch.eager for batch in evaluation.batches()]
-        assert model.training
-        model.eval()
-        with torch.inference_mode():
-            batch = next(Evaluation(model, evaluation.samples).batches())
-        assert np.array_equal(batch.eager["logits"], eager[0]["logits"])  # no noise, no dropout
-    finally:
-        model.eval()
+def test_the_model_is_left_in_its_mode(vit: Path, bert: Path, pictures: Path) -> None:
+    model = make_model("dense", vit, bert)
+    model.train()
+    evaluation = Evaluation(model, pick_samples(pictures, model, 5, seed=0))
+    eager = [batch.eager for batch in evaluation.batches()]
+    assert model.training
+    model.eval()
+    batch = next(Evaluation(model, evaluation.samples).batches())
+    assert np.array_equal(batch.eager["logits"], eager[0]["logits"])  # no noise, no dropout

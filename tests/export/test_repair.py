@@ -29,7 +29,7 @@ class Fake:
         costs: error of the logits by product or layer; of a layer, whichever of its products is lowered.
         drift: the same for the routing.
         quick: the costs that a few samples seem to show, if they are others.
-        limit: the largest sum of costs that passes, of each kind.
+        limit, drift_limit: the largest sum of costs that passes, of each kind.
     """
 
     precision, runtime_mark, runs_on, layers = "int8", "", "any", LAYERS
@@ -41,8 +41,10 @@ class Fake:
         drift: Mapping[str, float] | None = None,
         quick: Mapping[str, float] | None = None,
         limit: float = 0.1,
+        drift_limit: float = 0.1,
     ) -> None:
-        self.costs, self.drift, self.quick, self.limit = costs, drift, quick or costs, limit
+        self.costs, self.drift, self.quick = costs, drift, quick or costs
+        self.limit, self.drift_limit = limit, drift_limit
         self.judged: list[tuple[tuple[str, ...], int | None]] = []
 
     def products(self, layer: str) -> tuple[str, ...]:
@@ -71,7 +73,7 @@ class Fake:
         cost = self.cost(kept, self.costs if limit is None else self.quick)
         drift = self.cost(kept, self.drift) if self.drift is not None else 0.0
         finite = math.isfinite(cost)
-        experts = (Share(1000, 1000), Share(1000, 1000 if drift <= self.limit else 900))
+        experts = (Share(1000, 1000), Share(1000, 1000 if drift <= self.drift_limit else 900))
         return PrecisionReport(
             file=file.name,
             sha256=_sha256(file),
@@ -182,9 +184,8 @@ def test_how_many_choices_the_search_for_layers_takes(tmp_path: Path) -> None:
 
 
 def test_what_the_gate_failed_on_is_what_is_looked_for(tmp_path: Path) -> None:
-    """The routing suffers from one layer, the logits from others, and less than they may."""
-    costs = every(0.0, {f"{LAYERS[i]}.mlp.fc1": 0.02 for i in (1, 2, 3, 4)})
-    fake = Fake(costs, drift=every(0.001, {f"{LAYERS[6]}.attn.proj": 0.2}))
+    """The logits suffer from one layer alone, less than they may; the routing mostly from another, more than it may."""
+    fake = Fake({f"{LAYERS[1]}.mlp.fc1": 0.08}, drift=every(0.001, {f"{LAYERS[6]}.attn.proj": 0.2}))
     done = repair(fake, tmp_path)
     assert done.kept == (f"{LAYERS[6]}.attn.proj",)
     assert len(fake.tried) == 3
@@ -192,12 +193,21 @@ def test_what_the_gate_failed_on_is_what_is_looked_for(tmp_path: Path) -> None:
     assert "100.00 % of the labels and 95.00 % of the top experts agree" in done.explain()
 
 
-def test_both_are_looked_for_if_both_failed(tmp_path: Path) -> None:
-    costs = every(0.001, {f"{LAYERS[1]}.mlp.fc1": 5.0})
-    fake = Fake(costs, drift=every(0.001, {f"{LAYERS[6]}.attn.proj": 0.2}))
+@pytest.mark.parametrize(
+    ("logits", "drift", "limits"), [((2.0, 0.09), (0.02, 0.0), (0.1, 0.01)), ((0.2, 0.0), (0.9, 0.4), (0.1, 0.5))]
+)
+def test_both_are_looked_for_if_both_failed(
+    logits: tuple[float, float], drift: tuple[float, float], limits: tuple[float, float], tmp_path: Path
+) -> None:
+    """Each is compared with what it could be: little of the one may be all that went wrong with it."""
+    fake = Fake(
+        {f"{LAYERS[1]}.mlp.fc1": logits[0], f"{LAYERS[3]}.mlp.fc1": logits[1]},
+        drift={f"{LAYERS[6]}.attn.proj": drift[0], f"{LAYERS[3]}.attn.qkv": drift[1]},
+        limit=limits[0],
+        drift_limit=limits[1],
+    )
     done = repair(fake, tmp_path)
-    # 0.2 is little beside 5, and all of what went wrong with the routing.
-    assert fake.tried[1:3] == [(LAYERS[1],), (LAYERS[1], LAYERS[6])]
+    assert fake.tried[2] == (LAYERS[1], LAYERS[6])
     assert done.kept == (f"{LAYERS[1]}.mlp.fc1", f"{LAYERS[6]}.attn.proj")
 
 

@@ -167,6 +167,19 @@ LAYER = f"{B0}.attn"
 STEM = B0.replace(".", "__")
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_a_product_whose_weight_half_cannot_hold_stays_fp32_and_is_named(tmp_path: Path, scale: float) -> None:
+    body = "p = MatMul(x, B0__fc__weight__T) s = Softmax(p) y = MatMul(s, B0__out__weight__T)".replace("B0", STEM)
+    eye = np.eye(4, dtype=np.float32)
+    weights = {f"{STEM}__fc__weight__T": eye, f"{STEM}__out__weight__T": eye * np.float32(scale)}
+    names = {"p": f"{B0}.fc/MatMul", "s": f"{LAYER}/Softmax", "y": f"{B0}.out/MatMul"}
+    low = lowering(hand_made(tmp_path, body, weights, names=names), "fp16")
+    assert low.unfit == (f"{B0}.out",)
+    (file,) = low.write(tmp_path / "a.onnx")
+    stored = {t.name: t.data_type for t in onnx.load(file).graph.initializer}
+    assert set(stored.values()) == {TensorProto.FLOAT, TensorProto.FLOAT16}
+
+
 def test_constants_that_half_cannot_hold_keep_their_operator_in_fp32(tmp_path: Path) -> None:
     body = """p = MatMul(x, B0__fc__weight__T) z = Equal(flags, zero) m = Where(z, low, p) s = Softmax(m)
         q = MatMul(s, B0__out__weight__T) e = Add(q, epsilon) d = Div(q, e) h = Mul(q, two) y = Add(d, h)"""
