@@ -33,6 +33,7 @@ from mope_deploy.engines.profiles import Sizes
 from mope_deploy.engines.session import alone
 from mope_deploy.errors import UsageError
 from mope_deploy.model import MoPE
+from mope_deploy.preprocess import present_name
 from mope_deploy.targets import get_target
 
 __all__ = ["Exported", "check_bundle", "export_bundle", "export_model"]
@@ -361,7 +362,8 @@ def _reports(parity: dict[str, ParityReport], variants: Sequence[Variant]) -> di
 
 
 def _tensor(name: str, dtype: str, shape: Sequence[int | str], config: MoPEExporterConfig) -> dict[str, Any]:
-    ranges: dict[str, list[float]] = {"attention_mask": [0, 1], "routing": [0, 1]}
+    ranges: dict[str, list[float]] = {"attention_mask": [0, 1], "audio_mask": [0, 1], "routing": [0, 1]}
+    ranges |= {present_name(modality): [0, 1] for modality in config.graph.missing}
     if config.graph.vocab_size is not None:
         ranges["input_ids"] = [0, config.graph.vocab_size - 1]
     return {"name": name, "dtype": _NUMPY[dtype], "shape": list(shape), "range": ranges.get(name)}

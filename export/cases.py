@@ -1,6 +1,6 @@
-"""What the gate feeds to both sides: batches of sizes and text lengths other than the traced ones, and real samples.
+"""What the gate feeds to both sides: batches of sizes and lengths other than the traced ones, and real samples.
 
-Letters: B batch · T text length in tokens · C classes.
+Letters: B batch · T text length in tokens · S samples of a clip · C classes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from export.exporter_config import EXAMPLE_BATCH, EXAMPLE_LENGTH, MoPEGraph
 from mope_deploy.data import Sample
-from mope_deploy.preprocess import Preprocessing
+from mope_deploy.preprocess import AudioSpec, Preprocessing, VideoSpec, present_name
 
 __all__ = ["MIN_VALUES", "Case", "generated_cases", "rows_needed", "sample_cases"]
 
@@ -50,10 +50,11 @@ def rows_needed(classes: int) -> int:
 
 
 def generated_cases(graph: MoPEGraph, *, seed: int = 0) -> list[Case]:
-    """Random images and token ids in awkward batches, none of the traced size, until there are enough values.
+    """Random inputs of every modality in awkward batches, none of the traced size, until there are enough values.
 
     Texts have one to T real tokens less than T in turn, so most rows are padded; one case has no padding at all and one
-    nothing but padded rows. No row is ever fully masked: attention over nothing is not defined.
+    nothing but padded rows. No row is ever fully masked: attention over nothing is not defined. Clips of varying length
+    are padded in the same way; a modality that may be missing is, in some rows of each batch.
     """
     random = np.random.default_rng(seed)
     longest = graph.max_length or _SHORTEST
@@ -92,5 +93,34 @@ def _case(graph: MoPEGraph, random: np.random.Generator, B: int, T: int, padding
         mask = (np.arange(T) < real[:, None]).astype(np.int64)  # (B, T)
         inputs["input_ids"] = random.integers(0, graph.vocab_size, (B, T)) * mask
         inputs["attention_mask"] = mask
-    name = f"{B} × {T} tokens, {padding}" if graph.vocab_size is not None else f"batch of {B}"
+    if graph.audio is not None:
+        inputs |= _audio(graph.audio, random, B, padding)
+    if graph.video is not None:
+        inputs |= _whole(graph.video, random, B)
+    for i, modality in enumerate(graph.missing):
+        inputs[present_name(modality)] = (np.arange(B) % 3 != i % 3).astype(np.int64)
+    name = f"{B} × {T} tokens, {padding}" if graph.vocab_size is not None else f"batch of {B}, {padding}"
     return Case(name, "generated", {key: inputs[key] for key in graph.input_names})
+
+
+def _audio(spec: AudioSpec, random: np.random.Generator, B: int, padding: str) -> dict[str, NDArray[Any]]:
+    """Random clips: of the fixed form, or of 1 to about 10 times the encoder's shortest clip, padded as texts are."""
+    if spec.fixed:
+        return _whole(spec, random, B)
+    S = min(spec.max_samples, (7 + B % 4) * spec.min_samples + B)  # another one for every batch
+    first = 1 if padding == "all rows padded" else 0
+    cut = np.zeros(B, int) if padding == "unpadded" else (np.arange(B) + first) * (S // 7)
+    real = np.maximum(spec.min_samples, S - cut)  # (B,)
+    mask = (np.arange(S) < real[:, None]).astype(np.int64)  # (B, S)
+    return {
+        "audio_values": np.where(mask, random.standard_normal((B, S), dtype=np.float32), np.float32(0)),
+        "audio_mask": mask,
+    }
+
+
+def _whole(spec: AudioSpec | VideoSpec, random: np.random.Generator, B: int) -> dict[str, NDArray[Any]]:
+    """Random values of inputs whose every axis but the batch is fixed."""
+    shapes = {
+        name: [B, *(axis for axis in shape if isinstance(axis, int))] for name, (_, shape) in spec.tensors.items()
+    }
+    return {name: random.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}

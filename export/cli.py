@@ -392,16 +392,28 @@ def _print_result(exported: Exported, source: Source, target: Path, *, seconds: 
     files = bundle.manifest.files
     total = sum(entry.bytes for entry in files.values())
     golden = bundle.file(bundle.manifest.golden.samples)
-    sample = next(iter(open_samples(golden, multi_label=bundle.manifest.task.multi_label, require_label=False)))
+    manifest = bundle.manifest
+    rows = open_samples(
+        golden,
+        multi_label=manifest.task.multi_label,
+        require_label=False,
+        modalities=(manifest.main, *manifest.complementary),
+        optional=manifest.missing,
+    )
+    sample = next(iter(rows))
     path = shlex.quote(str(target))
-    image = shlex.quote(str(target / Path(os.path.relpath(sample.image, bundle.path)))) if sample.image else None
-    given = (f"--image {image} " if image else "") + (f"--text {shlex.quote(sample.text)}" if sample.text else "")
+    inputs = sample.named | {
+        name: str(target / Path(os.path.relpath(file, bundle.path)))
+        for name in ("image", "audio", "video")
+        if (file := getattr(sample, name)) is not None
+    }
+    given = " ".join(f"--{name} {shlex.quote(value)}" for name, value in inputs.items())
     _print_rows(
         {
             "bundle": f"{target} ({_size(total)} in {len(files) + 1} files)",
             "took": f"{seconds:.1f} s",
             "next": f"mope verify {path}",
-            "": f"mope run {path} {given.strip()}",
+            "": f"mope run {path} {given}",
             " ": f"mope eval {path} {shlex.quote(str(source.data))}",
         }
     )

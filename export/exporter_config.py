@@ -11,10 +11,11 @@ from typing import Any
 
 from optimum.exporters.base import ExporterConfig
 from optimum.exporters.tasks import TasksManager
-from optimum.utils import DummyTextInputGenerator, DummyVisionInputGenerator, NormalizedConfig
+from optimum.utils import DummyInputGenerator, DummyTextInputGenerator, DummyVisionInputGenerator, NormalizedConfig
 from tokenizers import Tokenizer
 
 from mope_deploy.model import MoPE
+from mope_deploy.preprocess import MODALITIES, AudioSpec, Tensors, VideoSpec, present_name, tensors_of
 
 __all__ = [
     "EXAMPLE_BATCH",
@@ -28,11 +29,6 @@ __all__ = [
 
 MODEL_TYPE = "mope"
 TASK = "visual-question-answering"  # optimum's name for a picture and a text in, class scores out
-AXES = {
-    "pixel_values": {0: "batch"},
-    "input_ids": {0: "batch", 1: "text_length"},
-    "attention_mask": {0: "batch", 1: "text_length"},
-}
 EXAMPLE_BATCH, EXAMPLE_LENGTH = 2, 7  # different from each other, or the exporter ties their axes
 
 
@@ -49,6 +45,8 @@ class MoPEGraph:
         num_layers: layers of the main encoder.
         num_experts: K.
         routing_output: whether ``routing`` (B, layers, K) is an output.
+        audio, video: how they are prepared; None without.
+        missing: modalities that samples may lack.
     """
 
     input_names: tuple[str, ...]
@@ -61,6 +59,29 @@ class MoPEGraph:
     routing_output: bool
     num_channels: int = 3
     model_type: str = MODEL_TYPE
+    audio: AudioSpec | None = None
+    video: VideoSpec | None = None
+    missing: tuple[str, ...] = ()
+
+    @property
+    def tensors(self) -> Tensors:
+        """Every input in the graph's order: name → dtype and axes."""
+        made: Tensors = {
+            "input_ids": ("int64", ("batch", "text_length")),
+            "attention_mask": ("int64", ("batch", "text_length")),
+        }
+        if self.image_size is not None:
+            made["pixel_values"] = ("float32", ("batch", self.num_channels, *self.image_size))
+        made |= {present_name(name): ("int64", ("batch",)) for name in self.missing}
+        made |= tensors_of({"audio": self.audio} if self.audio else {})
+        made |= tensors_of({"video": self.video} if self.video else {})
+        return {name: made[name] for name in self.input_names}
+
+    @property
+    def example_audio(self) -> int:
+        """Samples of the clip that is traced: enough for a few frames, and a size that no other axis has."""
+        assert self.audio is not None
+        return min(self.audio.max_samples, 5 * self.audio.min_samples + 3)
 
     @classmethod
     def of(cls, model: MoPE, *, routing_output: bool = True) -> MoPEGraph:
@@ -75,16 +96,54 @@ class MoPEGraph:
             num_layers=model.main.depth,
             num_experts=model.config.experts,
             routing_output=routing_output and model.config.dynamic,
+            audio=model.preprocessing.audio,
+            video=model.preprocessing.video,
+            missing=model.preprocessing.missing,
         )
+
+
+class DummyMediaInputGenerator(DummyInputGenerator):
+    """Random inputs of the modalities that optimum's own generators do not make in our form."""
+
+    SUPPORTED_INPUT_NAMES = ("audio_", "video_values", *map(present_name, MODALITIES))
+
+    def __init__(
+        self, task: str, normalized_config: NormalizedConfig, *, batch_size: int = EXAMPLE_BATCH, **shapes: Any
+    ) -> None:
+        self.task, self.graph = task, normalized_config.config
+        self.sizes = {"batch": batch_size}
+        if self.graph.audio is not None:
+            self.sizes["audio_length"] = shapes.get("audio_length") or self.graph.example_audio
+
+    def generate(
+        self, input_name: str, framework: str = "pt", int_dtype: str = "int64", float_dtype: str = "fp32"
+    ) -> Any:
+        """Values of the standard normal distribution; masks without padding; nothing missing."""
+        dtype, shape = self.graph.tensors[input_name]
+        sizes = [self.sizes[axis] if isinstance(axis, str) else axis for axis in shape]
+        if dtype == "int64":
+            return self.constant_tensor(sizes, value=1, dtype=_int64(framework), framework=framework)
+        return self.random_float_tensor(sizes, -2.0, 2.0, framework=framework, dtype=float_dtype)
+
+
+def _int64(framework: str) -> Any:
+    from optimum.utils import DTYPE_MAPPER
+
+    return DTYPE_MAPPER.pt("int64") if framework == "pt" else DTYPE_MAPPER.np("int64")
 
 
 class MoPEExporterConfig(ExporterConfig):
     """optimum's description of a MoPE graph; build it from a :class:`MoPEGraph`."""
 
     NORMALIZED_CONFIG_CLASS = NormalizedConfig
-    DUMMY_INPUT_GENERATOR_CLASSES = (DummyVisionInputGenerator, DummyTextInputGenerator)
     # Of float32, relative to the largest value of the output.
     ATOL_FOR_VALIDATION = 1e-5
+
+    @property
+    def DUMMY_INPUT_GENERATOR_CLASSES(self) -> tuple[type, ...]:
+        """One for each kind of input there is: optimum's own ask for a vocabulary even without a text."""
+        found = {"pixel_values": DummyVisionInputGenerator, "input_ids": DummyTextInputGenerator}
+        return (*(cls for name, cls in found.items() if name in self.graph.input_names), DummyMediaInputGenerator)
 
     @property
     def graph(self) -> MoPEGraph:
@@ -100,7 +159,10 @@ class MoPEExporterConfig(ExporterConfig):
     @property
     def inputs(self) -> dict[str, dict[int, str]]:
         """Dynamic axes of every input by name."""
-        return {name: dict(AXES[name]) for name in self.graph.input_names}
+        return {
+            name: {i: axis for i, axis in enumerate(shape) if isinstance(axis, str)}
+            for name, (_, shape) in self.graph.tensors.items()
+        }
 
     @property
     def outputs(self) -> dict[str, dict[int, str]]:
@@ -111,13 +173,8 @@ class MoPEExporterConfig(ExporterConfig):
     @property
     def input_shapes(self) -> dict[str, tuple[str, tuple[int | str, ...]]]:
         """ONNX Runtime's type and the axes of every input by name."""
-        sizes: dict[str, tuple[str, tuple[int | str, ...]]] = {
-            "input_ids": ("tensor(int64)", ("batch", "text_length")),
-            "attention_mask": ("tensor(int64)", ("batch", "text_length")),
-        }
-        if self.graph.image_size is not None:
-            sizes["pixel_values"] = ("tensor(float)", ("batch", self.graph.num_channels, *self.graph.image_size))
-        return {name: sizes[name] for name in self.inputs}
+        types = {"float32": "tensor(float)", "int64": "tensor(int64)"}
+        return {name: (types[dtype], shape) for name, (dtype, shape) in self.graph.tensors.items()}
 
     @property
     def output_shapes(self) -> dict[str, tuple[str, tuple[int | str, ...]]]:

@@ -17,6 +17,9 @@ from export.reference import eager_outputs
 from mope_deploy.data import Sample, open_samples
 from mope_deploy.errors import DataError
 from mope_deploy.model import MoPE
+from mope_deploy.preprocess import Preprocessing, Waveform
+from mope_deploy.preprocess.audio import read_waveform
+from mope_deploy.preprocess.video import read_clip
 
 __all__ = ["FOLDER", "INPUTS", "OUTPUTS", "SAMPLES", "Golden", "golden_samples", "make_golden", "pick_samples"]
 
@@ -25,6 +28,8 @@ SAMPLES, INPUTS, OUTPUTS = f"{FOLDER}/samples.jsonl", f"{FOLDER}/inputs.npz", f"
 
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 _LONGEST_SIDE = 1024  # pixels; a larger picture is shrunk before it goes into a bundle
+_LONGEST_FRAME = 320  # of a video
+_FLAC_CHANNELS = 8  # more it does not hold
 _SAFE_GAP = 1e-3  # between the last selected expert and the next one
 
 
@@ -50,6 +55,7 @@ def pick_samples(data: Path, model: MoPE, count: int, *, seed: int = 0) -> list[
             multi_label=model.config.multi_label,
             require_label=False,
             modalities=[spec.modality for spec in (model.config.main, *model.config.complementary)],
+            optional=model.config.missing,
         )
     )
     if not rows:
@@ -74,7 +80,10 @@ def golden_samples(model: MoPE, samples: Sequence[Sample], count: int) -> list[S
 
 
 def make_golden(model: MoPE, samples: Sequence[Sample], *, outputs: Iterable[str]) -> Golden:
-    """Write down ``samples``: pictures as PNG, rows as JSONL, input arrays made from exactly those, the eager outputs.
+    """Write down ``samples``: rows as JSONL with their files, the input arrays made from exactly those, the outputs.
+
+    Pictures become PNG, sounds FLAC at their own rate, videos the frames that the encoder reads, in an ``.npz``: what
+    every device decodes to the same values.
 
     Args:
         model: the reference.
@@ -86,13 +95,22 @@ def make_golden(model: MoPE, samples: Sequence[Sample], *, outputs: Iterable[str
     for i, sample in enumerate(samples):
         row: dict[str, Any] = {}
         item: dict[str, Any] = {}
+        # The arrays come from what is stored, as on the device, not from whatever file it was made from.
         if sample.image is not None:
             row["image"] = f"{i}.png"
             files[f"{FOLDER}/{i}.png"] = png = _png(sample.image)
-            # The arrays come from the PNG, as on the device, not from whatever file it was made from.
             item["image"] = model.preprocessing.load_image(Image.open(io.BytesIO(png)))
         if sample.text is not None:
             row["text"] = item["text"] = sample.text
+        if sample.audio is not None:
+            row["audio"] = f"{i}.flac"
+            files[f"{FOLDER}/{i}.flac"], stored = _flac(sample.audio, model.preprocessing)
+            item["audio"] = model.preprocessing.load_audio(stored)
+        if sample.video is not None:
+            row["video"] = f"{i}.npz"
+            frames = _clip(sample.video, model.preprocessing)
+            files[f"{FOLDER}/{i}.npz"] = _npz({"frames": frames})
+            item["video"] = model.preprocessing.load_video(frames)
         row["label"] = sample.label
         rows.append(row)
         loaded.append(item)
@@ -132,6 +150,34 @@ def _png(path: Path) -> bytes:
         buffer = io.BytesIO()
         image.save(buffer, format="PNG", optimize=True)
         return buffer.getvalue()
+
+
+def _flac(path: Path, preprocessing: Preprocessing) -> tuple[bytes, Waveform]:
+    """What the encoder reads of a clip as FLAC, at its own rate and with its own channels; and what that decodes to."""
+    import soundfile
+
+    spec = preprocessing.audio
+    assert spec is not None
+    clip = read_waveform(path, seconds=spec.max_seconds, target=spec.sample_rate)
+    samples = clip.samples[:, :_FLAC_CHANNELS]
+    whole = samples * 2.0**15
+    subtype = "PCM_16" if np.array_equal(whole, np.rint(whole)) else "PCM_24"
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, clip.rate, format="FLAC", subtype=subtype)
+    buffer.seek(0)
+    stored, rate = soundfile.read(buffer, dtype="float32", always_2d=True)
+    return buffer.getvalue(), Waveform(stored, rate)
+
+
+def _clip(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """The frames that the encoder reads of a video, uint8 (F, h, w, 3), shrunk to 320 pixels a side at most."""
+    assert preprocessing.video is not None
+    frames = []
+    for frame in read_clip(path, preprocessing.video):
+        image = Image.fromarray(frame)
+        image.thumbnail((_LONGEST_FRAME, _LONGEST_FRAME))
+        frames.append(np.asarray(image))
+    return np.stack(frames)
 
 
 def _npz(arrays: dict[str, NDArray[Any]]) -> bytes:

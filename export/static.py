@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from mope_deploy.model import MoPE
 from mope_deploy.model.backbones import Backbone
@@ -23,6 +24,7 @@ from mope_deploy.model.experts import PromptExperts
 from mope_deploy.model.fusion import ComplementaryEncoder
 from mope_deploy.model.prompts import LayerPrompts, StaticPrompt
 from mope_deploy.model.router import Router
+from mope_deploy.preprocess import present_name
 
 __all__ = ["StaticMoPE", "to_static"]
 
@@ -40,6 +42,7 @@ def to_static(model: MoPE, *, routing_output: bool = True) -> StaticMoPE:
         A module in evaluation mode, from the same dict of inputs to a tuple in the order of its ``output_names``.
     """
     twin = _twin(model)
+    _fold_parametrisations(twin)
     static = StaticMoPE(
         input_names=model.input_names,
         main=twin.main,
@@ -47,6 +50,7 @@ def to_static(model: MoPE, *, routing_output: bool = True) -> StaticMoPE:
         layers=[StaticLayer(layer) for layer in twin.layers],  # type: ignore[arg-type]
         mappers=dict(twin.mappers.items()),
         head=twin.head,
+        stand_ins=dict(twin.stand_ins.items()),
         routing_output=routing_output and model.config.dynamic,
     )
     return static.eval()
@@ -69,6 +73,7 @@ class StaticMoPE(nn.Module):
         layers: list[StaticLayer],
         mappers: Mapping[str, nn.Module],
         head: nn.Module,
+        stand_ins: Mapping[str, Tensor],
         routing_output: bool,
     ) -> None:
         super().__init__()
@@ -79,10 +84,13 @@ class StaticMoPE(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.mappers = nn.ModuleDict(mappers)
         self.head = head
+        self.stand_ins = nn.ParameterDict(stand_ins)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Inputs by name → ``logits`` (B, C) and, if asked for, ``routing`` (B, layers, K)."""
         y = {name: encoder(inputs) for name, encoder in self.complementary.items()}  # each (B, D_y)
+        for name, stand_in in self.stand_ins.items():
+            y[name] = torch.where(inputs[present_name(name)].unsqueeze(1) > 0, y[name], stand_in)
         mapped = [mapper(y[name]) for name, mapper in self.mappers.items()]  # each {D: (B, D)}
         x, mask = self.main.embed(inputs)  # (B, N, D)
         routing: list[Tensor] = []
@@ -203,3 +211,15 @@ def _twin(model: M) -> M:
     """A copy of the modules around the same tensors: it costs no memory, and its modes can change on their own."""
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def _fold_parametrisations(model: nn.Module) -> None:
+    """Replace weights that are computed anew in every call (a weight norm) by their values, in place."""
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module):
+            values = {name: getattr(module, name).detach() for name in module.parametrizations}  # type: ignore[union-attr]
+            # torch's own remove_parametrizations changes the class, which a copy shares with what it is a copy of.
+            module.__class__ = parametrize.type_before_parametrizations(module)
+            del module.parametrizations
+            for name, value in values.items():
+                module.register_parameter(name, nn.Parameter(value, requires_grad=False))

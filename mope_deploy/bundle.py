@@ -128,7 +128,14 @@ class Bundle:
         tokenizer = self.manifest.tokenizer
         try:
             text = None if tokenizer is None else self.file(tokenizer).read_bytes().decode("utf-8")
-            made = Preprocessing(image=self.manifest.image, text=self.manifest.text, tokenizer=text)
+            made = Preprocessing(
+                image=self.manifest.image,
+                text=self.manifest.text,
+                tokenizer=text,
+                audio=self.manifest.audio,
+                video=self.manifest.video,
+                missing=self.manifest.missing,
+            )
             made.check_tokenizer()
         except (ConfigError, UnicodeDecodeError) as error:
             raise BundleError(f"{self.path / (tokenizer or MANIFEST)}: {error}") from error

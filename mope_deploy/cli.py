@@ -65,7 +65,11 @@ def run(
     bundle: Path = BUNDLE,
     image: Path | None = typer.Option(None, help="One image file.", show_default=False),
     text: str | None = typer.Option(None, help="One text.", show_default=False),
-    data: Path | None = typer.Option(None, help="JSONL with a row per sample: image, text.", show_default=False),
+    audio: Path | None = typer.Option(None, help="One sound file.", show_default=False),
+    video: Path | None = typer.Option(None, help="One video file.", show_default=False),
+    data: Path | None = typer.Option(
+        None, help="JSONL with a row per sample: image, text, audio, video.", show_default=False
+    ),
     out: Path | None = typer.Option(
         None, help="JSONL to write, with --data; by default standard output.", show_default=False
     ),
@@ -79,9 +83,12 @@ def run(
     provider: list[str] | None = PROVIDER,
     rebuild: bool = REBUILD,
 ) -> None:
-    """Predict one sample (--image, --text), or every row of a file (--data in.jsonl --out out.jsonl)."""
-    if data is not None and (image is not None or text is not None):
-        raise UsageError("--data reads a file and --image/--text give one sample", expected="one of the two")
+    """Predict one sample (--image, --text, …), or every row of a file (--data in.jsonl --out out.jsonl)."""
+    given = {"image": image, "text": text, "audio": audio, "video": video}
+    if data is not None and any(value is not None for value in given.values()):
+        raise UsageError(
+            "--data reads a file and --image/--text/--audio/--video give one sample", expected="one of the two"
+        )
     if data is None and (out is not None or skip_bad):
         raise UsageError(
             f"{'--out' if out is not None else '--skip-bad'} belongs to --data", expected="--data in.jsonl"
@@ -92,8 +99,8 @@ def run(
     if data is not None:
         _run_file(predictor, data, out, routing=routing, batch_size=batch_size, skip_bad=skip_bad)
         return
-    _require_inputs(predictor, image=image, text=text)
-    prediction = predictor.predict(image=image, text=text, routing=routing)
+    _require_inputs(predictor, **given)
+    prediction = predictor.predict(image=image, text=text, audio=audio, video=video, routing=routing)
     assert not isinstance(prediction, list)
     if as_json:
         _print_json(prediction.to_dict())
@@ -105,7 +112,7 @@ def run(
 @app.command("eval")
 def evaluate(
     bundle: Path = BUNDLE,
-    data: Path = typer.Argument(metavar="DATA", help="JSONL with a row per sample: image, text, label."),
+    data: Path = typer.Argument(metavar="DATA", help="JSONL with a row per sample: its inputs and label."),
     as_json: bool = JSON,
     batch_size: int = BATCH,
     skip_bad: bool = SKIP_BAD,
@@ -210,6 +217,9 @@ def build(
     text_len: str | None = typer.Option(
         None, help="Tokens of a text, min:opt:max. Default: all that the bundle makes.", show_default=False
     ),
+    audio_len: str | None = typer.Option(
+        None, help="Samples of a clip, min:opt:max. Default: all that the bundle makes.", show_default=False
+    ),
     compute: str | None = typer.Option(
         None,
         help="Compute capabilities, 8.6,12.0 (tensorrt_rtx). Default: this GPU's; all of them where there is none.",
@@ -234,6 +244,7 @@ def build(
         graph=graph,
         batch=batch,
         text_length=text_len,
+        audio_length=audio_len,
         compute=compute,
         tf32=tf32,
         workspace=workspace,
@@ -312,12 +323,15 @@ def _say_engine(predictor: Predictor) -> None:
 
 def _require_inputs(predictor: Predictor, **given: Any) -> None:
     read = (predictor.bundle.manifest.main, *predictor.bundle.manifest.complementary)
-    missing = [f"--{name}" for name in read if given[name] is None]
+    optional = predictor.preprocessing.missing
+    missing = [f"--{name}" for name in read if given[name] is None and name not in optional]
     surplus = [f"--{name}" for name, value in given.items() if value is not None and name not in read]
     if missing or surplus:
         raise UsageError(
             f"{' and '.join(missing)} missing" if missing else f"this bundle reads no {surplus[0].removeprefix('--')}",
-            expected=" and ".join(f"--{name}" for name in read) + ", or --data in.jsonl",
+            expected=" and ".join(f"--{name}" for name in read if name not in optional)
+            + "".join(f", perhaps --{name}" for name in optional)
+            + ", or --data in.jsonl",
         )
 
 
@@ -332,6 +346,7 @@ def _open(predictor: Predictor, data: Path, *, require_label: bool, skip_bad: bo
         require_label=require_label,
         skip_bad=skip_bad,
         modalities=(manifest.main, *manifest.complementary),
+        optional=manifest.missing,
     )
 
 
@@ -341,11 +356,12 @@ def _stream(
     """Every row's prediction with progress; afterwards what was skipped and truncated, once for the whole file."""
     from mope_deploy.data import count_rows
 
-    count, truncated = 0, 0
+    count, truncated, other = 0, 0, []
     pairs = predictor.predict_batches(samples, batch_size=batch_size, routing=routing)
     for sample, prediction in track(pairs, what="predicting", total=count_rows(samples.path)):
         count += 1
-        truncated += bool(prediction.notices)
+        truncated += any(notice.startswith("text truncated") for notice in prediction.notices)
+        other += [f"line {sample.line}: {n}" for n in prediction.notices if not n.startswith("text truncated")]
         yield sample, prediction
     for message in samples.skipped:
         console.err.print(f"skipped {message}", markup=False)
@@ -355,6 +371,9 @@ def _stream(
         assert predictor.preprocessing.text is not None
         limit = predictor.preprocessing.text.max_length
         console.err.print(f"note: {truncated:,} texts were truncated to {limit:,} tokens", markup=False)
+    if other:
+        more = f", and {len(other) - 1:,} more such notes" if len(other) > 1 else ""
+        console.err.print(f"note: {other[0]}{more}", markup=False)
     if count == 0:
         raise DataError(f"{samples.path}: no row to predict", received=f"{len(samples.skipped):,} rows skipped")
 
@@ -365,11 +384,7 @@ def _run_file(
     samples = _open(predictor, data, require_label=False, skip_bad=skip_bad)
     with _writer(out) as write:
         for sample, prediction in _stream(predictor, samples, routing=routing, batch_size=batch_size):
-            row: dict[str, Any] = {"line": sample.line}
-            if sample.image is not None:
-                row["image"] = sample.image_name
-            if sample.text is not None:
-                row["text"] = sample.text
+            row: dict[str, Any] = {"line": sample.line, **sample.named}
             write(json.dumps({**row, **prediction.to_dict()}, ensure_ascii=False, allow_nan=False) + "\n")
     if out is not None:
         console.err.print(f"wrote {out}", markup=False)
@@ -530,6 +545,17 @@ def _described(manifest: Manifest) -> Iterator[tuple[str, str]]:
         yield "image", f"{manifest.image.height} x {manifest.image.width} pixels, {manifest.image.interpolation}"
     if manifest.text is not None:
         yield "text", f"at most {manifest.text.max_length:,} tokens"
+    if manifest.audio is not None:
+        clip = manifest.audio
+        yield (
+            "audio",
+            f"{'' if clip.fixed else 'at most '}{clip.max_seconds:g} s at {clip.sample_rate:,} Hz, {clip.form}",
+        )
+    if manifest.video is not None:
+        pixels = f"{manifest.video.image.height} x {manifest.video.image.width} pixels"
+        yield "video", f"{manifest.video.frames} frames of {pixels}, of the first {manifest.video.max_seconds:g} s"
+    if manifest.missing:
+        yield "may be missing", ", ".join(manifest.missing)
     if manifest.routing is not None:
         kind = "dense" if manifest.routing.top_k is None else f"top-{manifest.routing.top_k}"
         yield "routing", f"{kind}, {manifest.routing.experts} experts in each of {manifest.routing.layers} layers"

@@ -1,9 +1,9 @@
 """JSONL rows → samples, checked.
 
-A row is one JSON object per line: ``image`` (a path, relative to the file's own folder), ``text`` and ``label`` (a
-name, or for multi-label tasks a list of names). Other keys are kept in :attr:`Sample.extra`. Training, the export
-gate and the device all read through here: a row that one of them accepts, the others accept too. Every error names
-file and line.
+A row is one JSON object per line: ``image``, ``audio``, ``video`` (paths, relative to the file's own folder), ``text``
+and ``label`` (a name, or for multi-label tasks a list of names). Other keys are kept in :attr:`Sample.extra`. Training,
+the export gate and the device all read through here: a row that one of them accepts, the others accept too. Every error
+names file and line.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 
 from mope_deploy.errors import DataError, UsageError
 from mope_deploy.fields import nearest, parse_json, shown
-from mope_deploy.preprocess import Preprocessing, check_text
+from mope_deploy.preprocess import MODALITIES, Preprocessing, check_text
 
 __all__ = ["MODALITIES", "Sample", "Samples", "count_rows", "fingerprint", "open_samples", "scan_labels"]
 
-MODALITIES = ("image", "text")
+FILES = ("image", "audio", "video")  # modalities whose rows name a file
 MAX_LINE_BYTES = 16 * 2**20
 MAX_LABELS = 100_000
 
@@ -31,8 +31,8 @@ class Sample:
     """One row.
 
     Args:
-        image: the picture's path, if the row is read for its image; known to exist and not to be empty.
-        image_name: the same as the row has it, relative to the file's folder.
+        image, audio, video: paths, if the row is read for them; known to exist and not to be empty.
+        image_name, audio_name, video_name: the same as the row has them, relative to the file's folder.
         text: not blank, if the row is read for its text.
         label: a name, a tuple of names for multi-label tasks, or None where no label is asked for and none is given.
         line: 1-based line in ``source``.
@@ -47,6 +47,16 @@ class Sample:
     source: Path
     image_name: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    audio: Path | None = None
+    audio_name: str | None = None
+    video: Path | None = None
+    video_name: str | None = None
+
+    @property
+    def named(self) -> dict[str, str]:
+        """What the row itself says, by modality: its text, and the names of its files."""
+        found = {name: self.text if name == "text" else getattr(self, f"{name}_name") for name in MODALITIES}
+        return {name: value for name, value in found.items() if value is not None}
 
     @property
     def where(self) -> str:
@@ -54,23 +64,27 @@ class Sample:
         return f"{self.source}:{self.line}"
 
     def load(self, preprocessing: Preprocessing) -> dict[str, Any]:
-        """The row as :meth:`Preprocessing.collate` takes it, with its image decoded.
+        """The row as :meth:`Preprocessing.collate` takes it, with its files decoded.
 
         Returns:
-            ``image`` uint8 (H, W, 3) and ``text``, as far as the model reads them.
+            What ``preprocessing.load`` made of each modality, as far as the model reads it and the row has it; and
+            ``notices``, a tuple of strings, where there is something to know about them.
 
         Raises:
-            DataError: naming file and line: the image cannot be decoded or is outside the stated limits.
+            DataError: naming file and line: a file cannot be decoded or is outside the stated limits, or a modality is
+                missing that may not be.
         """
         loaded: dict[str, Any] = {}
+        notices: list[str] = []
         try:
-            if preprocessing.image is not None:
-                loaded["image"] = preprocessing.load_image(self.image)  # type: ignore[arg-type]
-            if preprocessing.text is not None:
-                loaded["text"] = preprocessing.check_text(self.text)
+            for name in preprocessing.modalities:
+                value = getattr(self, name)
+                if value is None and name in preprocessing.missing:
+                    continue
+                loaded[name] = preprocessing.load(name, value, on_notice=notices.append)
         except DataError as error:
             raise DataError(f"{self.where}: {error}") from error
-        return loaded
+        return loaded | ({"notices": tuple(notices)} if notices else {})
 
 
 class Samples:
@@ -89,9 +103,11 @@ class Samples:
         require_label: bool,
         skip_bad: bool,
         modalities: Collection[str],
+        optional: Collection[str],
     ) -> None:
         self.path, self.labels, self.multi_label = path, None if labels is None else tuple(labels), multi_label
         self.require_label, self.skip_bad, self.modalities = require_label, skip_bad, tuple(modalities)
+        self.optional = tuple(optional)
         self.skipped: list[str] = []
         self._known = None if labels is None else frozenset(labels)
 
@@ -106,7 +122,7 @@ class Samples:
                 yield sample
 
     def load(self, preprocessing: Preprocessing) -> Iterator[tuple[Sample, dict[str, Any]]]:
-        """Every sample with what :meth:`Sample.load` makes of it; ``skip_bad`` covers undecodable images too."""
+        """Every sample with what :meth:`Sample.load` makes of it; ``skip_bad`` covers undecodable files too."""
         for sample in self:
             try:
                 loaded = sample.load(preprocessing)
@@ -123,17 +139,22 @@ class Samples:
     def _sample(self, number: int, line: bytes) -> Sample:
         where = f"{self.path}:{number}"
         row = _row(line, where)
-        image = _image_path(row, self.path.parent, where) if "image" in self.modalities else None
-        name = row["image"] if image is not None else None
-        text = None
-        if "text" in self.modalities:
-            try:
-                text = check_text(_value(row, "text", where))
-            except DataError as error:
-                raise error if str(error).startswith(where) else DataError(f"{where}: {error}") from error
+        found: dict[str, Any] = {}
+        for name in self.modalities:
+            if name in self.optional and row.get(name) is None:
+                continue
+            if name == "text":
+                try:
+                    found["text"] = check_text(_value(row, "text", where))
+                except DataError as error:
+                    raise error if str(error).startswith(where) else DataError(f"{where}: {error}") from error
+            else:
+                found[name] = _file(name, row, self.path.parent, where)
+                found[f"{name}_name"] = row[name]
         label = self._label(row, where)
         extra = {key: value for key, value in row.items() if key not in (*MODALITIES, "label")}
-        return Sample(image=image, text=text, label=label, line=number, source=self.path, image_name=name, extra=extra)
+        found = {"image": None, "text": None} | found
+        return Sample(label=label, line=number, source=self.path, extra=extra, **found)
 
     def _label(self, row: dict[str, Any], where: str) -> str | tuple[str, ...] | None:
         if row.get("label") is None:
@@ -184,7 +205,8 @@ def open_samples(
     multi_label: bool = False,
     require_label: bool = True,
     skip_bad: bool = False,
-    modalities: Collection[str] = MODALITIES,
+    modalities: Collection[str] = ("image", "text"),
+    optional: Collection[str] = (),
 ) -> Samples:
     """The rows of a JSONL file, read and checked lazily.
 
@@ -194,18 +216,22 @@ def open_samples(
         multi_label: labels are arrays of names.
         require_label: a row without a label is an error.
         skip_bad: leave bad rows out instead of raising, and list them in :attr:`Samples.skipped`.
-        modalities: which of ``image`` and ``text`` a row must have; the others are not read.
+        modalities: which of ``image``, ``text``, ``audio`` and ``video`` a row must have; the others are not read.
+        optional: those of them that a row may lack, or have as null.
 
     Raises:
         UsageError: the file does not exist or is no file.
         DataError: while iterating, naming file and line: truncated or malformed JSON, not UTF-8, not an object, a
-            missing or mistyped key, a missing or empty image, empty text, an unknown label.
+            missing or mistyped key, a missing or empty file, empty text, an unknown label.
     """
     path = Path(path)
     _check_file(path)
     unknown = sorted(set(modalities) - set(MODALITIES))
     if unknown:
         raise UsageError("modalities", received=", ".join(unknown), expected=", ".join(MODALITIES))
+    stray = sorted(set(optional) - set(modalities))
+    if stray:
+        raise UsageError("optional modalities", received=", ".join(stray), expected=f"some of {', '.join(modalities)}")
     return Samples(
         path,
         labels=labels,
@@ -213,6 +239,7 @@ def open_samples(
         require_label=require_label,
         skip_bad=skip_bad,
         modalities=modalities,
+        optional=optional,
     )
 
 
@@ -242,16 +269,18 @@ def count_rows(path: str | Path) -> int:
 
 
 def fingerprint(path: str | Path) -> dict[str, Any]:
-    """What identifies a data file and, cheaply, its pictures.
+    """What identifies a data file and, cheaply, the files that it names.
 
     Returns:
         ``sha256`` of the file's bytes; ``rows``; ``images``, the number of different pictures it names; and
-        ``images_sha256`` over the sorted lines ``path as written, tab, size in bytes`` (-1 if it is missing).
-        Pictures are not read: one replaced by another of exactly the same size goes unnoticed.
+        ``images_sha256`` over the sorted lines ``path as written, tab, size in bytes`` (-1 if it is missing). The same
+        as ``audios`` and ``videos`` if it names any. These files are not read: one replaced by another of exactly the
+        same size goes unnoticed.
     """
     path = Path(path)
     _check_file(path)
-    digest, rows, images = hashlib.sha256(), 0, set()
+    digest, rows = hashlib.sha256(), 0
+    named: dict[str, set[str]] = {name: set() for name in FILES}
     with path.open("rb") as file:
         for line in file:
             digest.update(line)
@@ -259,13 +288,19 @@ def fingerprint(path: str | Path) -> dict[str, Any]:
                 continue
             rows += 1
             try:
-                images.add(str(json.loads(line)["image"]))
-            except (ValueError, TypeError, KeyError, RecursionError):
-                continue  # a row that names no picture; whoever reads the rows reports it
-    listing = hashlib.sha256()
-    for name in sorted(images):
-        listing.update(f"{name}\t{_size(path.parent / name)}\n".encode("utf-8", "surrogatepass"))
-    return {"sha256": digest.hexdigest(), "rows": rows, "images": len(images), "images_sha256": listing.hexdigest()}
+                row = json.loads(line)
+                for name in FILES:
+                    if row.get(name) is not None:
+                        named[name].add(str(row[name]))
+            except (ValueError, AttributeError, RecursionError):
+                continue  # a row that names no file; whoever reads the rows reports it
+    found: dict[str, Any] = {"sha256": digest.hexdigest(), "rows": rows}
+    for name, files in named.items():
+        if files or name == "image":
+            listing = "".join(f"{item}\t{_size(path.parent / item)}\n" for item in sorted(files))
+            found[f"{name}s"] = len(files)
+            found[f"{name}s_sha256"] = hashlib.sha256(listing.encode("utf-8", "surrogatepass")).hexdigest()
+    return found
 
 
 def _size(path: Path) -> int:
@@ -326,19 +361,19 @@ def _value(row: dict[str, Any], key: str, where: str) -> Any:
     )
 
 
-def _image_path(row: dict[str, Any], folder: Path, where: str) -> Path:
-    name = _value(row, "image", where)
+def _file(key: str, row: dict[str, Any], folder: Path, where: str) -> Path:
+    name = _value(row, key, where)
     if not isinstance(name, str) or not name.strip() or "\0" in name:
-        raise DataError(f"{where}: image", received=shown(name), expected="a path")
+        raise DataError(f"{where}: {key}", received=shown(name), expected="a path")
     path = folder / name
     try:
         size = path.stat().st_size
     except FileNotFoundError as error:
-        raise DataError(f"{where}: image {path} does not exist") from error
+        raise DataError(f"{where}: {key} {path} does not exist") from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{where}: image {shown(name)} cannot be read", received=type(error).__name__) from error
+        raise DataError(f"{where}: {key} {shown(name)} cannot be read", received=type(error).__name__) from error
     if not path.is_file():
-        raise DataError(f"{where}: image {path} is not a file")
+        raise DataError(f"{where}: {key} {path} is not a file")
     if size == 0:
-        raise DataError(f"{where}: image {path} is empty (0 bytes)")
+        raise DataError(f"{where}: {key} {path} is empty (0 bytes)")
     return path

@@ -9,11 +9,11 @@ import datetime
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from mope_deploy.errors import BundleError, ConfigError
 from mope_deploy.fields import Fields, parse_json, shown
-from mope_deploy.preprocess import ImageSpec, TextSpec
+from mope_deploy.preprocess import MODALITIES, AudioSpec, ImageSpec, Tensors, TextSpec, VideoSpec, tensors_of
 
 __all__ = [
     "FORMAT",
@@ -33,6 +33,8 @@ __all__ = [
     "check_name",
     "read_manifest",
 ]
+
+Spec = TypeVar("Spec", ImageSpec, TextSpec, AudioSpec, VideoSpec)
 
 FORMAT = "mope-bundle"
 SCHEMA = 2
@@ -185,7 +187,7 @@ class Golden:
     """Inputs whose outputs are known.
 
     Args:
-        samples: JSONL as mope_deploy.data reads it; its pictures are PNG files of the bundle.
+        samples: JSONL as mope_deploy.data reads it; the files it names are in the bundle too: PNG, FLAC, .npz.
         inputs: .npz, the same samples as one batch of input arrays.
         outputs: .npz, ``logits`` and, where the graph has it, ``routing``; the eager float32 model's.
     """
@@ -231,6 +233,15 @@ class Manifest:
     parity: Parity
     build: Build
     files: Mapping[str, FileEntry]
+    audio: AudioSpec | None = None
+    video: VideoSpec | None = None
+    missing: tuple[str, ...] = ()
+
+    @property
+    def tensors(self) -> Tensors:
+        """What preprocessing makes for the graphs: name → dtype and axes."""
+        specs = {name: getattr(self, name) for name in MODALITIES}
+        return tensors_of({name: spec for name, spec in specs.items() if spec is not None}, self.missing)
 
 
 def read_manifest(text: str, where: str) -> Manifest:
@@ -287,8 +298,13 @@ def _read(document: dict[str, Any], where: str, *, schema: int, graph: Callable[
     keys = "format schema name created versions task modalities preprocess graphs routing golden parity build files"
     read = Fields(document, where, BundleError, required=keys.split())
     modalities = Fields(document["modalities"], f"{where}.modalities", BundleError, required=("main", "complementary"))
+    known, more = (("image", "text"), ()) if schema == 1 else (MODALITIES, ("audio", "video", "missing"))
     preprocess = Fields(
-        document["preprocess"], f"{where}.preprocess", BundleError, required=("image", "text", "tokenizer")
+        document["preprocess"],
+        f"{where}.preprocess",
+        BundleError,
+        required=("image", "text", "tokenizer"),
+        optional=more,
     )
     manifest = Manifest(
         schema=schema,
@@ -296,10 +312,10 @@ def _read(document: dict[str, Any], where: str, *, schema: int, graph: Callable[
         created=_time(read),
         versions=_versions(document["versions"], f"{where}.versions"),
         task=_task(document["task"], f"{where}.task"),
-        main=modalities.choice("main", ("image", "text")),
+        main=modalities.choice("main", known),
         complementary=modalities.texts("complementary", most=8, each=32, distinct=True),
-        image=preprocess.maybe("image", _image),
-        text=preprocess.maybe("text", _text),
+        image=preprocess.maybe("image", _spec(ImageSpec)),
+        text=preprocess.maybe("text", _spec(TextSpec)),
         tokenizer=preprocess.maybe("tokenizer", check_name),
         graphs=read.array("graphs", graph, least=1, most=64),
         routing=read.maybe("routing", _routing),
@@ -307,6 +323,9 @@ def _read(document: dict[str, Any], where: str, *, schema: int, graph: Callable[
         parity=_parity(document["parity"], f"{where}.parity"),
         build=read.maybe("build", _build) or Build(None, {}, None),
         files=_files(document["files"], f"{where}.files"),
+        audio=preprocess.maybe("audio", _spec(AudioSpec)),
+        video=preprocess.maybe("video", _spec(VideoSpec)),
+        missing=preprocess.maybe("missing", lambda _, __: _missing(preprocess)) or (),
     )
     _check_consistent(manifest, where)
     return manifest
@@ -325,18 +344,23 @@ def _time(read: Fields) -> str:
     return text
 
 
-def _image(value: object, where: str) -> ImageSpec:
-    try:
-        return ImageSpec.from_dict(value, where=where)
-    except ConfigError as error:
-        raise BundleError(str(error)) from error
+def _spec(cls: type[Spec]) -> Callable[[object, str], Spec]:
+    """Reads one modality's preparation."""
+
+    def read(value: object, where: str) -> Spec:
+        try:
+            return cls.from_dict(value, where=where)
+        except ConfigError as error:
+            raise BundleError(str(error)) from error
+
+    return read
 
 
-def _text(value: object, where: str) -> TextSpec:
-    try:
-        return TextSpec.from_dict(value, where=where)
-    except ConfigError as error:
-        raise BundleError(str(error)) from error
+def _missing(preprocess: Fields) -> tuple[str, ...]:
+    found = preprocess.texts("missing", least=1, most=len(MODALITIES), distinct=True)
+    if not set(found) <= set(MODALITIES):
+        raise preprocess.fail("missing", f"an array of {', '.join(MODALITIES)}")
+    return found
 
 
 def _versions(value: object, where: str) -> dict[str, str]:
@@ -522,12 +546,18 @@ def _check_consistent(manifest: Manifest, where: str) -> None:
     if (manifest.text is None) != (manifest.tokenizer is None):
         raise BundleError(f"{where}.preprocess", received="text or tokenizer alone", expected="both, or null for both")
     modalities = (manifest.main, *manifest.complementary)
-    prepared = [name for name in ("image", "text") if getattr(manifest, name) is not None]
-    if sorted(modalities) != prepared:
+    prepared = [name for name in MODALITIES if getattr(manifest, name) is not None]
+    if sorted(modalities) != sorted(prepared):
         raise BundleError(
             f"{where}.modalities",
             received=", ".join(modalities),
             expected=f"those that preprocess prepares, once each: {', '.join(prepared) or 'none'}",
+        )
+    if not set(manifest.missing) <= set(manifest.complementary):
+        raise BundleError(
+            f"{where}.preprocess.missing",
+            received=", ".join(manifest.missing),
+            expected=f"some of the complementary modalities: {', '.join(manifest.complementary) or 'none'}",
         )
     names = [graph.name for graph in manifest.graphs]
     if len(set(names)) != len(names):
@@ -547,20 +577,12 @@ def _check_consistent(manifest: Manifest, where: str) -> None:
         )
 
 
-Tensors = dict[str, tuple[str, tuple[int | str, ...]]]
-
-
 def _check_graph(graph: Graph, manifest: Manifest, where: str) -> None:
     """A graph reads what preprocessing makes, and says what the task and the routing promise."""
-    made: Tensors = {}
-    if manifest.image is not None:
-        made["pixel_values"] = ("float32", ("batch", 3, manifest.image.height, manifest.image.width))
-    if manifest.text is not None:
-        made["input_ids"] = made["attention_mask"] = ("int64", ("batch", "text_length"))
     promised: Tensors = {"logits": ("float32", ("batch", len(manifest.task.labels)))}
     if manifest.routing is not None:
         promised["routing"] = ("float32", ("batch", manifest.routing.layers, manifest.routing.experts))
-    _check_tensors(graph.inputs, made, f"{where}.inputs")
+    _check_tensors(graph.inputs, manifest.tensors, f"{where}.inputs")
     _check_tensors(graph.outputs, promised, f"{where}.outputs")
     missing = sorted(set(promised) - {tensor.name for tensor in graph.outputs})
     if missing:

@@ -15,8 +15,16 @@ from mope_deploy.bundle import Bundle
 from mope_deploy.data import Sample, Samples, open_samples
 from mope_deploy.engines import Session, open_session
 from mope_deploy.engines.golden import Verification, check_outputs_are_golden
-from mope_deploy.errors import BundleError, DataError, EngineError, MediaError, ParityError, UsageError
-from mope_deploy.preprocess import ImageSource, Preprocessing
+from mope_deploy.errors import (
+    BundleError,
+    DataError,
+    EngineError,
+    MediaError,
+    MissingExtraError,
+    ParityError,
+    UsageError,
+)
+from mope_deploy.preprocess import AudioSource, ImageSource, Preprocessing, VideoSource
 
 __all__ = ["Prediction", "Predictor", "Verification", "load"]
 
@@ -30,7 +38,7 @@ class Prediction:
         probability: of ``label``, 0 to 1; None for multi-label tasks, where each name has its own.
         probabilities: of every name, 0 to 1; they sum to 1 in single-label tasks.
         routing: float32 (layers, K), the weights of the experts, if asked for.
-        notices: what the user should know about this sample: a text that was truncated.
+        notices: what the user should know about this sample: a text or a clip that was cut, a silent clip.
     """
 
     label: str | tuple[str, ...]
@@ -102,9 +110,11 @@ class Predictor:
 
     def predict(
         self,
-        image: ImageSource | Sequence[ImageSource] | None = None,
-        text: str | Sequence[str] | None = None,
+        image: ImageSource | Sequence[ImageSource | None] | None = None,
+        text: str | Sequence[str | None] | None = None,
         *,
+        audio: AudioSource | Sequence[AudioSource | None] | None = None,
+        video: VideoSource | Sequence[VideoSource | None] | None = None,
         routing: bool = False,
         batch_size: int = 32,
     ) -> Prediction | list[Prediction]:
@@ -113,7 +123,9 @@ class Predictor:
         Args:
             image: a path, a Pillow image, a uint8 array (H, W), (H, W, 3) or (H, W, 4), or a list of these.
             text: a string or a list of strings. One text with many images, or one image with many texts, goes with
-            each.
+            each; and so on for every modality. In a list, None stands for an input that is missing, if it may be.
+            audio: a path, a :class:`mope_deploy.preprocess.Waveform`, or a list of these.
+            video: a path, a uint8 array (frames, H, W, 3) RGB, or a list of these.
             routing: also return the experts' weights.
             batch_size: samples that run at once; it changes the numbers by rounding only.
 
@@ -121,13 +133,13 @@ class Predictor:
             One :class:`Prediction`, or a list of them if either argument is a list.
 
         Raises:
-            UsageError: an input that the model reads is missing, or lists differ in length.
+            UsageError: an input that the model reads is missing and may not be, or lists differ in length.
             MediaError: an input that cannot be used; in a list, with its position.
         """
-        given = {"image": image, "text": text}
+        given = {"image": image, "text": text, "audio": audio, "video": video}
         read = (self.bundle.manifest.main, *self.bundle.manifest.complementary)
         for name, value in given.items():
-            if (value is not None) != (name in read):
+            if (value is not None) != (name in read) and name not in self.preprocessing.missing:
                 problem = f"{name} is missing" if name in read else f"this model reads no {name}"
                 raise UsageError(problem, expected=" and ".join(read))
         many = {name: len(given[name]) for name in read if isinstance(given[name], list | tuple)}  # type: ignore[arg-type]
@@ -181,15 +193,24 @@ class Predictor:
         file = self.bundle.file(self.bundle.manifest.golden.samples)
         modalities = (self.bundle.manifest.main, *self.bundle.manifest.complementary)
         try:
-            samples = open_samples(file, multi_label=self.task.multi_label, require_label=False, modalities=modalities)
+            samples = open_samples(
+                file,
+                multi_label=self.task.multi_label,
+                require_label=False,
+                modalities=modalities,
+                optional=self.preprocessing.missing,
+            )
             made = self.preprocessing.collate([loaded for _, loaded in samples.load(self.preprocessing)])
+        except MissingExtraError:
+            raise
         except (DataError, UsageError) as error:
             raise BundleError(f"golden samples: {error}") from error
         for name, array in golden.items():
             if array.shape != made[name].shape or array.tobytes() != made[name].tobytes():
                 from importlib.metadata import version  # slow to import, and only needed to say this
 
-                here = f"pillow (here {version('pillow')}) or tokenizers (here {version('tokenizers')})"
+                names = ("numpy",) if name.startswith("audio") else ("pillow", "tokenizers")
+                here = " or ".join(f"{package} (here {version(package)})" for package in names)
                 differ = (
                     f"{(array != made[name]).sum():,} of {array.size:,} values"
                     if array.shape == made[name].shape
@@ -206,11 +227,17 @@ class Predictor:
         """Samples as :meth:`Preprocessing.collate` takes them; a single input beside a list is loaded once."""
         once = {name: self._load(name, value, None) for name, value in given.items() if name not in many}
         for i in range(max(many.values(), default=1)):
-            yield {**once, **{name: self._load(name, given[name][i], i) for name in many}}
+            loaded = {**once, **{name: self._load(name, given[name][i], i) for name in many}}
+            notices = [notice for _, heard in loaded.values() for notice in heard]
+            yield {name: value for name, (value, _) in loaded.items()} | {"notices": tuple(notices)}
 
-    def _load(self, name: str, value: Any, position: int | None) -> Any:
+    def _load(self, name: str, value: Any, position: int | None) -> tuple[Any, list[str]]:
+        """What preprocessing makes of one input, and what should be known about it."""
+        if value is None and name in self.preprocessing.missing:
+            return None, []
+        notices: list[str] = []
         try:
-            return self.preprocessing.load_image(value) if name == "image" else self.preprocessing.check_text(value)
+            return self.preprocessing.load(name, value, on_notice=notices.append), notices
         except MediaError as error:
             raise error if position is None else MediaError(f"{name}[{position}]: {error}") from error
 
@@ -221,12 +248,12 @@ class Predictor:
             raise UsageError(
                 "this bundle has no routing output: it was exported without, or its model has no dynamic prompts"
             )
-        notices: list[tuple[str, ...]] = [()] * len(loaded)
+        notices: list[tuple[str, ...]] = [tuple(sample.get("notices", ())) for sample in loaded]
 
         def truncated(index: int, tokens: int) -> None:
             assert self.preprocessing.text is not None
             limit = self.preprocessing.text.max_length
-            notices[index] = (f"text truncated from {tokens:,} to {limit:,} tokens",)
+            notices[index] += (f"text truncated from {tokens:,} to {limit:,} tokens",)
 
         arrays = self.preprocessing.collate(loaded, on_truncate=truncated)
         outputs = ["logits", "routing"] if routing else ["logits"]

@@ -30,7 +30,7 @@ LEVELS = (
 )
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
 BELOW_MODEL = {"errors", "extras", "fields", "preprocess"}
-DEVICE_PACKAGES = {"numpy", "PIL", "tokenizers", "typer", "rich", "onnxruntime"}
+DEVICE_PACKAGES = {"numpy", "PIL", "tokenizers", "typer", "rich", "onnxruntime", "soundfile", "av"}
 HEAVY = (
     "torch",
     "torchvision",

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mope_deploy.metrics import report
 from mope_deploy.model import MoPE
 from mope_deploy.progress import track
-from train.data import ImageCache, Split
+from train.data import MediaCache, Split, rows_of
 from train.evaluation import decide
 from train.features import encode_different
 
@@ -51,7 +51,7 @@ class _Task:
 def run_baselines(
     model: MoPE,
     splits: tuple[Split, Split, Split],
-    images: ImageCache | None,
+    media: MediaCache,
     *,
     metric: str,
     seed: int,
@@ -63,7 +63,7 @@ def run_baselines(
     Args:
         model: whose encoders are used; its prompts are not.
         splits: rows to train on, to choose by, and to report.
-        images: decoded pictures.
+        media: decoded pictures and clips.
         metric: the validation metric to choose by.
         seed: the first of the seeds.
         batch_size: of the encoders.
@@ -73,7 +73,7 @@ def run_baselines(
         One entry a head: ``name``, ``head`` (``linear`` or ``mlp``), ``parameters``, ``learning_rate``, ``validation``
         and the last split's ``accuracy``, ``f1_macro``, ``f1_micro``, each as ``mean`` and one value per seed.
     """
-    features = [unprompted_features(model, split, images, batch_size=batch_size, device=device) for split in splits]
+    features = [unprompted_features(model, split, media, batch_size=batch_size, device=device) for split in splits]
     modalities = list(features[0])
     sets = {f"{name} only": [name] for name in modalities} | {"late concatenation": modalities}
     targets = tuple(_targets(split).to(device) for split in splits)
@@ -93,7 +93,7 @@ def run_baselines(
 
 @torch.no_grad()
 def unprompted_features(
-    model: MoPE, split: Split, images: ImageCache | None, *, batch_size: int, device: torch.device
+    model: MoPE, split: Split, media: MediaCache, *, batch_size: int, device: torch.device
 ) -> dict[str, Tensor]:
     """Pooled features of every row from the bare encoders, {modality: float32 (n, D)}, the main modality first."""
     backbones: dict[str, Any] = {model.config.main.modality: model.main}
@@ -112,12 +112,12 @@ def unprompted_features(
             model.preprocessing,
             name,
             split,
-            images,
+            media,
             width=backbone.feature_width,
             batch_size=batch_size,
             device=device,
         )
-        found[name] = different[torch.from_numpy(split.column(name))]
+        found[name] = rows_of(different, split.column(name))
     return found
 
 

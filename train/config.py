@@ -72,9 +72,9 @@ class DataSection(Section):
     skip_bad: bool = False
     """Skip rows that cannot be used, count and list them, instead of stopping at the first."""
     check_images: bool = True
-    """Decode every image once before training; false for data too large for that."""
+    """Decode every image, sound and video once before training; false for data too large for that."""
     image_cache_mb: Count = 1024
-    """Memory for decoded images (uint8, at the encoder's size), in MiB; images beyond it are decoded every epoch."""
+    """Memory for decoded images and clips as encoders read them, in MiB; those beyond it are decoded every epoch."""
     group_by: str | None = None
     """A further field of the rows, for instance ``template``: accuracy is also reported for each of its values."""
     workers: Count = 0
@@ -98,10 +98,11 @@ class DataSection(Section):
 class EncoderSection(Section):
     """One frozen encoder, see ``mope_deploy.model.EncoderSpec``."""
 
-    modality: Literal["image", "text"]
+    modality: Literal["image", "text", "audio", "video"]
     source: str
     prompts: Count = 0
     max_length: Annotated[int, Field(ge=3)] | None = None
+    max_seconds: PositiveReal | None = None
 
 
 class ModelSection(Section):
@@ -111,6 +112,8 @@ class ModelSection(Section):
     complementary: tuple[EncoderSection, ...]
     labels: tuple[str, ...] | None = None
     """Class names in the order of the logits; null takes the names found in the training rows, sorted."""
+    missing: tuple[Literal["image", "text", "audio", "video"], ...] = ()
+    """Complementary modalities that a row may lack; each has a learned stand-in."""
     multi_label: bool = False
     prompt_length: Positive = 6
     experts: Positive = 4
@@ -136,6 +139,9 @@ class ModelSection(Section):
     def _together(self) -> ModelSection:
         if not self.complementary:
             raise ValueError("complementary: received no encoder, expected at least one")
+        optional = [section.modality for section in self.complementary]
+        if not set(self.missing) <= set(optional):
+            raise ValueError(f"missing: received {list(self.missing)}, expected some of complementary, {optional}")
         if self.top_k > self.experts:
             raise ValueError(f"top_k: received {self.top_k}, expected at most experts = {self.experts}")
         return self
@@ -224,6 +230,15 @@ class Recipe(Section):
     """Also train heads on the same frozen features: image only, text only, late concatenation (linear and MLP)."""
     resume: bool = False
     """Continue the run in ``run.dir``."""
+
+    @model_validator(mode="after")
+    def _readable(self) -> Recipe:
+        read = {section.modality for section in (self.model.main, *self.model.complementary)}
+        other = sorted(read - {"image", "text"})
+        if other and (self.data.name or self.data.hub):
+            source = f"data.name={self.data.name}" if self.data.name else f"data.hub={self.data.hub}"
+            raise ValueError(f"{source} brings images and texts, not {', '.join(other)}; give JSONL files: data.train")
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """These values as YAML-ready types."""

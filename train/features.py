@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mope_deploy.errors import DataError
 from mope_deploy.model import MoPE
 from mope_deploy.model.fusion import ComplementaryEncoder
 from mope_deploy.preprocess import Preprocessing
 from mope_deploy.progress import track
-from train.data import ImageCache, Split
+from train.data import MediaCache, Split
 
 __all__ = ["cacheable", "complementary_features", "encode_different", "fit_statistics", "standardised"]
 
@@ -26,7 +26,7 @@ def cacheable(model: MoPE, *, limit_mb: int, splits: list[Split]) -> bool:
     if any(spec.prompts for spec in model.config.complementary):
         return False
     needed = sum(
-        4 * _width(encoder) * len(_different(split, name))
+        4 * _width(encoder) * len(split.values[name])
         for name, encoder in model.complementary.items()
         for split in splits
     )
@@ -34,9 +34,9 @@ def cacheable(model: MoPE, *, limit_mb: int, splits: list[Split]) -> bool:
 
 
 def complementary_features(
-    model: MoPE, split: Split, images: ImageCache | None, *, batch_size: int, device: torch.device
+    model: MoPE, split: Split, media: MediaCache, *, batch_size: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """y of every different text (or picture) of a split, float32 (number of them, D_y) on the CPU, by modality."""
+    """y of every different input of a split, float32 (number of them, D_y) on the CPU, by modality."""
     model.eval()
     return {
         name: encode_different(
@@ -44,7 +44,7 @@ def complementary_features(
             model.preprocessing,
             name,
             split,
-            images,
+            media,
             width=_width(encoder),
             batch_size=batch_size,
             device=device,
@@ -59,24 +59,25 @@ def encode_different(
     preprocessing: Preprocessing,
     modality: str,
     split: Split,
-    images: ImageCache | None,
+    media: MediaCache,
     *,
     width: int,
     batch_size: int,
     device: torch.device,
 ) -> Tensor:
-    """``encoder`` on every different text (or picture) of a split: float32 (number of them, width) on the CPU.
+    """``encoder`` on every different input of a split: float32 (number of them, width) on the CPU.
 
     Texts are encoded in order of length, so that little padding is computed.
     """
-    different = _different(split, modality)
+    different = split.values[modality]
     order = list(range(len(different)))
     if modality == "text":
         order.sort(key=lambda i: len(different[i]))
     found = torch.empty(len(different), width)
     chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     for chunk in track(chunks, what=f"encoding {len(different):,} {modality}s of {split.name}"):
-        arrays = _arrays(preprocessing, modality, [different[i] for i in chunk], images)
+        items = [different[i] if modality == "text" else media.get(different[i], modality) for i in chunk]
+        arrays = preprocessing.arrays(modality, items)
         found[chunk] = encoder({key: torch.from_numpy(array).to(device) for key, array in arrays.items()}).float().cpu()
     return found
 
@@ -86,14 +87,20 @@ def fit_statistics(model: MoPE, split: Split, y: Mapping[str, Tensor], *, seed: 
 
     Args:
         model: one with ``y_norm="standardise"``, not fitted yet.
-        split: the training rows; a text that occurs often counts often.
+        split: the training rows; a text that occurs often counts often, rows without one do not.
         y: what :func:`complementary_features` returned for them.
         seed: chooses the rows where there are more than 200,000.
     """
     rows: NDArray[np.int64] = np.arange(len(split))
     if len(rows) > STATISTICS_ROWS:
         rows = np.sort(np.random.default_rng(seed).choice(rows, STATISTICS_ROWS, replace=False))
-    model.fit_statistics({name: features[torch.from_numpy(split.column(name)[rows])] for name, features in y.items()})
+    chosen = {name: split.column(name)[rows] for name in y}
+    absent = [name for name, index in chosen.items() if not (index >= 0).any()]
+    if absent:
+        raise DataError(
+            f"{split.source}: no row has {absent[0]}", todo="train without that modality, or give rows that have it"
+        )
+    model.fit_statistics({name: y[name][torch.from_numpy(index[index >= 0])] for name, index in chosen.items()})
     return standardised(model, y)
 
 
@@ -110,16 +117,3 @@ def standardised(model: MoPE, y: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _width(encoder: nn.Module) -> int:
     assert isinstance(encoder, ComplementaryEncoder)
     return encoder.backbone.feature_width
-
-
-def _different(split: Split, name: str) -> tuple[str, ...]:
-    return split.images if name == "image" else split.texts
-
-
-def _arrays(
-    preprocessing: Preprocessing, modality: str, items: list[str], images: ImageCache | None
-) -> Mapping[str, NDArray[Any]]:
-    if modality == "text":
-        return preprocessing.encode_text(items)
-    assert images is not None
-    return {"pixel_values": preprocessing.normalise(np.stack([images.get(path) for path in items]))}

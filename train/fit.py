@@ -20,7 +20,7 @@ from mope_deploy.model import EncoderSpec, MoPE, MoPEConfig, build_model
 from train.baselines import run_baselines
 from train.callbacks import BestModel, Interruption, MetricsFile, ProgressLines, best_so_far
 from train.config import Recipe
-from train.data import Batches, ImageCache, find_splits
+from train.data import Batches, MediaCache, find_splits
 from train.evaluation import decide, evaluate, predict, usage
 from train.features import cacheable, complementary_features, fit_statistics
 from train.machine import Machine, set_up
@@ -76,13 +76,13 @@ def fit(recipe: Recipe, *, command: str, resume: Run | None = None) -> Outcome:
         assert files is not None
         data = read_rows(recipe, files)
         model = build_model(_config(recipe, data.train.labels), seed=recipe.seed)
-        data, images = decode(recipe, data, model.preprocessing, threads=machine.threads)
+        data, media = decode(recipe, data, model.preprocessing, threads=machine.threads)
         if resume is not None:
             refuse_other_data(resume, data)
         if machine.writes:
             run.create(recipe, command=command, data=describe(run, data, recipe))
         try:
-            return _run(recipe, machine, run, state, data, model, images, interruption)
+            return _run(recipe, machine, run, state, data, model, media, interruption)
         except KeyboardInterrupt:
             if machine.writes:
                 run.finish("interrupted")
@@ -135,7 +135,7 @@ def _run(
     state: Path | None,
     data: Prepared,
     model: MoPE,
-    images: ImageCache | None,
+    media: MediaCache,
     interruption: Interruption,
 ) -> Outcome:
     """Everything after the checks."""
@@ -145,7 +145,7 @@ def _run(
     if state is not None:
         model.load_trained_state(read_weights(state))
     model.to(machine.device)
-    train, validation = _batches(recipe, machine, data, model, images, fitted=state is not None)
+    train, validation = _batches(recipe, machine, data, model, media, fitted=state is not None)
     trainer = _trainer(recipe, machine, run, model, train, validation, interruption)
     prepared = time.monotonic()
     try:
@@ -167,7 +167,7 @@ def _run(
     model.load_trained_state(read_weights(run.best))
     if recipe.run.standalone:
         model.save_pretrained(run.best, standalone=True)
-    evaluation = _report(recipe, machine, run, data, model, images, parameters)
+    evaluation = _report(recipe, machine, run, data, model, media, parameters)
     metric = best_metric_name(recipe)
     best = best_so_far(trainer.state.log_history, metric)
     assert best is not None
@@ -191,7 +191,7 @@ def _run(
 
 
 def _batches(
-    recipe: Recipe, machine: Machine, data: Prepared, model: MoPE, images: ImageCache | None, *, fitted: bool
+    recipe: Recipe, machine: Machine, data: Prepared, model: MoPE, media: MediaCache, *, fitted: bool
 ) -> tuple[Batches, Batches]:
     """Training and validation batches, with y computed once where nothing that trains can change it."""
     modalities = [recipe.model.main.modality, *(spec.modality for spec in recipe.model.complementary)]
@@ -201,16 +201,16 @@ def _batches(
     standardise = recipe.model.y_norm == "standardise"
     y: list[dict[str, torch.Tensor]] = [{}, {}]
     if standardise and not fitted:
-        raw = complementary_features(model, data.train, images, batch_size=size, device=device)
+        raw = complementary_features(model, data.train, media, batch_size=size, device=device)
         y[0] = fit_statistics(model, data.train, raw, seed=recipe.seed)
     elif cached:
-        y[0] = complementary_features(model, data.train, images, batch_size=size, device=device)
+        y[0] = complementary_features(model, data.train, media, batch_size=size, device=device)
     if cached:
-        y[1] = complementary_features(model, data.validation, images, batch_size=size, device=device)
+        y[1] = complementary_features(model, data.validation, media, batch_size=size, device=device)
     else:
         y = [{}, {}]
     train, validation = (
-        Batches(split, model.preprocessing, images, modalities=modalities, y=features)
+        Batches(split, model.preprocessing, media, modalities=modalities, y=features)
         for split, features in zip(splits, y, strict=True)
     )
     return train, validation
@@ -253,13 +253,13 @@ def _report(
     run: Run,
     data: Prepared,
     model: MoPE,
-    images: ImageCache | None,
+    media: MediaCache,
     parameters: dict[str, int],
 ) -> dict[str, Any]:
     """Evaluate the best model on the whole path, nothing cached but pictures; write numbers and pictures."""
     split = data.reported
     modalities = [recipe.model.main.modality, *(spec.modality for spec in recipe.model.complementary)]
-    batches = Batches(split, model.preprocessing, images, modalities=modalities)
+    batches = Batches(split, model.preprocessing, media, modalities=modalities)
     found = predict(model, batches, batch_size=recipe.train.eval_batch_size, device=machine.device)
     evaluation = evaluate(split, found, group_by=recipe.data.group_by) | {"parameters": parameters}
     title = f"{recipe.name}: {split.name}, n = {len(split):,}"
@@ -287,7 +287,7 @@ def _report(
         evaluation["baselines"] = run_baselines(
             model,
             (data.train, data.validation, split),
-            images,
+            media,
             metric=best_metric_name(recipe),
             seed=recipe.seed,
             batch_size=recipe.train.eval_batch_size,

@@ -1,4 +1,4 @@
-"""The rows a run trains on: every split read and checked, pictures decoded, and all of it recorded for the run."""
+"""The rows a run trains on: every split read and checked, files decoded, and all of it recorded for the run."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mope_deploy.console import err
-from mope_deploy.data import fingerprint, scan_labels
+from mope_deploy.data import FILES, fingerprint, scan_labels
 from mope_deploy.errors import DataError
 from mope_deploy.preprocess import Preprocessing
 from train.config import Recipe
-from train.data import ImageCache, Split, SplitFiles, drop_bad_images, hold_out, read_split
+from train.data import MediaCache, Split, SplitFiles, drop_bad_files, hold_out, read_split
 from train.runs import Run
 from train.samples import keep_rows
 
@@ -55,6 +55,7 @@ def read_rows(recipe: Recipe, files: SplitFiles) -> Prepared:
             labels=labels,
             multi_label=model.multi_label,
             modalities=modalities,
+            optional=model.missing,
             skip_bad=section.skip_bad,
             group_by=section.group_by,
         )
@@ -77,28 +78,30 @@ def read_rows(recipe: Recipe, files: SplitFiles) -> Prepared:
 
 def decode(
     recipe: Recipe, data: Prepared, preprocessing: Preprocessing, *, threads: int
-) -> tuple[Prepared, ImageCache | None]:
-    """Decode every picture once, which fills the cache and finds those that cannot be used.
+) -> tuple[Prepared, MediaCache]:
+    """Decode every picture, sound and video once, which fills the cache and finds those that cannot be used.
 
     Raises:
-        DataError: naming file and line of the first picture that cannot be used, unless the recipe skips such rows.
+        DataError: naming file and line of the first one that cannot be used, unless the recipe skips such rows.
     """
-    if preprocessing.image is None:
-        return data, None
-    images = ImageCache(preprocessing, limit_mb=recipe.data.image_cache_mb)
+    media = MediaCache(preprocessing, limit_mb=recipe.data.image_cache_mb)
     if not recipe.data.check_images:
-        return data, images
+        return data, media
     checked = []
     for split in data.splits:
-        bad = images.check(split.images, what=f"decoding {split.name}", threads=threads)
-        checked.append(drop_bad_images(split, bad, skip_bad=recipe.data.skip_bad))
+        for name in FILES:
+            if split.values[name]:
+                what = f"decoding {split.name}" if name == "image" else f"decoding {name} of {split.name}"
+                bad = media.check(split.values[name], what=what, threads=threads, modality=name)
+                split = drop_bad_files(split, bad, skip_bad=recipe.data.skip_bad, modality=name)
+        checked.append(split)
     for split in checked:
         if split.skipped:
             err.print(
                 f"warning: {len(split.skipped):,} rows of {split.source} skipped, the first: {split.skipped[0]}",
                 markup=False,
             )
-    return Prepared(data.files, checked[0], checked[1], checked[2] if data.test is not None else None), images
+    return Prepared(data.files, checked[0], checked[1], checked[2] if data.test is not None else None), media
 
 
 def refuse_other_data(run: Run, data: Prepared) -> None:
@@ -117,9 +120,9 @@ def describe(run: Run, data: Prepared, recipe: Recipe) -> dict[str, Any]:
     """``run.json``'s ``data``; writes the rows that the run must keep for itself."""
     paths = dict(data.files.items())
     if data.files.copied:
-        paths |= {split.name: keep_rows(split, run.samples, with_images=True) for split in data.splits[1:]}
+        paths |= {split.name: keep_rows(split, run.samples, with_files=True) for split in data.splits[1:]}
     elif data.files.validation is None:
-        paths["validation"] = keep_rows(data.validation, run.samples, with_images=False)
+        paths["validation"] = keep_rows(data.validation, run.samples, with_files=False)
     return {
         **{name: run.path(paths[name]) if name in paths else None for name in ("train", "validation", "test")},
         "held_out": recipe.data.validation_fraction if data.files.validation is None else None,

@@ -8,26 +8,29 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from mope_deploy.data import open_samples
+from mope_deploy.data import FILES, open_samples
 from train.data import Split
 from train.runs import write_text
 
 __all__ = ["keep_rows"]
 
 
-def keep_rows(split: Split, folder: Path, *, with_images: bool) -> Path:
+def keep_rows(split: Split, folder: Path, *, with_files: bool) -> Path:
     """Write the rows of a split to ``folder/<split>.jsonl``.
 
     Args:
         split: the rows.
         folder: of the run.
-        with_images: also keep their pictures (as hard links where that works); else the rows name them where they are.
+        with_files: also keep their pictures and clips (hard links if that works); else rows name them where they are.
 
     Returns:
         The file.
     """
-    modalities = [name for name, found in (("image", split.images), ("text", split.texts)) if found]
-    samples = open_samples(split.source, multi_label=split.multi_label, modalities=modalities, skip_bad=True)
+    modalities = [name for name, found in split.values.items() if found]
+    # The split's own rows are known to be good; here only their files are looked up again.
+    samples = open_samples(
+        split.source, multi_label=split.multi_label, modalities=modalities, optional=modalities, skip_bad=True
+    )
     lines = set(split.rows["line"])
     names: dict[Path, str] = {}
     rows = []
@@ -35,13 +38,16 @@ def keep_rows(split: Split, folder: Path, *, with_images: bool) -> Path:
         if sample.line not in lines:
             continue
         row: dict[str, Any] = {}
-        if sample.image is not None:
-            if sample.image not in names:
-                kept = f"images/{split.name}/{len(names):07d}{sample.image.suffix}"
-                names[sample.image] = kept if with_images else str(sample.image.resolve())
-                if with_images:
-                    _link(sample.image, folder / kept)
-            row["image"] = names[sample.image]
+        for name in FILES:
+            file = getattr(sample, name)
+            if file is None:
+                continue
+            if file not in names:
+                kept = f"{name}s/{split.name}/{len(names):07d}{file.suffix}"
+                names[file] = kept if with_files else str(file.resolve())
+                if with_files:
+                    _link(file, folder / kept)
+            row[name] = names[file]
         if sample.text is not None:
             row["text"] = sample.text
         rows.append(row | {"label": sample.label} | dict(sample.extra))

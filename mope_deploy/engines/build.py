@@ -49,6 +49,7 @@ def build_engine(
     graph: str | None = None,
     batch: str | None = None,
     text_length: str | None = None,
+    audio_length: str | None = None,
     compute: str | None = None,
     tf32: bool = False,
     workspace: int | None = None,
@@ -62,7 +63,7 @@ def build_engine(
         bundle: its manifest stays as it is, and so do engines that were exported with it.
         backend: ``tensorrt`` or ``tensorrt_rtx``; by default what fits this machine.
         graph: name of the graph; by default the first that the library takes.
-        batch, text_length: ``"min:opt:max"``, see :func:`mope_deploy.engines.profiles.make_profile`.
+        batch, text_length, audio_length: ``"min:opt:max"``, see :func:`mope_deploy.engines.profiles.make_profile`.
         compute: compute capabilities, ``"8.6,12.0"``; see :func:`compute_capabilities`.
         tf32: let float32 products be rounded to TF32's ten bits of mantissa.
         workspace: limit of the builder's GPU scratch memory in MiB; by default what the bundle was exported for.
@@ -81,7 +82,9 @@ def build_engine(
     library = choose_backend(backend, gpu=device.gpu is not None)
     chosen = bundle.graph(graph, engine=library.name)
     wanted = bundle.manifest.build
-    profile = make_profile(bundle.manifest, chosen.inputs, batch=batch, text_length=text_length)
+    profile = make_profile(
+        bundle.manifest, chosen.inputs, batch=batch, text_length=text_length, audio_length=audio_length
+    )
     workspace = wanted.workspace if workspace is None else workspace
     capabilities = compute_capabilities(library, device, compute)
     if workspace is not None and not 1 <= workspace <= 2**20:

@@ -16,8 +16,8 @@ from mope_deploy.manifest import Manifest, TensorSpec
 __all__ = ["Chunk", "Profile", "Sizes", "TopK", "check_topk", "chunks", "make_profile", "profile_shapes"]
 
 DEFAULT_BATCH = "1:4:16"
-OPTIONS = {"batch": "--batch", "text_length": "--text-len"}
-LARGEST = {"batch": 4096, "text_length": 1_000_000}
+OPTIONS = {"batch": "--batch", "text_length": "--text-len", "audio_length": "--audio-len"}
+LARGEST = {"batch": 4096, "text_length": 1_000_000, "audio_length": 10**9}
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,12 @@ Profile = Mapping[str, Sizes]  # name of an axis → its sizes
 
 
 def make_profile(
-    manifest: Manifest, inputs: Sequence[TensorSpec], *, batch: str | None = None, text_length: str | None = None
+    manifest: Manifest,
+    inputs: Sequence[TensorSpec],
+    *,
+    batch: str | None = None,
+    text_length: str | None = None,
+    audio_length: str | None = None,
 ) -> dict[str, Sizes]:
     """Sizes for every axis of ``inputs`` that varies, checked against what the bundle's preprocessing makes.
 
@@ -62,12 +67,15 @@ def make_profile(
         batch: ``"min:opt:max"``; by default what the bundle was exported for, else ``1:4:16``.
         text_length: in tokens, special ones included; by default what the bundle was exported for, else all that
             occur: 1 to the text's ``max_length``.
+        audio_length: in samples at the encoder's rate; by default what the bundle was exported for, else all that
+            occur.
 
     Raises:
-        UsageError: malformed sizes, a text longer than the bundle ever makes, sizes for an axis that is not there.
+        UsageError: malformed sizes, a text or clip longer than the bundle ever makes or shorter than its encoder reads,
+            sizes for an axis that is not there.
     """
     axes = {axis for spec in inputs for axis in spec.shape if isinstance(axis, str)}
-    given = {"batch": batch, "text_length": text_length}
+    given = {"batch": batch, "text_length": text_length, "audio_length": audio_length}
     for axis, text in given.items():
         if text is not None and axis not in axes:
             raise UsageError(OPTIONS[axis], received=text, expected=f"no sizes: this graph has no axis {axis}")
@@ -76,6 +84,7 @@ def make_profile(
     exported_for = {axis: ":".join(map(str, sizes)) for axis, sizes in manifest.build.profile.items()}
     batch = batch or exported_for.get("batch")
     text_length = text_length or exported_for.get("text_length")
+    audio_length = audio_length or exported_for.get("audio_length")
     profile = {}
     if "batch" in axes:
         profile["batch"] = Sizes.parse(batch or DEFAULT_BATCH, axis="batch")
@@ -90,6 +99,18 @@ def make_profile(
                 expected=f"at most {most:,}: this bundle cuts longer texts to {most:,} tokens",
             )
         profile["text_length"] = sizes
+    if "audio_length" in axes:
+        assert manifest.audio is not None
+        least, most = manifest.audio.min_samples, manifest.audio.max_samples
+        best = min(max(least, 3 * manifest.audio.sample_rate), most)
+        sizes = Sizes.parse(audio_length or f"{least}:{best}:{most}", axis="audio_length")
+        if not least <= sizes.min <= sizes.max <= most:
+            raise UsageError(
+                OPTIONS["audio_length"],
+                received=str(sizes),
+                expected=f"{least:,} to {most:,} samples: what this bundle makes of a clip",
+            )
+        profile["audio_length"] = sizes
     return profile
 
 
@@ -159,7 +180,8 @@ def chunks(
     """Cut and pad a batch so that each part fits the profile.
 
     More rows than the greatest batch make several chunks; fewer than the least are filled up with the last row. Texts
-    shorter than the least length are padded as preprocessing pads them: ``pad_id`` where the attention mask is 0.
+    and clips shorter than the least length are padded as preprocessing pads them: ``pad_id`` or silence where the mask
+    is 0.
 
     Args:
         feeds: arrays by name, checked against ``inputs`` before.
@@ -168,14 +190,13 @@ def chunks(
         pad_id: of the tokenizer.
 
     Raises:
-        UsageError: a text longer than the profile's greatest length.
+        UsageError: a text or clip longer than the profile's greatest length.
     """
     axes = {spec.name: spec.shape for spec in inputs}
     made = dict(feeds)
-    if "text_length" in profile:
-        made = {
-            name: _pad_text(name, array, axes[name], profile["text_length"], pad_id) for name, array in made.items()
-        }
+    for axis in ("text_length", "audio_length"):
+        if axis in profile:
+            made = {name: _pad(name, array, axes[name], axis, profile[axis], pad_id) for name, array in made.items()}
     batch = profile.get("batch")
     total = next(array.shape[axes[name].index("batch")] for name, array in made.items() if "batch" in axes[name])
     step = batch.max if batch else total
@@ -187,17 +208,20 @@ def chunks(
         yield Chunk({name: np.ascontiguousarray(array) for name, array in part.items()}, rows)
 
 
-def _pad_text(name: str, array: NDArray[Any], shape: tuple[int | str, ...], sizes: Sizes, pad_id: int) -> NDArray[Any]:
-    if "text_length" not in shape:
+def _pad(
+    name: str, array: NDArray[Any], shape: tuple[int | str, ...], varying: str, sizes: Sizes, pad_id: int
+) -> NDArray[Any]:
+    if varying not in shape:
         return array
-    axis = shape.index("text_length")
+    axis = shape.index(varying)
     length = array.shape[axis]
     if length > sizes.max:
+        what = "texts of {:,} tokens" if varying == "text_length" else "clips of {:,} samples"
         raise UsageError(
             f"input {name}",
-            received=f"texts of {length:,} tokens",
+            received=what.format(length),
             expected=f"at most {sizes.max:,}, which the engine was built for",
-            todo="build it for longer ones: mope build BUNDLE --text-len min:opt:max",
+            todo=f"build it for longer ones: mope build BUNDLE {OPTIONS[varying]} min:opt:max",
         )
     if length >= sizes.min:
         return array

@@ -13,7 +13,7 @@ from mope_deploy.errors import ConfigError
 
 __all__ = ["EncoderSpec", "MoPEConfig"]
 
-MODALITIES = ("image", "text")
+MODALITIES = ("image", "text", "audio", "video")
 SOURCE_SCHEMES = ("timm", "hf", "dir", "embedded")
 
 
@@ -22,19 +22,22 @@ class EncoderSpec:
     """One frozen encoder.
 
     Attributes:
-        modality: ``"image"`` or ``"text"``.
+        modality: ``"image"``, ``"text"``, ``"audio"`` or ``"video"``.
         source: where its architecture and weights come from: ``timm:NAME[.TAG]``, ``hf:ID``, ``dir:PATH`` (a folder in
             timm's or transformers' own format) or ``embedded:NAME``.
         prompts: static prompts per layer that condition a *complementary* encoder itself (paper: 4 for text); 0 for
             none. A main encoder's prompts are set by :class:`MoPEConfig`, so it must be 0 there.
         max_length: longest text in tokens, special tokens included; ``None`` takes the encoder's own limit, at most
             128.
+        max_seconds: longest sound or video; what comes later is cut off. Encoders that need clips of one length pad
+            each to it. ``None`` takes 10 s of sound and 60 s of video; a Whisper encoder has a length of its own.
     """
 
     modality: str
     source: str
     prompts: int = 0
     max_length: int | None = None
+    max_seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,7 @@ class MoPEConfig:
         main: the encoder X that every prompt conditions.
         complementary: the encoders Y whose pooled features condition X, at least one.
         labels: class names; their order is the order of the logits.
+        missing: complementary modalities that a sample may lack; each has a learned stand-in for its y.
         multi_label: whether a sample may carry several labels (sigmoid per label) instead of exactly one (softmax).
         prompt_length: L, tokens of the static and of the dynamic prompt of each layer.
         experts: K, prompt experts per layer.
@@ -70,6 +74,7 @@ class MoPEConfig:
     main: EncoderSpec
     complementary: tuple[EncoderSpec, ...]
     labels: tuple[str, ...]
+    missing: tuple[str, ...] = ()
     multi_label: bool = False
     prompt_length: int = 6
     experts: int = 4
@@ -116,6 +121,10 @@ class MoPEConfig:
         modalities = [spec.modality for _, spec in specs]
         if len(set(modalities)) != len(modalities):
             found.append(f"modalities: received {modalities}, expected each of them once")
+        optional = [spec.modality for spec in self.complementary]
+        if not set(self.missing) <= set(optional) or len(set(self.missing)) != len(self.missing):
+            why = " (the main modality never may)" if self.main.modality in self.missing else ""
+            found.append(f"missing: received {list(self.missing)}, expected some of {optional}{why}")
         if len(self.labels) < 2 and not (self.multi_label and self.labels):
             found.append(f"labels: received {len(self.labels)}, expected at least 2")
         if len(set(self.labels)) != len(self.labels):
@@ -166,6 +175,7 @@ class MoPEConfig:
             _encoder(spec, f"complementary[{i}]") for i, spec in enumerate(kwargs["complementary"])
         )
         kwargs["labels"] = tuple(kwargs["labels"])
+        kwargs["missing"] = tuple(kwargs.get("missing", ()))
         return cls(**kwargs)
 
 
@@ -204,4 +214,11 @@ def _encoder_problems(spec: EncoderSpec) -> list[str]:
         found.append(f"prompts: received {spec.prompts}, expected at least 0")
     if spec.max_length is not None and spec.max_length < 3:
         found.append(f"max_length: received {spec.max_length}, expected at least 3 (two are special tokens)")
+    if spec.max_length is not None and spec.modality != "text":
+        found.append(f"max_length: received {spec.max_length}, expected none for {spec.modality}")
+    if spec.max_seconds is not None:
+        if spec.modality not in ("audio", "video"):
+            found.append(f"max_seconds: received {spec.max_seconds}, expected none for {spec.modality}")
+        elif not 0.0 < spec.max_seconds < math.inf:
+            found.append(f"max_seconds: received {spec.max_seconds}, expected a positive number")
     return found

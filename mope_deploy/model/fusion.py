@@ -14,7 +14,6 @@ import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
-from mope_deploy.errors import ConfigError
 from mope_deploy.model.backbones import Backbone, FrozenEncoder, load_encoder
 from mope_deploy.model.config import EncoderSpec, MoPEConfig
 from mope_deploy.model.experts import PromptExperts
@@ -22,7 +21,7 @@ from mope_deploy.model.heads import ClassificationHead
 from mope_deploy.model.mapper import Mapper
 from mope_deploy.model.prompts import LayerPrompts, StaticPrompt
 from mope_deploy.model.router import Router, routing_embeddings
-from mope_deploy.preprocess import ImageSpec, Preprocessing, TextSpec
+from mope_deploy.preprocess import Preprocessing, present_name
 
 __all__ = ["ComplementaryEncoder", "MoPE", "MoPEOutput", "build_model"]
 
@@ -130,6 +129,9 @@ class MoPE(
         self.layers = nn.ModuleList(layers)
         self.mappers = nn.ModuleDict(mappers)
         self.head = head
+        # Zero is the mean of a standardised y, and a feature like no other of one that is not.
+        widths = {name: complementary[name].backbone.feature_width for name in config.missing}
+        self.stand_ins = nn.ParameterDict({name: nn.Parameter(torch.zeros(w)) for name, w in widths.items()})
 
     def complementary_encoders(self) -> dict[str, ComplementaryEncoder]:
         """The complementary encoders by modality."""
@@ -139,21 +141,25 @@ class MoPE(
     def input_names(self) -> tuple[str, ...]:
         """Names of the inputs, the main modality's first."""
         names = list(self.main.input_names)
-        for encoder in self.complementary_encoders().values():
+        for name, encoder in self.complementary_encoders().items():
             names += encoder.backbone.input_names
+            if name in self.stand_ins:
+                names.append(present_name(name))
         return tuple(names)
 
     def forward(self, inputs: Mapping[str, Tensor], y: Mapping[str, Tensor] | None = None) -> MoPEOutput:
         """Logits and routing of a batch.
 
         Args:
-            inputs: tensors by input name: ``pixel_values`` (B, 3, H, W) float32, ``input_ids`` and ``attention_mask``
-                (B, T) int64 with at least one real token per row.
+            inputs: tensors by input name, as ``Preprocessing.collate`` makes them: ``pixel_values`` (B, 3, H, W)
+                float32, ``input_ids`` and ``attention_mask`` (B, T) int64 with at least one real token per row, and so
+                on; ``<modality>_present`` int64 (B,) of each modality that may be missing.
             y: features of the complementary encoders, as :meth:`encode_complementary` returns them, to skip those
                 encoders.
         """
         if y is None:
             y = self.encode_complementary(inputs)
+        y = {name: self._or_stand_in(name, feature, inputs) for name, feature in y.items()}
         x, mask = self.main.embed(inputs)  # (B, N, D)
         tokens = [mapper(y[name]) for name, mapper in self.mappers.items()]
         # {D: (B, M, D)}
@@ -173,6 +179,12 @@ class MoPE(
     def encode_complementary(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Pooled features of the complementary encoders, {modality: (B, D_y)}."""
         return {name: encoder(inputs) for name, encoder in self.complementary_encoders().items()}
+
+    def _or_stand_in(self, name: str, y: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """y (B, D_y), with the learned stand-in in the rows of samples that lack modality ``name``."""
+        if name not in self.stand_ins:
+            return y
+        return torch.where(inputs[present_name(name)].unsqueeze(1) > 0, y, self.stand_ins[name])
 
     def fit_statistics(self, y: Mapping[str, Tensor]) -> None:
         """Standardise y from now on by the statistics of these training features, {modality: (samples, D_y)}.
@@ -309,7 +321,7 @@ def assemble(
             layers=[_layer(config, i, width, widths_y) for i, width in enumerate(main.widths)],
             mappers=shared,
             head=ClassificationHead(width=main.feature_width, classes=len(config.labels)),
-            preprocessing=preprocessing or _preprocessing(encoders),
+            preprocessing=preprocessing or _preprocessing(config, encoders),
         )
         _initialise_prompts(model)
     return model.eval()
@@ -385,13 +397,7 @@ def _initialise_prompts(model: MoPE) -> None:
             nn.init.uniform_(tokens, -scale, scale)
 
 
-def _preprocessing(encoders: Mapping[str, FrozenEncoder]) -> Preprocessing:
-    image = text = tokenizer = None
-    for encoder in encoders.values():
-        if isinstance(encoder.preprocess, ImageSpec):
-            image = encoder.preprocess
-        elif isinstance(encoder.preprocess, TextSpec):
-            text, tokenizer = encoder.preprocess, encoder.tokenizer
-        else:
-            raise ConfigError("an encoder without preprocessing", received=type(encoder.preprocess).__name__)
-    return Preprocessing(image=image, text=text, tokenizer=tokenizer)
+def _preprocessing(config: MoPEConfig, encoders: Mapping[str, FrozenEncoder]) -> Preprocessing:
+    specs: dict[str, Any] = {name: encoder.preprocess for name, encoder in encoders.items()}
+    tokenizer = encoders["text"].tokenizer if "text" in encoders else None
+    return Preprocessing(**{"image": None, "text": None, **specs}, tokenizer=tokenizer, missing=config.missing)

@@ -23,7 +23,17 @@ import pytest
 from tests.device.conftest import GRAPH
 
 REPOSITORY = Path(__file__).parents[2]
-PACKAGES = ("numpy==1.26.4", "onnxruntime==1.18.1", "pillow", "tokenizers", "typer", "rich", "pytest")
+PACKAGES = (
+    "numpy==1.26.4",
+    "onnxruntime==1.18.1",
+    "pillow",
+    "tokenizers",
+    "typer",
+    "rich",
+    "soundfile",
+    "av",
+    "pytest",
+)
 UNREACHABLE = (
     "Failed to establish a new connection",
     "Temporary failure in name resolution",

@@ -395,7 +395,7 @@ def test_pickles_without_its_tokenizer_object() -> None:
         ("text.max_length", "12", "text.max_length"),
         ("text.pad_id", -1, "text.pad_id"),
         ("text", {"max_length": 12}, "pad_id missing"),
-        ("audio", None, "unknown key 'audio'"),
+        ("sound", None, "unknown key 'sound'"),
     ],
 )
 def test_from_dict_is_strict(place: str, value: Any, words: str) -> None:

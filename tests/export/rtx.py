@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +56,22 @@ def _described(file: Path) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def build(file: Path, precision: str, engine: Path, *, longest: int) -> dict[str, Any]:
-    """What `mope build` has its worker do, in this process: its answer, or its :class:`EngineError`."""
+def build(file: Path, precision: str, engine: Path, *, sizes: Mapping[str, list[int]]) -> dict[str, Any]:
+    """What `mope build` has its worker do, in this process: its answer, or its :class:`EngineError`.
+
+    ``sizes``: axis → least, best and greatest; those of axes that the graph does not have are left out.
+    """
+    described = _described(file)
+    axes = {axis for tensor in described["inputs"] for axis in tensor["shape"]}
     shared_log(open_backend("tensorrt_rtx")).clear()
     request = {
         "backend": "tensorrt_rtx",
         "onnx": str(file),
         "engine": str(engine),
         "precision": precision,
-        "profile": {"batch": [1, 2, 8]} | ({"text_length": [1, min(8, longest), longest]} if longest else {}),
+        "profile": {axis: size for axis, size in sizes.items() if axis in axes},
         "compute_capabilities": ["8.6"],
         "tf32": False,
         "workspace": None,
     }
-    return _build(request | _described(file), lambda _: None)
+    return _build(request | described, lambda _: None)

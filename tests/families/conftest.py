@@ -34,10 +34,15 @@ class Graph:
 def build(main: Path, complementary: Path, rows: tuple[Family, Family], **options: object) -> MoPE:
     """A tiny MoPE of two rows, its trained tensors large enough to matter."""
     config = MoPEConfig(
-        main=EncoderSpec(modality=rows[0].modality, source=f"dir:{main}"),
+        main=EncoderSpec(modality=rows[0].modality, source=f"dir:{main}", max_seconds=seconds(rows[0])),
         # An encoder that cannot be run layer by layer has no prompts of its own.
         complementary=(
-            EncoderSpec(modality=rows[1].modality, source=f"dir:{complementary}", prompts=3 if rows[1].main else 0),
+            EncoderSpec(
+                modality=rows[1].modality,
+                source=f"dir:{complementary}",
+                prompts=3 if rows[1].main else 0,
+                max_seconds=seconds(rows[1]),
+            ),
         ),
         labels=LABELS,
         **{"prompt_length": 3, "experts": 5, "d_x": 2, "d_y": 4, "temperature": 1.0} | options,  # type: ignore[arg-type]
@@ -51,16 +56,38 @@ def build(main: Path, complementary: Path, rows: tuple[Family, Family], **option
     return model
 
 
+def seconds(family: Family) -> float | None:
+    """Longest clip of a tiny encoder that has no length of its own."""
+    return 0.3 if family.modality == "audio" and family.name != "Whisper" else None
+
+
 def inputs_of(
-    model: MoPE, batch: int, text_length: int = 7, *, seed: int = 0, double: bool = False
+    model: MoPE,
+    batch: int,
+    text_length: int = 7,
+    *,
+    audio_length: int = 150,
+    seed: int = 0,
+    double: bool = False,
 ) -> dict[str, Tensor]:
-    """Random inputs of a model: images of its size, texts of 1 to ``text_length`` real tokens."""
-    image = model.preprocessing.image
-    assert image is not None
-    inputs = tiny_inputs(batch, text_length, seed=seed, size=(image.height, image.width))
-    if double:
-        inputs["pixel_values"] = inputs["pixel_values"].double()
-    return inputs
+    """Random inputs: images and clips of the model's sizes, texts of 1 to ``text_length`` real tokens.
+
+    Clips of any length have ``audio_length`` samples, and 37 fewer in every further row down to one frame.
+    """
+    made = model.preprocessing
+    size = (8, 8) if made.image is None else (made.image.height, made.image.width)
+    inputs = tiny_inputs(batch, text_length, seed=seed, size=size)
+    generator = torch.Generator().manual_seed(seed)
+    for name, (dtype, shape) in made.tensors.items():
+        if dtype == "float32" and name != "pixel_values":
+            sizes = [{"batch": batch, "audio_length": audio_length}.get(str(axis), axis) for axis in shape]
+            inputs[name] = torch.randn(sizes, generator=generator)  # type: ignore[arg-type]
+        if name == "audio_mask":
+            real = torch.tensor([max(made.audio.min_samples, audio_length - 37 * i) for i in range(batch)])
+            inputs[name] = (torch.arange(audio_length)[None] < real[:, None]).long()
+            inputs["audio_values"] = torch.where(inputs[name] > 0, inputs["audio_values"], 0.0)
+    inputs = {name: inputs[name] for name in model.input_names}
+    return {name: value.double() if double and value.is_floating_point() else value for name, value in inputs.items()}
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetModel, ViTImageProcessor
@@ -21,10 +22,12 @@ from tests.families.oracles.bert import BertOracle
 from tests.families.oracles.deberta import DebertaOracle
 from tests.families.oracles.distilbert import DistilBertOracle
 from tests.families.oracles.eva import EvaOracle
+from tests.families.oracles.media import VideoMAEOracle, Wav2Vec2Oracle, WhisperOracle
 from tests.families.oracles.modernbert import ModernBertOracle
 from tests.families.oracles.mpnet import MPNetOracle
 from tests.families.oracles.swin import SwinOracle
 from tests.families.oracles.vit import ViTOracle
+from tests.media import audio_folder, video_folder
 from tests.tiny import bert_folder, scatter_weights, timm_folder, vit_folder
 
 __all__ = ["FAMILIES", "FUSED_GRAPHS", "GRAPHS", "MAIN", "PRECISIONS", "PREFIX_FORM", "Family", "by_name", "partner"]
@@ -44,7 +47,7 @@ class Family:
     Attributes:
         name: the row's key, and its name on the page.
         covers: which encoders it stands for, for the page.
-        modality: ``"image"`` or ``"text"``.
+        modality: ``"image"``, ``"text"``, ``"audio"`` or ``"video"``.
         make: writes a tiny encoder with scattered random weights into a folder that does not exist yet.
         layers: how many layers of it are prompted.
         outputs: the library's own modules whose outputs are x after each layer, in order. They are hooked during the
@@ -422,6 +425,110 @@ FAMILIES = (
     ),
 )
 
+
+def sound_folder(kind: str) -> Callable[[Path], Path]:
+    """Makes a tiny audio encoder of a kind that :mod:`tests.media` knows."""
+    return lambda folder: audio_folder(folder, kind)
+
+
+def clip_folder(kind: str) -> Callable[[Path], Path]:
+    """Makes a tiny video encoder of a kind that :mod:`tests.media` knows."""
+    return lambda folder: video_folder(folder, kind)
+
+
+def wave_layers(encoder: Any) -> list[nn.Module]:
+    """Layers of a wav2vec 2.0 or HuBERT."""
+    return list(encoder.encoder.layers)
+
+
+def wave_mean(encoder: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """The mean of the frames that the library itself says are real, of its own forward pass."""
+    mask = inputs.get("audio_mask")
+    states = encoder(inputs["audio_values"], attention_mask=mask).last_hidden_state
+    if mask is None:
+        return states.mean(dim=1)
+    real = encoder._get_feature_vector_attention_mask(states.shape[1], mask)
+    return torch.stack([row[keep.bool()].mean(dim=0) for row, keep in zip(states, real, strict=True)])
+
+
+def mean_pooled(name: str) -> Callable[[Any, Mapping[str, Tensor]], Tensor]:
+    """The mean of the last states of transformers' own forward pass on one input."""
+    return lambda encoder, inputs: encoder(inputs[name]).last_hidden_state.mean(dim=1)
+
+
+def before_the_classifier(encoder: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """What a fine-tuned VideoMAE gives to its classifier, which is gone."""
+    return encoder(inputs["video_values"]).logits
+
+
+FAMILIES += (
+    Family(
+        name="wav2vec 2.0",
+        beside="VideoMAE",
+        covers="transformers wav2vec 2.0 with layer norm, clips of any length",
+        modality="audio",
+        make=sound_folder("wav2vec2"),
+        layers=2,
+        outputs=wave_layers,
+        pooled=wave_mean,
+        oracle=Wav2Vec2Oracle,
+    ),
+    Family(
+        name="HuBERT",
+        beside="VideoMAE fine-tuned",
+        covers="transformers HuBERT with layer norm, clips of any length; post-norm layers",
+        modality="audio",
+        make=sound_folder("hubert-post-norm"),
+        layers=2,
+        outputs=wave_layers,
+        pooled=wave_mean,
+        oracle=Wav2Vec2Oracle,
+    ),
+    Family(
+        name="wav2vec 2.0 base",
+        beside="ViT",
+        covers="transformers wav2vec 2.0 and HuBERT with group norm, clips of one fixed length",
+        modality="audio",
+        make=sound_folder("wav2vec2-group"),
+        layers=2,
+        outputs=wave_layers,
+        pooled=wave_mean,
+        oracle=Wav2Vec2Oracle,
+    ),
+    Family(
+        name="Whisper",
+        covers="transformers Whisper, its encoder",
+        modality="audio",
+        make=sound_folder("whisper"),
+        layers=2,
+        outputs=lambda encoder: list(encoder.layers),
+        pooled=mean_pooled("audio_features"),
+        oracle=WhisperOracle,
+    ),
+    Family(
+        name="VideoMAE",
+        beside="wav2vec 2.0",
+        covers="transformers VideoMAE",
+        modality="video",
+        make=clip_folder("videomae"),
+        layers=2,
+        outputs=lambda encoder: list(encoder.encoder.layer),
+        pooled=mean_pooled("video_values"),
+        oracle=VideoMAEOracle,
+    ),
+    Family(
+        name="VideoMAE fine-tuned",
+        beside="HuBERT",
+        covers="transformers VideoMAE for classification, with the norm behind the mean",
+        modality="video",
+        make=clip_folder("videomae-fine-tuned"),
+        layers=2,
+        outputs=lambda encoder: list(encoder.videomae.encoder.layer),
+        pooled=before_the_classifier,
+        oracle=VideoMAEOracle,
+    ),
+)
+
 MAIN = tuple(family for family in FAMILIES if family.main)
 
 
@@ -432,7 +539,7 @@ def by_name(name: str) -> Family:
 
 def partner(family: Family) -> Family:
     """The plain encoder of the other modality that a row is tested with."""
-    return by_name("BERT" if family.modality == "image" else "ViT")
+    return by_name("ViT" if family.modality == "text" else "BERT")
 
 
 def _graphs() -> tuple[tuple[str, str], ...]:

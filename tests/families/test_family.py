@@ -48,11 +48,12 @@ def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
 
 def sample(inputs: dict[str, Tensor], i: int) -> dict[str, Tensor]:
     """Sample i as a batch of one, without padding."""
-    length = int(inputs["attention_mask"][i].sum())
-    return {
-        name: value[i : i + 1] if name == "pixel_values" else value[i : i + 1, :length]
-        for name, value in inputs.items()
-    }
+    found = {name: value[i : i + 1] for name, value in inputs.items()}
+    for mask, values in (("attention_mask", "input_ids"), ("audio_mask", "audio_values")):
+        if mask in found:
+            length = int(found[mask].sum())
+            found |= {mask: found[mask][:, :length], values: found[values][:, :length]}
+    return found
 
 
 @every
@@ -179,7 +180,7 @@ def run_oracle(trained: MoPE, rows: tuple[Family, Family], inputs: dict[str, Ten
     assert rows[1].oracle is not None
     oracles = [row.oracle(weights_of(module), module) for row, module in zip(rows, encoders, strict=True)]
     logits, routing = [], []
-    for i in range(len(inputs["pixel_values"])):
+    for i in range(len(next(iter(inputs.values())))):
         one = {name: value[0].double().numpy() for name, value in sample(inputs, i).items()}
         depths = rows[0].layers, rows[1].layers
         result = mope(weights_of(trained), trained.config, *oracles, depths, one)
@@ -220,8 +221,10 @@ def test_lone_samples_of_the_shortest_and_the_longest_length(family: Family, mod
     assert text is not None
     if family.longest:
         assert text.max_length == family.longest
-    for length in (1, text.max_length):
-        out = trained(inputs_of(trained, batch=1, text_length=length))
+    sound = trained.preprocessing.audio
+    clips = (1, 1) if sound is None else (sound.min_samples, sound.max_samples)
+    for length, clip in zip((1, text.max_length), clips, strict=True):
+        out = trained(inputs_of(trained, batch=1, text_length=length, audio_length=clip))
         assert torch.isfinite(out.logits).all()
         assert torch.allclose(out.routing.sum(-1), torch.ones(()))
 
@@ -267,19 +270,29 @@ def test_the_prompted_graph_is_faithful(names: tuple[str, str], graph: Callable[
 def test_tensorrt_rtx_builds_the_graph(names: tuple[str, str], graph: Callable[..., Graph], tmp_path: Path) -> None:
     """NVIDIA's own parser and compiler, without a GPU, at every precision; what it parsed is of that precision."""
     exported = graph(*names)
-    longest = max(by_name(name).longest for name in names)
     for precision in PRECISIONS:
         file = exported.file if precision == "fp32" else tmp_path / f"{precision}.onnx"
         if precision != "fp32":
             low = lowering(exported.file, precision, calibration=_feeds(exported.model))
             assert sum(layer.startswith("main.") for layer in low.layers) >= exported.model.main.depth
             low.write(file)
-        found = build_engine(file, precision, tmp_path / f"{precision}.engine", longest=longest)["precision"]
+        found = build_engine(file, precision, tmp_path / f"{precision}.engine", sizes=_sizes(exported))["precision"]
         lowered = {"fp16": "float16", "bf16": "bfloat16"}.get(precision, "float32")
         assert set(found["products"]) <= {lowered, "float32"}
         assert found["products"][lowered] >= 2 * exported.model.main.depth
         # The weights of each quantised product and its input, at least two products a layer of the main encoder.
         assert found["quantised"] >= 4 * exported.model.main.depth if precision == "int8" else found["quantised"] == 0
+
+
+def _sizes(exported: Graph) -> dict[str, list[int]]:
+    """Least, best and greatest size of each axis that varies."""
+    text, sound = exported.model.preprocessing.text, exported.model.preprocessing.audio
+    sizes = {"batch": [1, 2, 8]}
+    if text is not None:
+        sizes["text_length"] = [1, min(7, text.max_length), text.max_length]
+    if sound is not None:
+        sizes["audio_length"] = [sound.min_samples, 200, sound.max_samples]
+    return sizes
 
 
 def _feeds(trained: MoPE) -> Iterator[dict[str, np.ndarray]]:
@@ -290,11 +303,10 @@ def _feeds(trained: MoPE) -> Iterator[dict[str, np.ndarray]]:
 
 def test_a_graph_that_was_not_lowered_is_refused(graph: Callable[..., Graph], tmp_path: Path) -> None:
     """What the graphs are built with finds one of another precision than it is called by."""
+    exported = graph(*GRAPHS[0])
     for precision in PRECISIONS[1:]:
         with pytest.raises(EngineError, match=f"called {precision} and is something else"):
-            build_engine(
-                graph(*GRAPHS[0]).file, precision, tmp_path / "e.engine", longest=by_name(GRAPHS[0][1]).longest
-            )
+            build_engine(exported.file, precision, tmp_path / "e.engine", sizes=_sizes(exported))
     assert not (tmp_path / "e.engine").exists()
 
 

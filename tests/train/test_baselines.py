@@ -11,7 +11,7 @@ from tests.tiny import tiny_model
 from tests.train.test_data import split_of
 from train import baselines
 from train.baselines import run_baselines
-from train.data import ImageCache
+from train.data import MediaCache
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_a_label_that_only_both_decide_together_needs_the_mlp(monkeypatch: pytes
 def test_the_table_from_real_encoders(tiny: Path) -> None:
     model = tiny_model(tiny / "vit", tiny / "bert")
     splits = (split_of(tiny), split_of(tiny, "validation"), split_of(tiny, "test"))
-    images = ImageCache(model.preprocessing, limit_mb=16)
+    images = MediaCache(model.preprocessing, limit_mb=16)
 
     def run() -> list[dict]:
         return run_baselines(model, splits, images, metric="f1_macro", seed=5, batch_size=8, device=torch.device("cpu"))

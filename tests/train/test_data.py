@@ -19,7 +19,7 @@ from mope_deploy.preprocess import ImageSpec, Preprocessing, TextSpec
 from tests.tiny import LABELS
 from tests.train.conftest import write_rows
 from train.config import DataSection
-from train.data import Batches, ImageCache, Split, drop_bad_images, find_splits, hold_out, read_split
+from train.data import Batches, MediaCache, Split, drop_bad_files, find_splits, hold_out, read_split
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,8 @@ def split_of(tiny: Path, name: str = "train", **options: object) -> Split:
     return read_split(name, tiny / f"{name}.jsonl", labels=LABELS, multi_label=False, **options)  # type: ignore[arg-type]
 
 
-def cache(preprocessing: Preprocessing, limit_mb: int = 16) -> ImageCache:
-    return ImageCache(preprocessing, limit_mb=limit_mb)
+def cache(preprocessing: Preprocessing, limit_mb: int = 16) -> MediaCache:
+    return MediaCache(preprocessing, limit_mb=limit_mb)
 
 
 def test_a_batch_is_to_the_last_bit_what_the_device_computes(tiny: Path, preprocessing: Preprocessing) -> None:
@@ -66,13 +66,13 @@ def test_the_image_cache_keeps_to_its_bound_and_gives_the_same_pictures(
 ) -> None:
     split = split_of(tiny)
     small = cache(preprocessing)
-    small.capacity = 4
+    small.room = 4 * 32 * 24 * 3
     assert small.check(split.images, what="decoding", threads=2) == {}
     assert len(small) == 4
     for path in split.images:
         assert np.array_equal(small.get(path), preprocessing.load_image(path))
     assert len(small) == 4
-    assert ImageCache(preprocessing, limit_mb=1).capacity == 2**20 // (32 * 24 * 3)
+    assert MediaCache(preprocessing, limit_mb=1).room == 2**20
 
 
 def test_features_take_the_place_of_the_inputs_they_were_made_from(tiny: Path, preprocessing: Preprocessing) -> None:
@@ -125,7 +125,7 @@ def test_a_bad_row_is_named_by_file_and_line_or_skipped(
     def read(*, skip_bad: bool) -> Split:
         split = read_split("train", path, labels=LABELS, multi_label=False, skip_bad=skip_bad)
         bad = cache(preprocessing).check(split.images, what="decoding", threads=1)
-        return drop_bad_images(split, bad, skip_bad=skip_bad)
+        return drop_bad_files(split, bad, skip_bad=skip_bad)
 
     with pytest.raises(DataError) as caught:
         read(skip_bad=False)
@@ -148,7 +148,7 @@ def test_a_file_without_usable_rows(tmp_path: Path, preprocessing: Preprocessing
     split = read_split("train", path, labels=LABELS, multi_label=False, skip_bad=True)
     bad = cache(preprocessing).check(split.images, what="decoding", threads=1)
     with pytest.raises(DataError, match="nothing to use for train"):
-        drop_bad_images(split, bad, skip_bad=True)
+        drop_bad_files(split, bad, skip_bad=True)
 
 
 def test_rows_must_have_the_field_they_are_grouped_by(tiny: Path) -> None:

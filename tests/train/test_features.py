@@ -12,7 +12,7 @@ from torch import nn
 from tests.tiny import tiny_model
 from tests.train.test_data import split_of
 from train.baselines import unprompted_features
-from train.data import Batches, ImageCache
+from train.data import Batches, MediaCache
 from train.features import cacheable, complementary_features, fit_statistics
 from train.objective import Objective
 
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 def test_cached_features_give_the_whole_models_logits(tiny: Path, y_norm: str) -> None:
     model = tiny_model(tiny / "vit", tiny / "bert", prompts=0, y_norm=y_norm)
     split = split_of(tiny)
-    images = ImageCache(model.preprocessing, limit_mb=16)
+    images = MediaCache(model.preprocessing, limit_mb=16)
     y = complementary_features(model, split, images, batch_size=7, device=CPU)
     if y_norm == "standardise":
         y = fit_statistics(model, split, y, seed=0)
@@ -51,7 +51,7 @@ def test_only_encoders_without_prompts_are_cached_and_only_within_the_bound(tiny
 def test_the_objective_is_cross_entropy_plus_the_importance_of_a_training_batch(tiny: Path) -> None:
     model = tiny_model(tiny / "vit", tiny / "bert", noise=0.0, prompt_dropout=0.0)
     split = split_of(tiny)
-    batch = Batches(split, model.preprocessing, ImageCache(model.preprocessing, limit_mb=16)).__getitems__(range(12))
+    batch = Batches(split, model.preprocessing, MediaCache(model.preprocessing, limit_mb=16)).__getitems__(range(12))
     objective = Objective(model, importance_weight=0.5, importance_threshold=0.0)
     for training in (True, False):
         objective.train(training)
@@ -70,7 +70,7 @@ def test_the_objective_is_cross_entropy_plus_the_importance_of_a_training_batch(
 def test_the_multi_label_objective_is_binary_cross_entropy(tiny: Path) -> None:
     model = tiny_model(tiny / "vit", tiny / "bert", multi_label=True)
     split = split_of(tiny)
-    inputs = Batches(split, model.preprocessing, ImageCache(model.preprocessing, limit_mb=16)).inputs(np.arange(4))
+    inputs = Batches(split, model.preprocessing, MediaCache(model.preprocessing, limit_mb=16)).inputs(np.arange(4))
     labels = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1]])
     objective = Objective(model.eval(), importance_weight=0.0, importance_threshold=0.1).eval()
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_features_for_baselines_come_from_the_bare_encoders(tiny: Path) -> None:
     """Prompts must not reach them: timm's and transformers' own forward are the reference."""
     model = tiny_model(tiny / "vit", tiny / "bert", prompts=3)
     split = split_of(tiny)
-    images = ImageCache(model.preprocessing, limit_mb=16)
+    images = MediaCache(model.preprocessing, limit_mb=16)
     found = unprompted_features(model, split, images, batch_size=8, device=CPU)
     inputs = Batches(split, model.preprocessing, images).inputs(np.arange(len(split)))
     vit: nn.Module = model.main.encoder
@@ -107,7 +107,7 @@ def test_the_objectives_shortcuts_change_nothing(tiny: Path) -> None:
         assert objective.training == model.training == model.head.training == mode
         assert not model.main.training
         assert not model.complementary["text"].backbone.training  # type: ignore[union-attr]
-    batch = Batches(split_of(tiny), model.preprocessing, ImageCache(model.preprocessing, limit_mb=16)).__getitems__(
+    batch = Batches(split_of(tiny), model.preprocessing, MediaCache(model.preprocessing, limit_mb=16)).__getitems__(
         [1, 2]
     )
     objective(**batch)["loss"].backward()

@@ -39,7 +39,10 @@ def problem(values: dict[str, Any], *overrides: str) -> str:
         ("optim.lr_main=.nan", "optim.lr_main: received nan"),
         ("model.labels=[a, no]", "model.labels.1: received False, expected string; quote it"),
         ("model.top_k=9", "top_k: received 9, expected at most experts = 4"),
-        ("model.main.modality=sound", "model.main.modality: received 'sound', expected 'image' or 'text'"),
+        (
+            "model.main.modality=sound",
+            "model.main.modality: received 'sound', expected 'image', 'text', 'audio' or 'video'",
+        ),
         ("model.complementary.1.prompts=3", "unknown key model.complementary.1.prompts"),
         ("optim.lr_main=[1", "optim.lr_main: received '[1', expected a YAML value"),
         ("train=3", "train: received 3, expected a mapping"),

@@ -15,41 +15,41 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mope_deploy.errors import DataError
-from mope_deploy.preprocess import Preprocessing
-from train.data.images import ImageCache
+from mope_deploy.preprocess import Preprocessing, present_name
+from train.data.media import MediaCache
 from train.data.split import Split
 
-__all__ = ["Batches"]
+__all__ = ["Batches", "rows_of"]
 
 
 class Batches(Dataset):
     """A split for a ``DataLoader``, which asks for a whole batch at once (``collate_fn=Batches.ready``).
 
     A batch is ``{"inputs": {name: Tensor}, "labels": Tensor}``, with ``"y": {modality: (B, D_y)}`` where features of
-    the complementary encoders are given; then the inputs of those encoders are left out. Labels are class indices int64
-    (B,), or for multi-label float32 (B, C) of 0 and 1.
+    the complementary encoders are given; then the inputs of those encoders are left out, but for those that say which
+    rows have them. Labels are class indices int64 (B,), or for multi-label float32 (B, C) of 0 and 1.
 
     Args:
         split: the rows.
         preprocessing: of the model.
-        images: decoded pictures; None if the model reads none.
+        media: decoded pictures and clips.
         modalities: those whose inputs a batch has.
-        y: features of the split's different texts (or pictures), {modality: (number of them, D_y)}.
+        y: features of the split's different inputs, {modality: (number of them, D_y)}.
     """
 
     def __init__(
         self,
         split: Split,
         preprocessing: Preprocessing,
-        images: ImageCache | None,
+        media: MediaCache,
         *,
         modalities: Collection[str] = ("image", "text"),
         y: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.split, self.preprocessing, self.images = split, preprocessing, images
+        self.split, self.preprocessing, self.media = split, preprocessing, media
         self.y = dict(y or {})
         self.modalities = tuple(name for name in modalities if name not in self.y)
-        self._index = {"image": split.column("image"), "text": split.column("text")}
+        self._index = {name: split.column(name) for name in (*self.modalities, *self.y)}
         targets = split.targets()
         self._targets = torch.from_numpy(targets.astype(np.float32) if split.multi_label else targets)
 
@@ -63,9 +63,7 @@ class Batches(Dataset):
         rows = np.asarray(indices, np.int64)  # (B,)
         batch: dict[str, Any] = {"inputs": self.inputs(rows), "labels": self._targets[torch.from_numpy(rows)]}
         if self.y:
-            batch["y"] = {
-                name: features[torch.from_numpy(self._index[name][rows])] for name, features in self.y.items()
-            }
+            batch["y"] = {name: rows_of(features, self._index[name][rows]) for name, features in self.y.items()}
         return batch
 
     @staticmethod
@@ -77,19 +75,32 @@ class Batches(Dataset):
         """The model's inputs for these rows, equal to the last bit to what ``Preprocessing.collate`` makes of them.
 
         Raises:
-            DataError: a picture that was not checked before cannot be decoded; names file and line.
+            DataError: a file that was not checked before cannot be decoded; names file and line.
         """
         arrays: dict[str, NDArray[Any]] = {}
-        if "image" in self.modalities:
-            arrays["pixel_values"] = self.preprocessing.normalise(np.stack([self._image(row) for row in rows]))
-        if "text" in self.modalities:
-            texts = [self.split.texts[i] for i in self._index["text"][rows]]
-            arrays.update(self.preprocessing.encode_text(texts))
+        for name in self.modalities:
+            arrays |= self.preprocessing.arrays(name, [self._load(name, row) for row in rows])
+        for name in self.y:
+            if name in self.preprocessing.missing:
+                arrays[present_name(name)] = (self._index[name][rows] >= 0).astype(np.int64)
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
-    def _image(self, row: int) -> NDArray[np.uint8]:
-        assert self.images is not None
+    def _load(self, name: str, row: int) -> Any:
+        index = self._index[name][row]
+        if index < 0:
+            return None
+        value = self.split.values[name][index]
+        if name == "text":
+            return value
         try:
-            return self.images.get(self.split.images[self._index["image"][row]])
+            return self.media.get(value, name)
         except DataError as error:
             raise DataError(f"{self.split.where(row)}: {error}") from error
+
+
+def rows_of(features: Tensor, index: NDArray[np.int64]) -> Tensor:
+    """Features (number of them, D) by index (B,) → (B, D); zeros where the index is -1, which stands for none."""
+    found = torch.from_numpy(index)
+    if not len(features):
+        return features.new_zeros(len(index), features.shape[1])
+    return features[found.clamp(min=0)] * (found >= 0).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""The rows of one split, checked and dictionary-coded: every picture and every text is kept once.
+"""The rows of one split, checked and dictionary-coded: every picture, clip and text is kept once.
 
 Letters: n rows · C classes.
 """
@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 from mope_deploy.data import Sample, count_rows, open_samples
 from mope_deploy.errors import DataError
+from mope_deploy.preprocess import MODALITIES
 from mope_deploy.progress import track
 
-__all__ = ["Split", "drop_bad_images", "hold_out", "read_split"]
+__all__ = ["Split", "drop_bad_files", "hold_out", "read_split"]
 
+_MANY = {"image": "pictures", "video": "videos", "audio": "sounds", "text": "texts"}
 QUIET_ROWS = 50_000  # fewer are read before a progress line would be of use
 
 
@@ -30,10 +32,9 @@ class Split:
     Attributes:
         name: ``train``, ``validation`` or ``test``.
         source: the JSONL file.
-        rows: an Arrow table with one row per sample: ``image`` and ``text`` as indices into the two tuples below,
-            ``label`` (an index, or a list of them for multi-label), ``line`` in the file, ``group`` if asked for.
-        images: the different picture paths.
-        texts: the different texts.
+        rows: an Arrow table with one row per sample: each modality as an index into its tuple below (-1: not
+            there), ``label`` (an index, or a list of them for multi-label), ``line`` in the file, ``group`` if asked.
+        values: the different texts, and paths of files, by modality.
         labels: the C class names.
         multi_label: whether a row has several labels.
         skipped: the message of every row that was left out.
@@ -42,14 +43,23 @@ class Split:
     name: str
     source: Path
     rows: datasets.Dataset
-    images: tuple[str, ...]
-    texts: tuple[str, ...]
+    values: Mapping[str, tuple[str, ...]]
     labels: tuple[str, ...]
     multi_label: bool
     skipped: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The different picture paths."""
+        return self.values.get("image", ())
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The different texts."""
+        return self.values.get("text", ())
 
     def column(self, name: str) -> NDArray[Any]:
         """A column as an array (n,)."""
@@ -74,8 +84,7 @@ class Split:
             name=name or self.name,
             source=self.source,
             rows=self.rows.select(keep, keep_in_memory=True).flatten_indices(keep_in_memory=True),
-            images=self.images,
-            texts=self.texts,
+            values=self.values,
             labels=self.labels,
             multi_label=self.multi_label,
             skipped=[*self.skipped, *skipped],
@@ -89,25 +98,30 @@ def read_split(
     labels: Sequence[str],
     multi_label: bool,
     modalities: Collection[str] = ("image", "text"),
+    optional: Collection[str] = (),
     skip_bad: bool = False,
     group_by: str | None = None,
 ) -> Split:
-    """Read and check every row of a file; pictures are only looked for here, not decoded.
+    """Read and check every row of a file; pictures and clips are only looked for here, not decoded.
+
+    Rows may lack the ``optional`` modalities.
 
     Raises:
         DataError: naming file and line, unless ``skip_bad``; or no row is left.
     """
-    samples = open_samples(path, labels=labels, multi_label=multi_label, skip_bad=skip_bad, modalities=modalities)
+    samples = open_samples(
+        path, labels=labels, multi_label=multi_label, skip_bad=skip_bad, modalities=modalities, optional=optional
+    )
     number = {label: i for i, label in enumerate(labels)}
-    images: dict[str, int] = {}
-    texts: dict[str, int] = {}
-    columns: dict[str, list[Any]] = {"image": [], "text": [], "label": [], "line": []}
+    numbers: dict[str, dict[str, int]] = {name: {} for name in MODALITIES}
+    columns: dict[str, list[Any]] = {name: [] for name in (*MODALITIES, "label", "line")}
     if group_by is not None:
         columns["group"] = []
     total = count_rows(path)
     for sample in track(samples, what=f"reading {name}", total=total) if total > QUIET_ROWS else samples:
-        columns["image"].append(-1 if sample.image is None else images.setdefault(str(sample.image), len(images)))
-        columns["text"].append(-1 if sample.text is None else texts.setdefault(sample.text, len(texts)))
+        for modality, known in numbers.items():
+            value = getattr(sample, modality)
+            columns[modality].append(-1 if value is None else known.setdefault(str(value), len(known)))
         assert sample.label is not None
         single = isinstance(sample.label, str)
         columns["label"].append(number[sample.label] if single else [number[label] for label in sample.label])  # type: ignore[index]
@@ -125,8 +139,7 @@ def read_split(
         name=name,
         source=path,
         rows=datasets.Dataset.from_dict(columns, features=_features(labels, multi_label, group_by is not None)),
-        images=tuple(images),
-        texts=tuple(texts),
+        values={modality: tuple(known) for modality, known in numbers.items()},
         labels=tuple(labels),
         multi_label=multi_label,
         skipped=samples.skipped,
@@ -136,17 +149,18 @@ def read_split(
 def hold_out(split: Split, *, fraction: float, seed: int) -> tuple[Split, Split]:
     """Divide training rows into those to train on and those to validate on.
 
-    Whole pictures (or texts, where rows have no picture) are held out, so that no picture is on both sides.
+    Whole pictures (or videos, sounds or texts, where rows have none) are held out, so that no picture is on both sides.
 
     Raises:
         DataError: there are too few pictures to divide.
     """
-    key = split.column("image") if split.images else split.column("text")
+    name = next(name for name in ("image", "video", "audio", "text") if split.values.get(name))
+    key = split.column(name)
     ids = np.unique(key)
     count = max(1, round(len(ids) * fraction))
     if count >= len(ids):
         raise DataError(
-            f"{split.source} has too few different pictures to hold out a part for validation",
+            f"{split.source} has too few different {_MANY[name]} to hold out a part for validation",
             received=len(ids),
             expected="at least 2",
             todo="give data.validation",
@@ -165,25 +179,25 @@ def _group(sample: Sample, key: str) -> str:
 def _features(labels: Sequence[str], multi_label: bool, grouped: bool) -> datasets.Features:
     label = datasets.ClassLabel(names=list(labels))
     features = {
-        "image": datasets.Value("int64"),
-        "text": datasets.Value("int64"),
+        **{name: datasets.Value("int64") for name in MODALITIES},
         "label": datasets.List(label) if multi_label else label,
         "line": datasets.Value("int64"),
     }
     return datasets.Features(features | ({"group": datasets.Value("string")} if grouped else {}))
 
 
-def drop_bad_images(split: Split, bad: Mapping[str, DataError], *, skip_bad: bool) -> Split:
-    """``split`` without the rows whose picture cannot be decoded.
+def drop_bad_files(split: Split, bad: Mapping[str, DataError], *, skip_bad: bool, modality: str = "image") -> Split:
+    """``split`` without the rows whose picture, sound or video cannot be decoded.
 
     Raises:
         DataError: naming file and line of the first such row, unless ``skip_bad``; or no row is left.
     """
-    wrong = [i for i, path in enumerate(split.images) if path in bad]
-    rows = np.flatnonzero(np.isin(split.column("image"), wrong))
+    paths, column = split.values[modality], split.column(modality)
+    wrong = [i for i, path in enumerate(paths) if path in bad]
+    rows = np.flatnonzero(np.isin(column, wrong))
     if not len(rows):
         return split
-    messages = [f"{split.where(row)}: {bad[split.images[split.column('image')[row]]]}" for row in rows.tolist()]
+    messages = [f"{split.where(row)}: {bad[paths[column[row]]]}" for row in rows.tolist()]
     if not skip_bad:
         more = f"{len(rows) - 1} more such rows; " if len(rows) > 1 else ""
         raise DataError(messages[0], todo=f"{more}data.skip_bad=true leaves such rows out and lists them")

@@ -17,7 +17,7 @@ from mope_deploy.errors import ConfigError
 from mope_deploy.model.backbones.base import Backbone
 from mope_deploy.model.backbones.sources import LoadedEncoder, load_source
 from mope_deploy.model.config import EncoderSpec
-from mope_deploy.preprocess import ImageSpec, TextSpec
+from mope_deploy.preprocess import AudioSpec, ImageSpec, TextSpec, VideoSpec
 
 __all__ = ["Backbone", "FrozenEncoder", "load_encoder"]
 
@@ -33,7 +33,7 @@ class FrozenEncoder:
     """
 
     backbone: Backbone
-    preprocess: ImageSpec | TextSpec
+    preprocess: ImageSpec | TextSpec | AudioSpec | VideoSpec
     tokenizer: str | None = None
 
 
@@ -97,7 +97,10 @@ def _families() -> tuple[_Family, ...]:
         pooled_text,
         pooled_vision,
         swin,
+        videomae,
         vit,
+        wav2vec2,
+        whisper,
     )
 
     return (
@@ -109,6 +112,9 @@ def _families() -> tuple[_Family, ...]:
         _Family("transformers DeBERTa-v2", "text", deberta.accepts, deberta.wrap),
         _Family("transformers ModernBERT", "text", modernbert.accepts, modernbert.wrap),
         _Family("transformers MPNet", "text", mpnet.accepts, mpnet.wrap),
+        _Family("transformers wav2vec 2.0 or HuBERT", "audio", wav2vec2.accepts, wav2vec2.wrap),
+        _Family("transformers Whisper", "audio", whisper.accepts, whisper.wrap),
+        _Family("transformers VideoMAE", "video", videomae.accepts, videomae.wrap),
         # Last: they take whatever no family before them runs layer by layer.
         _Family("another timm image encoder", "image", pooled.accepts, pooled.wrap, main=False),
         _Family("another transformers image encoder", "image", pooled_vision.accepts, pooled_vision.wrap, main=False),

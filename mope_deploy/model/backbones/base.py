@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Backbone"]
+__all__ = ["Backbone", "masked_mean"]
 
 
 class Backbone(nn.Module, ABC):
     """One frozen encoder, run layer by layer so that each layer can have prompts of its own.
 
     Attributes:
-        modality: ``"image"`` or ``"text"``.
+        modality: ``"image"``, ``"text"``, ``"audio"`` or ``"video"``.
         input_names: the inputs it reads, by name.
         encoder: the library's own module, whose weights the fingerprint covers.
         width: D, width of the hidden states that its first layer reads; 0 without layers.
@@ -63,3 +63,11 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def save_source(self, folder: Path) -> None:
         """Write the encoder's architecture and weights where a ``dir:`` source reads them."""
+
+
+def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean of the real tokens, at least one of each sample. x (B, N, D), mask (B, N) or None for all → (B, D)."""
+    if mask is None:
+        return x.mean(dim=1)
+    weights = mask.to(x.dtype)  # (B, N)
+    return (x * weights.unsqueeze(-1)).sum(dim=1) / weights.sum(dim=1, keepdim=True)

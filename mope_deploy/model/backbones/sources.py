@@ -16,9 +16,20 @@ from torch import nn
 from mope_deploy.errors import ConfigError
 from mope_deploy.extras import require
 
-__all__ = ["EMBEDDED", "LoadedEncoder", "fingerprint", "load_source", "quiet_transformers"]
+__all__ = [
+    "EMBEDDED",
+    "LoadedEncoder",
+    "fingerprint",
+    "load_source",
+    "preprocessor_config",
+    "quiet_transformers",
+    "save_transformers",
+]
 
 EMBEDDED = Path(__file__).parent / "embedded"
+PREPROCESSOR = "preprocessor_config.json"
+# Parts that no encoder's features need and that its checkpoint may lack; then they are random.
+_UNUSED = ("pooler.", "classifier.", "masked_spec_embed")
 
 
 @dataclass(frozen=True)
@@ -90,22 +101,69 @@ def _from_transformers(name: str, source: str) -> nn.Module:
     transformers = require("transformers", extra="train", purpose=f"the encoder {source}")
     try:
         with quiet_transformers():
-            module, report = transformers.AutoModel.from_pretrained(
-                name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            config = transformers.AutoConfig.from_pretrained(name)
+            cls, options = _transformers_class(transformers, config)
+            module, report = cls.from_pretrained(
+                name, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
             )
     except Exception as error:  # OSError for a missing file, HTTP errors, ValueError for an unknown type
         raise _unloadable(source, error) from error
     # transformers fills what a file lacks with random values and only says so in a log.
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith(_UNUSED))
     if missing:
         raise ConfigError(
             f"the weights of {source} are incomplete", received=f"no {', '.join(missing[:3])}", expected="every tensor"
         )
-    # A pooler is not part of the method, and one that the checkpoint lacks is random: it would change the fingerprint.
+    if options:
+        module._weight_conversions = None  # or saving it would give its tensors the larger model's names again
+    # They are no part of the method, and where the checkpoint lacks them they would change the fingerprint.
     pooler = getattr(module, "pooler", None)
     if pooler is not None and any(True for _ in pooler.parameters()):  # a plain mean stays
         module.pooler = None
+    if isinstance(getattr(module, "classifier", None), nn.Linear):
+        module.classifier = nn.Identity()
+    if hasattr(module, "masked_spec_embed"):
+        del module.masked_spec_embed
     return module
+
+
+def _transformers_class(transformers: Any, config: Any) -> tuple[Any, dict[str, Any]]:
+    """The class that holds the encoder of ``config``, and how its weights are found in a larger model's file."""
+    if config.model_type == "whisper":
+        from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+        return WhisperEncoder, {"key_mapping": {r"^(model\.)?encoder\.": ""}}
+    if "VideoMAEForVideoClassification" in (config.architectures or ()):
+        return transformers.VideoMAEForVideoClassification, {}  # it alone has the norm behind the mean
+    return transformers.AutoModel, {}
+
+
+def preprocessor_config(location: str) -> dict[str, Any]:
+    """What an encoder's ``preprocessor_config.json`` says; nothing where there is none.
+
+    Raises:
+        ConfigError: it is damaged, or the hub cannot be asked.
+    """
+    folder = Path(location)
+    if folder.is_dir():
+        path = folder / PREPROCESSOR
+        return _read_json(path) if path.is_file() else {}
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(location, PREPROCESSOR, _raise_exceptions_for_missing_entries=False)
+    except Exception as error:  # HTTP errors, a revision that does not exist
+        raise _unloadable(f"hf:{location}", error) from error
+    return _read_json(Path(found)) if found else {}
+
+
+def save_transformers(encoder: Any, folder: Path, *, preprocessor: Mapping[str, Any]) -> None:
+    """Write config.json, model.safetensors and, if there is anything to say, preprocessor_config.json."""
+    with quiet_transformers():
+        encoder.save_pretrained(folder)
+    if preprocessor:
+        text = json.dumps(dict(preprocessor), indent=2, sort_keys=True) + "\n"
+        (folder / PREPROCESSOR).write_text(text, encoding="utf-8")
 
 
 @contextmanager

@@ -1,0 +1,31 @@
+"""Raw inputs → named arrays: the same code in training, in the export gate and on the device.
+
+One file a modality; :class:`Preprocessing` is all that a model reads together.
+"""
+
+from mope_deploy.preprocess.audio import AudioSource, AudioSpec, Waveform
+from mope_deploy.preprocess.collection import MODALITIES, Preprocessing, present_name, tensors_of
+from mope_deploy.preprocess.image import MAX_PIXELS, MAX_SIDE, ImageSource, ImageSpec
+from mope_deploy.preprocess.shared import Tensors
+from mope_deploy.preprocess.text import MAX_TEXT_CHARS, TextSpec, check_text
+from mope_deploy.preprocess.video import VideoSource, VideoSpec
+
+__all__ = [
+    "MAX_PIXELS",
+    "MAX_SIDE",
+    "MAX_TEXT_CHARS",
+    "MODALITIES",
+    "AudioSource",
+    "AudioSpec",
+    "ImageSource",
+    "ImageSpec",
+    "Preprocessing",
+    "Tensors",
+    "TextSpec",
+    "VideoSource",
+    "VideoSpec",
+    "Waveform",
+    "check_text",
+    "present_name",
+    "tensors_of",
+]

@@ -1,0 +1,284 @@
+"""Sound → what an audio encoder reads, in numpy; files are decoded by soundfile (the extra ``audio``).
+
+Any sampling rate and number of channels: channels are averaged, the rate is changed (resample.py), the clip is cut to
+the encoder's length, and then normalised or turned into a spectrogram. Each clip is prepared alone, so its numbers
+never depend on its batch-mates; and equal samples give equal bits on every machine.
+
+Letters: B batch · S samples at the encoder's rate · T frames · M mel bands.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mope_deploy.errors import ConfigError, MediaError
+from mope_deploy.extras import require
+from mope_deploy.fields import Fields
+from mope_deploy.preprocess.mel import log_mel
+from mope_deploy.preprocess.resample import resample, support
+from mope_deploy.preprocess.shared import Notice, Tensors, one_line
+
+__all__ = ["AudioSource", "AudioSpec", "Waveform", "batch_audio", "load_audio", "no_audio", "read_waveform"]
+
+FORMS = ("waveform", "log-mel")
+RATES = (1_000, 384_000)  # Hz, of files
+MAX_CHANNELS = 64
+_EXACT_FORMATS = ("WAV", "WAVEX", "FLAC", "AIFF", "W64", "RF64", "AU", "CAF")  # they know how long they are
+
+
+@dataclass(frozen=True)
+class Waveform:
+    """Sound that is in memory already.
+
+    Args:
+        samples: float in ±1, or int16: (n,) or (n, channels).
+        rate: Hz.
+    """
+
+    samples: NDArray[Any]
+    rate: int
+
+
+AudioSource = str | os.PathLike[str] | Waveform
+
+
+@dataclass(frozen=True)
+class AudioSpec:
+    """How sound becomes what the audio encoder reads.
+
+    Args:
+        form: ``"waveform"`` or ``"log-mel"``.
+        sample_rate: Hz at the encoder.
+        max_samples: at that rate; longer clips are cut there.
+        fixed: every clip is padded with silence to ``max_samples``. Else clips keep their length, and a batch is padded
+            to its longest behind a mask.
+        min_samples: shorter clips are padded with silence to it: what one output of the encoder's convolutions reads.
+        normalise: each clip to mean 0 and variance 1, before any padding.
+        mels, n_fft, hop: bands, window and step of the spectrogram; None for a waveform.
+    """
+
+    form: str
+    sample_rate: int
+    max_samples: int
+    fixed: bool
+    min_samples: int
+    normalise: bool
+    mels: int | None = None
+    n_fft: int | None = None
+    hop: int | None = None
+
+    @property
+    def tensors(self) -> Tensors:
+        """What the encoder reads: name → dtype and axes."""
+        if self.form == "log-mel":
+            return {"audio_features": ("float32", ("batch", self.mels or 0, self.frames))}
+        if self.fixed:
+            return {"audio_values": ("float32", ("batch", self.max_samples))}
+        axes = ("batch", "audio_length")
+        return {"audio_values": ("float32", axes), "audio_mask": ("int64", axes)}
+
+    @property
+    def frames(self) -> int:
+        """Frames of the spectrogram."""
+        return self.max_samples // (self.hop or 1)
+
+    @property
+    def max_seconds(self) -> float:
+        return self.max_samples / self.sample_rate
+
+    @classmethod
+    def from_dict(cls, value: object, *, where: str = "audio") -> AudioSpec:
+        """Strict: every key, no other, types and ranges checked, and what belongs together.
+
+        Raises:
+            ConfigError: naming ``where`` and the key.
+        """
+        read = Fields(value, where, ConfigError, required=[field.name for field in fields(cls)])
+        form = read.choice("form", FORMS)
+        spectrum: dict[str, int | None] = {"mels": None, "n_fft": None, "hop": None}
+        for key, high in (("mels", 1024), ("n_fft", 1024), ("hop", 1024)):
+            if form == "log-mel":
+                spectrum[key] = read.integer(key, 1, high)
+            elif read.value[key] is not None:
+                raise read.fail(key, "null for a waveform")
+        max_samples = read.integer("max_samples", 1, 10**9)
+        spec = cls(
+            form=form,
+            sample_rate=read.integer("sample_rate", *RATES),
+            max_samples=max_samples,
+            fixed=read.boolean("fixed"),
+            min_samples=read.integer("min_samples", 1, max_samples),
+            normalise=read.boolean("normalise"),
+            **spectrum,
+        )
+        if form == "log-mel":
+            n_fft, hop = read.integer("n_fft", 2, 1024), read.integer("hop", 1, 1024)
+            if not spec.fixed:
+                raise read.fail("fixed", "true for a spectrogram")
+            if n_fft % 2 or n_fft >= 2 * max_samples or max_samples % hop:
+                raise read.fail("n_fft", "an even window shorter than the clip, and hops that divide the clip")
+        return spec
+
+
+def load_audio(source: AudioSource, spec: AudioSpec, *, on_notice: Notice = lambda _: None) -> NDArray[np.float32]:
+    """One clip as :func:`batch_audio` takes it: waveform (S,), or spectrogram (M, T); see :class:`Preprocessing`."""
+    waveform = read_waveform(source, seconds=spec.max_seconds, target=spec.sample_rate)
+    name = describe(source)
+    samples = resample(_mono(waveform.samples), waveform.rate, spec.sample_rate)
+    total = waveform.seconds
+    if len(samples) > spec.max_samples:
+        samples = samples[: spec.max_samples]
+        on_notice(f"audio cut to the first {spec.max_seconds:g} of its {total:,.1f} seconds")
+    if not samples.any():
+        on_notice(f"{name} is silent")
+    if spec.form == "log-mel":
+        padded = np.pad(samples, (0, spec.max_samples - len(samples)))
+        sizes = {"mels": spec.mels or 0, "n_fft": spec.n_fft or 0, "hop": spec.hop or 0}
+        return log_mel(padded, sample_rate=spec.sample_rate, **sizes)
+    return _standardised(samples) if spec.normalise else samples
+
+
+def batch_audio(clips: Sequence[NDArray[np.float32]], spec: AudioSpec) -> dict[str, NDArray[Any]]:
+    """B clips from :func:`load_audio` → the encoder's arrays, with names and axes of :attr:`AudioSpec.tensors`."""
+    if spec.form == "log-mel":
+        return {"audio_features": np.stack(clips)}  # (B, M, T)
+    lengths = [max(len(clip), spec.min_samples) for clip in clips]
+    S = spec.max_samples if spec.fixed else max(lengths)
+    values = np.zeros((len(clips), S), np.float32)
+    for row, clip in zip(values, clips, strict=True):
+        row[: len(clip)] = clip
+    if spec.fixed:
+        return {"audio_values": values}
+    mask = (np.arange(S) < np.array(lengths)[:, None]).astype(np.int64)  # (B, S)
+    return {"audio_values": values, "audio_mask": mask}
+
+
+def no_audio(spec: AudioSpec) -> NDArray[np.float32]:
+    """What stands in the arrays of a sample without sound; nothing of it reaches the result."""
+    if spec.form == "log-mel":
+        return np.zeros((spec.mels or 0, spec.frames), np.float32)
+    return np.zeros(spec.min_samples, np.float32)
+
+
+@dataclass(frozen=True)
+class Read(Waveform):
+    """What was read of a file: ``samples`` float32 (n, channels), and how long the whole file is, in seconds."""
+
+    seconds: float = 0.0
+
+
+def read_waveform(source: AudioSource, *, seconds: float, target: int) -> Read:
+    """The first ``seconds`` of a clip, and what resampling to ``target`` Hz reads behind them; never more.
+
+    Raises:
+        MediaError: one line naming the file: missing, empty, not sound that can be read, cut short, without samples,
+            with NaN, outside the stated limits.
+        MissingExtraError: a file is to be read and soundfile is not installed.
+    """
+    if isinstance(source, Waveform):
+        return _from_memory(source)
+    if not isinstance(source, str | os.PathLike):
+        raise MediaError("audio", received=type(source).__name__, expected="a path, or a Waveform of samples and rate")
+    name = describe(source)
+    _check_file(Path(source), name)
+    soundfile = require("soundfile", extra="audio", purpose="reading audio")
+    try:
+        with soundfile.SoundFile(os.fspath(source)) as file:
+            _check_limits(file.samplerate, file.channels, name)
+            wanted = math.ceil(seconds * file.samplerate) + support(file.samplerate, target) + 1
+            wanted = max(wanted, 1)
+            samples = file.read(wanted, dtype="float32", always_2d=True)
+            total, exact = file.frames, file.format in _EXACT_FORMATS
+            rate = file.samplerate
+    except soundfile.SoundFileError as error:
+        raise MediaError(
+            f"{name} is not audio that can be read",
+            received=one_line(error),
+            expected="WAV, FLAC, OGG, MP3 or AIFF, complete",
+            todo="convert it first",
+        ) from error
+    if exact and len(samples) < min(total, wanted):
+        raise MediaError(f"{name} is cut short", received=f"{len(samples):,} of {total:,} samples")
+    _check_samples(samples, name)
+    return Read(samples, rate, max(total, len(samples)) / rate)
+
+
+def describe(source: object) -> str:
+    """What an error message calls a clip."""
+    return f"audio {os.fspath(source)}" if isinstance(source, str | os.PathLike) else "audio given as an array"
+
+
+def _from_memory(source: Waveform) -> Read:
+    samples, name = np.asarray(source.samples), "audio given as an array"
+    if samples.dtype == np.int16:
+        samples = samples.astype(np.float32) / np.float32(32768)
+    if samples.dtype.kind != "f" or samples.ndim not in (1, 2):
+        raise MediaError(
+            name,
+            received=f"{samples.dtype} {samples.shape}",
+            expected="float in ±1 or int16, (samples,) or (samples, channels)",
+        )
+    if samples.ndim == 1:
+        samples = samples[:, None]
+    if isinstance(source.rate, bool) or not isinstance(source.rate, int | np.integer):
+        raise MediaError(name, received=f"rate {source.rate!r}", expected="a whole number of Hz")
+    _check_limits(int(source.rate), samples.shape[1], name)
+    samples = samples.astype(np.float32)
+    _check_samples(samples, name)
+    return Read(samples, int(source.rate), len(samples) / source.rate)
+
+
+def _check_file(path: Path, name: str) -> None:
+    try:
+        if path.is_dir():
+            raise MediaError(f"{name} is a folder", expected="an audio file")
+        if path.stat().st_size == 0:
+            raise MediaError(f"{name} is empty (0 bytes)")
+        with path.open("rb"):
+            pass
+    except FileNotFoundError as error:
+        raise MediaError(f"{name} does not exist") from error
+    except PermissionError as error:
+        raise MediaError(f"{name} cannot be read", received="permission denied") from error
+    except (OSError, ValueError) as error:
+        raise MediaError(f"{name} cannot be read", received=one_line(error)) from error
+
+
+def _check_limits(rate: int, channels: int, name: str) -> None:
+    if not (RATES[0] <= rate <= RATES[1] and 1 <= channels <= MAX_CHANNELS):
+        raise MediaError(
+            f"{name} is outside the limits",
+            received=f"{channels:,} channels at {rate:,} Hz",
+            expected=f"1 to {MAX_CHANNELS} channels at {RATES[0]:,} to {RATES[1]:,} Hz",
+        )
+
+
+def _check_samples(samples: NDArray[np.float32], name: str) -> None:
+    if not len(samples):
+        raise MediaError(f"{name} has no samples (0 seconds)", expected="at least one")
+    if not np.isfinite(samples).all():
+        raise MediaError(f"{name} holds NaN or infinite samples")
+
+
+def _mono(samples: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(n, channels) → their mean (n,); added one by one, so that the order is the same everywhere."""
+    total = samples[:, 0].astype(np.float64)
+    for channel in range(1, samples.shape[1]):
+        total += samples[:, channel]
+    return total / samples.shape[1]
+
+
+def _standardised(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(x − mean) / sqrt(variance + 1e-7), as the libraries' feature extractors do; sums are correctly rounded."""
+    x = samples.astype(np.float64)
+    x -= math.fsum(x.tolist()) / len(x)
+    variance = math.fsum((x * x).tolist()) / len(x)
+    return (x / math.sqrt(variance + 1e-7)).astype(np.float32)

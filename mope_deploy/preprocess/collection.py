@@ -1,0 +1,330 @@
+"""All of a model's modalities together: raw samples → the model's named arrays.
+
+The same code in training, in the export gate and on the device.
+
+Letters: B batch · H, W height and width at the encoder · T text length in tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import mope_deploy.preprocess.audio as _audio
+import mope_deploy.preprocess.image as _image
+import mope_deploy.preprocess.video as _video
+from mope_deploy.errors import ConfigError, UsageError
+from mope_deploy.fields import Fields
+from mope_deploy.preprocess.audio import AudioSource, AudioSpec
+from mope_deploy.preprocess.image import ImageSource, ImageSpec
+from mope_deploy.preprocess.shared import Notice, Tensors, jsonable
+from mope_deploy.preprocess.text import TextReader, TextSpec, check_text
+from mope_deploy.preprocess.video import VideoSource, VideoSpec
+
+__all__ = ["MODALITIES", "Preprocessing", "present_name", "tensors_of"]
+
+MODALITIES = ("image", "text", "audio", "video")
+
+
+def present_name(modality: str) -> str:
+    """The input that says which samples of a batch have ``modality``: int64 (B,), 1 = it is there."""
+    return f"{modality}_present"
+
+
+def tensors_of(specs: Mapping[str, Any], missing: Sequence[str] = ()) -> Tensors:
+    """The arrays that are made of these modalities, by name; see :attr:`Preprocessing.tensors`."""
+    made: Tensors = {}
+    for name, spec in specs.items():
+        made |= spec.tensors
+        if name in missing:
+            made[present_name(name)] = ("int64", ("batch",))
+    return made
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Everything between raw inputs and the model's named arrays.
+
+    Args:
+        image: how images are prepared, if the model reads any.
+        text: how texts are prepared, if the model reads any.
+        tokenizer: the JSON text of ``tokenizer.json``, there if and only if ``text`` is.
+        audio: how sound is prepared, if the model reads any.
+        video: how video is prepared, if the model reads any.
+        missing: modalities that a sample may lack; the model has a learned stand-in for each.
+    """
+
+    image: ImageSpec | None
+    text: TextSpec | None
+    tokenizer: str | None = None
+    audio: AudioSpec | None = None
+    video: VideoSpec | None = None
+    missing: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.text is None) != (self.tokenizer is None):
+            raise ConfigError("preprocessing of text needs both a text specification and a tokenizer")
+        unknown = [name for name in self.missing if name not in self.modalities]
+        if unknown or len(set(self.missing)) != len(self.missing):
+            raise ConfigError(
+                "modalities that may be missing",
+                received=", ".join(self.missing),
+                expected=f"some of {', '.join(self.modalities)}, once each",
+            )
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What the model reads."""
+        return tuple(name for name in MODALITIES if getattr(self, name) is not None)
+
+    @property
+    def tensors(self) -> Tensors:
+        """Every array that :meth:`collate` makes: name → dtype and axes, sizes or names of axes that vary."""
+        return tensors_of({name: getattr(self, name) for name in self.modalities}, self.missing)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; the tokenizer is not in it, it travels as a file of its own."""
+        made: dict[str, Any] = {
+            "image": None if self.image is None else jsonable(asdict(self.image)),
+            "text": None if self.text is None else asdict(self.text),
+        }
+        # Only where there are any: releases before sound and video read everything else.
+        if self.audio is not None:
+            made["audio"] = asdict(self.audio)
+        if self.video is not None:
+            made["video"] = self.video.to_dict()
+        if self.missing:
+            made["missing"] = list(self.missing)
+        return made
+
+    @classmethod
+    def from_dict(cls, value: object, *, tokenizer: str | None = None, where: str = "preprocess") -> Preprocessing:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ConfigError: naming ``where`` and the key: unknown, missing, of another type or out of range.
+        """
+        optional = ("audio", "video", "missing")
+        read = Fields(value, where, ConfigError, required=("image", "text"), optional=optional)
+        return cls(
+            image=read.maybe("image", lambda item, place: ImageSpec.from_dict(item, where=place)),
+            text=read.maybe("text", lambda item, place: TextSpec.from_dict(item, where=place)),
+            tokenizer=tokenizer,
+            audio=read.maybe("audio", lambda item, place: AudioSpec.from_dict(item, where=place)),
+            video=read.maybe("video", lambda item, place: VideoSpec.from_dict(item, where=place)),
+            missing=read.texts("missing", most=len(MODALITIES), distinct=True) if "missing" in read.value else (),
+        )
+
+    def load(self, modality: str, source: Any, *, on_notice: Notice = lambda _: None) -> Any:
+        """One input of ``modality`` as :meth:`collate` takes it; what every ``load_…`` does, by name.
+
+        Args:
+            modality: one of :attr:`modalities`.
+            source: a text; or what :meth:`load_image`, :meth:`load_audio` or :meth:`load_video` takes.
+            on_notice: told, in a few words, what should be known about an input that can be used all the same.
+        """
+        if modality == "image":
+            return self.load_image(source)
+        if modality == "audio":
+            return self.load_audio(source, on_notice=on_notice)
+        if modality == "video":
+            return self.load_video(source, on_notice=on_notice)
+        return self.check_text(source)
+
+    def load_image(self, source: ImageSource) -> NDArray[np.uint8]:
+        """Decode, turn upright, convert to RGB, resize and crop. Deterministic, so that training may cache it.
+
+        Args:
+            source: a path, a Pillow image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA.
+
+        Returns:
+            uint8 (height, width, 3) of the encoder, contiguous.
+
+        Raises:
+            MediaError: one line naming the file: missing, empty, not an image, truncated, outside the stated limits.
+        """
+        return _image.load_image(source, self._image_spec())
+
+    def load_audio(self, source: AudioSource, *, on_notice: Notice = lambda _: None) -> NDArray[np.float32]:
+        """Decode, average the channels, resample, cut to the encoder's length, normalise. Deterministic.
+
+        Args:
+            source: a path, or a :class:`Waveform`.
+            on_notice: told if the clip was cut, or is silent.
+
+        Returns:
+            float32 (samples,), or of a spectrogram (bands, frames).
+
+        Raises:
+            MediaError: one line naming the file: missing, empty, not sound that can be read, without samples, with
+                NaN, outside the stated limits.
+            MissingExtraError: a file is to be read and soundfile is not installed.
+        """
+        return _audio.load_audio(source, self._spec("audio"), on_notice=on_notice)
+
+    def load_video(self, source: VideoSource, *, on_notice: Notice = lambda _: None) -> NDArray[np.uint8]:
+        """Decode, take frames uniformly, and each of them as an image. Deterministic for one release of the decoder.
+
+        Args:
+            source: a path of a video, or of an ``.npz`` with ``frames``; or uint8 (frames, H, W, 3) RGB.
+            on_notice: told if the clip was cut.
+
+        Returns:
+            uint8 (frames, height, width, 3) of the encoder.
+
+        Raises:
+            MediaError: one line naming the file: missing, empty, not a video that can be decoded, without frames,
+                outside the stated limits.
+            MissingExtraError: a video file is to be read and PyAV is not installed.
+        """
+        return _video.load_video(source, self._spec("video"), on_notice=on_notice)
+
+    def normalise(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """uint8 (B, H, W, 3) as :meth:`load_image` returns them → float32 (B, 3, H, W), ``(x / 255 - mean) / std``."""
+        return _image.normalise(images, self._image_spec())
+
+    def encode_text(
+        self,
+        texts: Sequence[str | None],
+        *,
+        pad_to: int | None = None,
+        on_truncate: Callable[[int, int], None] | None = None,
+    ) -> dict[str, NDArray[np.int64]]:
+        """Tokenise, truncate to ``max_length`` with the special tokens kept, pad on the right.
+
+        Args:
+            texts: B strings; None where a text is missing, if it may be.
+            pad_to: text length T of the arrays; without it the longest of the batch.
+            on_truncate: called with (index in ``texts``, tokens before the cut) for each text that was cut.
+
+        Returns:
+            ``input_ids`` and ``attention_mask``, int64 (B, T), 1 = real token.
+
+        Raises:
+            MediaError: a text that is no string, is empty, holds NUL or lone surrogates, is longer than the stated
+                limit, or has no token but special ones.
+        """
+        if isinstance(texts, str):
+            raise UsageError("texts", received="one string", expected="a list of strings")
+        if not texts:
+            raise UsageError("texts", received="an empty list", expected="at least one text")
+        if "text" not in self.missing:
+            texts = [check_text(text) for text in texts]
+        return self._texts.encode(texts, pad_to=pad_to, on_truncate=on_truncate)
+
+    def check_text(self, text: object) -> str:
+        """Return ``text`` if :meth:`encode_text` would take it.
+
+        Raises:
+            MediaError: as :meth:`encode_text`.
+        """
+        return self._texts.check(text)
+
+    def check_tokenizer(self) -> None:
+        """Parse the tokenizer now rather than at the first text.
+
+        Raises:
+            ConfigError: it cannot be parsed, or has more special tokens than ``max_length``.
+        """
+        if self.text is not None:
+            _ = self._texts
+
+    def collate(
+        self,
+        samples: Sequence[Mapping[str, Any]],
+        *,
+        pad_to: int | None = None,
+        on_truncate: Callable[[int, int], None] | None = None,
+    ) -> dict[str, NDArray[Any]]:
+        """B samples → the model's named arrays.
+
+        Args:
+            samples: each has what the model reads, by modality. An array is taken as what :meth:`load` returned
+                (cached, say); a path or a Pillow image is loaded first. None, or nothing, where a modality is missing.
+            pad_to, on_truncate: see :meth:`encode_text`.
+
+        Raises:
+            UsageError: a sample lacks a modality that may not be missing.
+        """
+        if not samples:
+            raise UsageError("samples", received="an empty list", expected="at least one sample")
+        arrays: dict[str, NDArray[Any]] = {}
+        for name in self.modalities:
+            items = [sample.get(name) for sample in samples]
+            ready = [
+                item if item is None or name == "text" or isinstance(item, np.ndarray) else self.load(name, item)
+                for item in items
+            ]
+            arrays |= self.arrays(name, ready, pad_to=pad_to, on_truncate=on_truncate)
+        return arrays
+
+    def arrays(
+        self,
+        modality: str,
+        items: Sequence[Any],
+        *,
+        pad_to: int | None = None,
+        on_truncate: Callable[[int, int], None] | None = None,
+    ) -> dict[str, NDArray[Any]]:
+        """The arrays of one modality.
+
+        Args:
+            modality: one of :attr:`modalities`.
+            items: B results of :meth:`load`; None where it is missing.
+            pad_to, on_truncate: see :meth:`encode_text`.
+
+        Returns:
+            Its arrays by name; with ``<modality>_present`` int64 (B,) where the modality may be missing.
+
+        Raises:
+            UsageError: one is missing, and may not be.
+        """
+        present = np.array([item is not None for item in items], np.int64)
+        if modality not in self.missing and not present.all():
+            raise UsageError(
+                f"{modality} is missing", expected="one in every sample: this model has no stand-in for it"
+            )
+        if modality == "text":
+            made: dict[str, Any] = dict(self.encode_text(items, pad_to=pad_to, on_truncate=on_truncate))
+        elif modality == "image":
+            image = self._image_spec()
+            made = {"pixel_values": self.normalise(np.stack(_filled(items, lambda: _image.no_image(image))))}
+        elif modality == "audio":
+            audio: AudioSpec = self._spec("audio")
+            made = _audio.batch_audio(_filled(items, lambda: _audio.no_audio(audio)), audio)
+        else:
+            video: VideoSpec = self._spec("video")
+            made = dict(_video.batch_video(_filled(items, lambda: _video.no_video(video)), video))
+        if modality in self.missing:
+            made[present_name(modality)] = present
+        return made
+
+    @cached_property
+    def _texts(self) -> TextReader:
+        spec = self._spec("text")
+        assert self.tokenizer is not None
+        return TextReader(spec, self.tokenizer)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker process of a data loader makes its own tokenizer.
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def _image_spec(self) -> ImageSpec:
+        return self._spec("image")
+
+    def _spec(self, modality: str) -> Any:
+        spec = getattr(self, modality)
+        if spec is None:
+            names = {"image": "images", "video": "videos"}
+            raise UsageError(f"this model reads no {names.get(modality, modality)}")
+        return spec
+
+
+def _filled(items: Sequence[Any], dummy: Callable[[], Any]) -> list[Any]:
+    """``items`` with something harmless where there is None."""
+    return [dummy() if item is None else item for item in items]

@@ -1,0 +1,326 @@
+"""Images → arrays, equal to timm's evaluation transform to the last bit, without importing timm or torch.
+
+That is ``timm.data.create_transform(..., is_training=False)``: resize by Pillow, center crop, ``/255``,
+``(x - mean) / std``, all in float32. What comes before it, from a file to 8-bit RGB, is stated here and in
+docs/bundle.md:
+
+- the first frame of an animation; EXIF orientation applied; palettes expanded; CMYK and YCbCr converted by Pillow;
+- anything with transparency is composited on white;
+- 16-bit greyscale is scaled to 8 bits (rounded); 32-bit integer and float images are refused, their range is unknown;
+- at most 16,384 pixels a side and 100 megapixels in all, checked in the header before anything is decoded.
+
+Letters: B batch · H, W height and width at the encoder.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mope_deploy.errors import ConfigError, MediaError, UsageError
+from mope_deploy.fields import Fields
+from mope_deploy.preprocess.shared import Tensors, one_line
+
+__all__ = [
+    "MAX_PIXELS",
+    "MAX_SIDE",
+    "ImageSource",
+    "ImageSpec",
+    "check_size",
+    "describe",
+    "fit",
+    "load_image",
+    "no_image",
+    "normalise",
+]
+
+MAX_SIDE = 16_384  # pixels
+MAX_PIXELS = 100_000_000
+BACKGROUND = (255, 255, 255)  # what transparent pixels are composited on
+
+# EPS would run Ghostscript, and rarely used decoders are where decoders have their holes: only these are ever tried.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+CROP_MODES = ("center", "squash", "border")
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+ImageSource = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """How an 8-bit RGB image becomes what the image encoder reads.
+
+    Args:
+        height, width: pixels at the encoder.
+        resize_height, resize_width: pixels the image is resized to before the crop. ``center`` keeps its shape and
+            covers them, ``border`` keeps its shape and fits inside them, ``squash`` meets both exactly.
+        crop_mode: timm's name: ``center``, ``squash`` or ``border`` (pads with the mean colour).
+        interpolation: a Pillow filter by timm's name.
+        mean, std: of each channel, on the scale 0 to 1.
+    """
+
+    height: int
+    width: int
+    resize_height: int
+    resize_width: int
+    crop_mode: str
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def tensors(self) -> Tensors:
+        """What the encoder reads: name → dtype and axes."""
+        return {"pixel_values": ("float32", ("batch", 3, self.height, self.width))}
+
+    @classmethod
+    def from_timm(cls, config: Mapping[str, Any]) -> ImageSpec:
+        """From the dict of ``timm.data.resolve_data_config`` (or ``resolve_model_data_config``).
+
+        Raises:
+            ConfigError: if the encoder does not read three channels, or a value is outside what is supported.
+        """
+        channels, height, width = config["input_size"]
+        if channels != 3:
+            raise ConfigError("the image encoder's input", received=f"{channels} channels", expected="3 (RGB)")
+        crop = config["crop_pct"]
+        spec = cls(
+            height=height,
+            width=width,
+            resize_height=math.floor(height / crop),
+            resize_width=math.floor(width / crop),
+            crop_mode=config.get("crop_mode") or "center",
+            interpolation=config["interpolation"],
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+        )
+        return cls.from_dict(asdict(spec), where="the image encoder's transform")
+
+    @classmethod
+    def from_dict(cls, value: object, *, where: str = "image") -> ImageSpec:
+        """Strict: every key, no other, types and ranges checked.
+
+        Raises:
+            ConfigError: naming ``where`` and the key.
+        """
+        read = Fields(value, where, ConfigError, required=[field.name for field in fields(cls)])
+        return cls(
+            height=read.integer("height", 1, 4096),
+            width=read.integer("width", 1, 4096),
+            resize_height=read.integer("resize_height", 1, 8192),
+            resize_width=read.integer("resize_width", 1, 8192),
+            crop_mode=read.choice("crop_mode", CROP_MODES),
+            interpolation=read.choice("interpolation", tuple(_FILTERS)),
+            mean=read.numbers("mean", 3, 0.0, 1.0),  # type: ignore[arg-type]
+            std=read.numbers("std", 3, 1e-6, 1e3),  # type: ignore[arg-type]
+        )
+
+
+def load_image(source: ImageSource, spec: ImageSpec) -> NDArray[np.uint8]:
+    """uint8 (height, width, 3) of the encoder, contiguous; see :meth:`Preprocessing.load_image`."""
+    name = describe(source)
+    with warnings.catch_warnings():
+        # Pillow warns about sizes that the stated limits here decide, and about metadata that is not used.
+        warnings.simplefilter("ignore")
+        image = _open(source, name)
+        try:
+            return fit(_to_rgb(image, name), spec, name)
+        finally:
+            if image is not source:
+                image.close()
+
+
+def normalise(images: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.float32]:
+    """uint8 (…, H, W, 3) as :func:`load_image` returns them → float32 (…, 3, H, W), ``(x / 255 - mean) / std``."""
+    if images.dtype != np.uint8 or images.ndim < 4 or images.shape[-3:] != (spec.height, spec.width, 3):
+        raise UsageError(
+            "images to normalise",
+            received=f"{images.dtype} {images.shape}",
+            expected=f"uint8 (B, {spec.height}, {spec.width}, 3) from load_image",
+        )
+    # One float32 rounding per step and in this order: what torchvision's ToTensor and Normalize do.
+    x = np.ascontiguousarray(np.moveaxis(images, -1, -3)).astype(np.float32)  # (…, 3, H, W)
+    x /= np.float32(255)
+    x -= np.asarray(spec.mean, np.float32)[:, None, None]
+    x /= np.asarray(spec.std, np.float32)[:, None, None]
+    return x
+
+
+def no_image(spec: ImageSpec) -> NDArray[np.uint8]:
+    """What stands in the arrays of a sample without an image; nothing of it reaches the result."""
+    return np.zeros((spec.height, spec.width, 3), np.uint8)
+
+
+def describe(source: object) -> str:
+    """What an error message calls an image source."""
+    if isinstance(source, str | os.PathLike):
+        return f"image {os.fspath(source)}"
+    return "image given as a Pillow image" if isinstance(source, Image.Image) else "image given as an array"
+
+
+def _open(source: ImageSource, name: str) -> Image.Image:
+    """A decoded Pillow image whose size is within the limits."""
+    if isinstance(source, np.ndarray):
+        return _from_array(source, name)
+    if isinstance(source, Image.Image):
+        image = source
+    elif isinstance(source, str | os.PathLike):
+        image = _open_file(Path(source), name)
+    else:
+        raise MediaError(
+            "image", received=type(source).__name__, expected="a path, a Pillow image or a uint8 array (H, W, 3)"
+        )
+    try:
+        check_size(*image.size, name)
+        image.load()
+    except MediaError:
+        raise
+    except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
+        raise MediaError(
+            f"{name} cannot be decoded", received=one_line(error), expected="a complete image file"
+        ) from error
+    return image
+
+
+def _open_file(path: Path, name: str) -> Image.Image:
+    try:
+        if path.stat().st_size == 0:
+            raise MediaError(f"{name} is empty (0 bytes)")
+        return Image.open(path, formats=FORMATS)
+    except MediaError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise MediaError(f"{name} is too large", expected=_LIMITS) from error
+    except FileNotFoundError as error:
+        raise MediaError(f"{name} does not exist") from error
+    except IsADirectoryError as error:
+        raise MediaError(f"{name} is a folder", expected="an image file") from error
+    except PermissionError as error:
+        raise MediaError(f"{name} cannot be read", received="permission denied") from error
+    except Image.UnidentifiedImageError as error:
+        raise MediaError(f"{name} is not an image that can be read", expected=f"one of {', '.join(FORMATS)}") from error
+    except Exception as error:  # as in _open
+        raise MediaError(f"{name} cannot be read", received=one_line(error)) from error
+
+
+_LIMITS = f"1 to {MAX_SIDE:,} pixels a side and at most {MAX_PIXELS // 1_000_000} megapixels"
+
+
+def check_size(width: int, height: int, name: str) -> None:
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE and width * height <= MAX_PIXELS):
+        raise MediaError(
+            f"{name} is outside the limits of size", received=f"{width:,} x {height:,} pixels", expected=_LIMITS
+        )
+
+
+def _from_array(array: NDArray[np.uint8], name: str) -> Image.Image:
+    shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
+    if array.dtype != np.uint8 or not shaped:
+        raise MediaError(
+            name, received=f"{array.dtype} {array.shape}", expected="uint8 (H, W), (H, W, 3) RGB or (H, W, 4) RGBA"
+        )
+    check_size(array.shape[1], array.shape[0], name)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Upright 8-bit RGB, transparency composited on white."""
+    image = _upright(image)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        # Pillow's own conversion would clip at 255 instead of scaling; older Pillow opens such files as 32-bit "I".
+        wide = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise MediaError(
+            f"{name} has 32-bit {'float' if image.mode == 'F' else 'integer'} pixels, whose range is unknown",
+            expected="8 or 16 bits",
+            todo="convert it first",
+        )
+    try:
+        if image.has_transparency_data:
+            ground = Image.new("RGBA", image.size, (*BACKGROUND, 255))
+            return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
+        return image.convert("RGB")
+    except Exception as error:  # a colour space without a conversion, a damaged palette
+        raise MediaError(
+            f"{name} cannot be converted to RGB", received=f"mode {image.mode}: {one_line(error)}"
+        ) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:  # unreadable EXIF beside readable pixels: as every viewer does, shown as stored
+        turn = None
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    turned.format = image.format
+    return turned
+
+
+def fit(image: Image.Image, spec: ImageSpec, name: str) -> NDArray[np.uint8]:
+    """Resize and crop as timm's evaluation transform does, roundings and all."""
+    width, height = image.size
+    target_h, target_w = spec.resize_height, spec.resize_width
+    if spec.crop_mode == "squash":
+        new_h, new_w = target_h, target_w
+    elif spec.crop_mode == "center" and target_h == target_w:
+        new_h = target_h if height <= width else int(target_h * height / width)
+        new_w = target_h if width <= height else int(target_h * width / height)
+    else:
+        pick = max if spec.crop_mode == "border" else min
+        ratio = pick(height / target_h, width / target_w)
+        new_h, new_w = round(height / ratio), round(width / ratio)
+    if not (new_h >= 1 and new_w >= 1 and new_h * new_w <= MAX_PIXELS):
+        raise MediaError(
+            f"{name} is too narrow to be resized",
+            received=f"{width:,} x {height:,} pixels, which would become {new_w:,} x {new_h:,}",
+            expected=f"1 to {MAX_PIXELS // 1_000_000} megapixels after resizing",
+            todo="crop it first",
+        )
+    if (new_w, new_h) != (width, height):
+        image = image.resize((new_w, new_h), _FILTERS[spec.interpolation])
+    fill = tuple(round(255 * m) for m in spec.mean) if spec.crop_mode == "border" else (0, 0, 0)
+    return _center_crop(np.asarray(image), spec.height, spec.width, fill)
+
+
+def _center_crop(pixels: NDArray[np.uint8], height: int, width: int, fill: tuple[int, ...]) -> NDArray[np.uint8]:
+    """(h, w, 3) → (height, width, 3), padded with ``fill`` where it is smaller; halves rounded as torchvision does."""
+    h, w, _ = pixels.shape
+    if h < height or w < width:
+        top, left = max(height - h, 0) // 2, max(width - w, 0) // 2
+        padded = np.empty((max(h, height), max(w, width), 3), np.uint8)
+        padded[:] = fill
+        padded[top : top + h, left : left + w] = pixels
+        pixels, (h, w) = padded, padded.shape[:2]
+    top, left = round((h - height) / 2), round((w - width) / 2)
+    return np.array(pixels[top : top + height, left : left + width], order="C")

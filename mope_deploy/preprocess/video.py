@@ -1,0 +1,232 @@
+"""Video → a clip of a fixed number of frames, each prepared like an image; files are decoded by PyAV (extra ``video``).
+
+Frames are taken uniformly: of T frames, number ``floor((i + ½) · T / F)`` for each i of the F that the encoder reads. A
+clip of exactly F frames is taken as it is. A clip may also be an array, or an ``.npz`` file with an array ``frames``,
+which needs no decoder: bundles keep their golden clips that way, because lossy codecs differ between machines.
+
+Letters: B batch · T frames of the file · F frames at the encoder · H, W height and width.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mope_deploy.errors import ConfigError, MediaError
+from mope_deploy.extras import require
+from mope_deploy.fields import Fields
+from mope_deploy.preprocess.image import ImageSpec, check_size, fit, normalise
+from mope_deploy.preprocess.shared import Notice, Tensors, jsonable, one_line
+
+__all__ = ["VideoSource", "VideoSpec", "batch_video", "load_video", "no_video", "read_clip"]
+
+SAMPLING = ("uniform",)
+MAX_FRAMES = 100_000  # of a file, within max_seconds
+MAX_CLIP_BYTES = 2**31  # of an .npz once unpacked
+
+VideoSource = str | os.PathLike[str] | NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class VideoSpec:
+    """How a video becomes what the video encoder reads.
+
+    Args:
+        frames: F.
+        sampling: ``"uniform"``, over the whole clip.
+        max_seconds: what comes later is not looked at.
+        image: what becomes of each frame.
+    """
+
+    frames: int
+    sampling: str
+    max_seconds: float
+    image: ImageSpec
+
+    @property
+    def tensors(self) -> Tensors:
+        """What the encoder reads: name → dtype and axes."""
+        return {"video_values": ("float32", ("batch", self.frames, 3, self.image.height, self.image.width))}
+
+    def to_dict(self) -> dict[str, Any]:
+        return jsonable(asdict(self))
+
+    @classmethod
+    def from_dict(cls, value: object, *, where: str = "video") -> VideoSpec:
+        """Strict: every key, no other, types and ranges checked.
+
+        Raises:
+            ConfigError: naming ``where`` and the key.
+        """
+        read = Fields(value, where, ConfigError, required=[field.name for field in fields(cls)])
+        return cls(
+            frames=read.integer("frames", 1, 4096),
+            sampling=read.choice("sampling", SAMPLING),
+            max_seconds=read.number("max_seconds", 0.01, 86_400),
+            image=ImageSpec.from_dict(read.value["image"], where=f"{where}.image"),
+        )
+
+
+def load_video(source: VideoSource, spec: VideoSpec, *, on_notice: Notice = lambda _: None) -> NDArray[np.uint8]:
+    """One clip as :func:`batch_video` takes it: uint8 (F, H, W, 3) at the encoder's size."""
+    clip, name = read_clip(source, spec, on_notice=on_notice), describe(source)
+    return np.stack([fit(Image.fromarray(frame), spec.image, name) for frame in clip])
+
+
+def batch_video(clips: list[NDArray[np.uint8]], spec: VideoSpec) -> dict[str, NDArray[np.float32]]:
+    """B clips from :func:`load_video` → ``video_values`` float32 (B, F, 3, H, W)."""
+    return {"video_values": normalise(np.stack(clips), spec.image)}
+
+
+def no_video(spec: VideoSpec) -> NDArray[np.uint8]:
+    """What stands in the arrays of a sample without video; nothing of it reaches the result."""
+    return np.zeros((spec.frames, spec.image.height, spec.image.width, 3), np.uint8)
+
+
+def read_clip(source: VideoSource, spec: VideoSpec, *, on_notice: Notice = lambda _: None) -> list[NDArray[np.uint8]]:
+    """The F frames that the encoder reads, each uint8 (h, w, 3) RGB at the file's own size, upright.
+
+    Raises:
+        MediaError: one line naming the file: missing, empty, not a video that can be decoded, without frames, outside
+            the stated limits.
+        MissingExtraError: a video file is to be read and PyAV is not installed.
+    """
+    name = describe(source)
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        _check_file(path, name)
+        if path.suffix.lower() != ".npz":
+            return _decoded(path, spec, name, on_notice)
+        source = _from_npz(path, name)
+    if not isinstance(source, np.ndarray) or source.dtype != np.uint8 or source.ndim != 4 or source.shape[3] != 3:
+        received = f"{source.dtype} {source.shape}" if isinstance(source, np.ndarray) else type(source).__name__
+        raise MediaError(name, received=received, expected="a path, or a uint8 array (frames, H, W, 3) RGB")
+    if not len(source):
+        raise MediaError(f"{name} has no frames")
+    check_size(source.shape[2], source.shape[1], name)
+    return [np.ascontiguousarray(source[i]) for i in _positions(len(source), spec.frames)]
+
+
+def describe(source: object) -> str:
+    """What an error message calls a clip."""
+    return f"video {os.fspath(source)}" if isinstance(source, str | os.PathLike) else "video given as an array"
+
+
+def _positions(total: int, wanted: int) -> list[int]:
+    """Which of ``total`` frames stand for ``wanted`` equal parts of the clip: the one in the middle of each."""
+    return [(2 * i + 1) * total // (2 * wanted) for i in range(wanted)]
+
+
+def _decoded(path: Path, spec: VideoSpec, name: str, on_notice: Notice) -> list[NDArray[np.uint8]]:
+    av = require("av", extra="video", purpose="reading video")
+    av.logging.set_level(av.logging.PANIC)  # its decoders write to standard error
+    try:
+        total, cut = _packets(av, path, spec, name)
+        for _ in range(2):
+            found, seen = _pick(av, path, spec, name, set(_positions(total, spec.frames)))
+            if seen == total:
+                break
+            total = seen  # packets and frames are not always one to one: now their number is known
+    except MediaError:
+        raise
+    except Exception as error:  # PyAV has an exception for each of ffmpeg's codes
+        raise MediaError(
+            f"{name} cannot be decoded", received=one_line(error), expected="a complete video file"
+        ) from error
+    if not seen:
+        raise MediaError(f"{name} has no frames that can be decoded")
+    if cut:
+        on_notice(f"video cut to its first {spec.max_seconds:g} seconds")
+    return [found[i] for i in _positions(seen, spec.frames)]
+
+
+def _packets(av: Any, path: Path, spec: VideoSpec, name: str) -> tuple[int, bool]:
+    """Packets of the first ``max_seconds``, counted without decoding, and whether there are more."""
+    total, cut = 0, False
+    with av.open(os.fspath(path)) as container:
+        stream = _stream(container, name)
+        for packet in container.demux(stream):
+            if not packet.size:
+                continue
+            if (
+                packet.pts is not None
+                and float((packet.pts - (stream.start_time or 0)) * packet.time_base) >= spec.max_seconds
+            ):
+                cut = True
+                continue
+            total += 1
+            if total > MAX_FRAMES:
+                raise MediaError(f"{name} has too many frames", expected=f"at most {MAX_FRAMES:,}")
+    return total, cut
+
+
+def _pick(
+    av: Any, path: Path, spec: VideoSpec, name: str, wanted: set[int]
+) -> tuple[dict[int, NDArray[np.uint8]], int]:
+    """Decode the first ``max_seconds`` and keep the wanted frames; (frame by number, frames in all)."""
+    found: dict[int, NDArray[np.uint8]] = {}
+    seen = 0
+    with av.open(os.fspath(path)) as container:
+        for frame in _frames(container, spec, name):
+            if seen in wanted:
+                found[seen] = _upright(frame.to_ndarray(format="rgb24"), getattr(frame, "rotation", 0))
+            seen += 1
+    return found, seen
+
+
+def _frames(container: Any, spec: VideoSpec, name: str) -> Iterator[Any]:
+    stream = _stream(container, name)
+    first = None
+    for frame in container.decode(stream):
+        if frame.time is not None:
+            first = frame.time if first is None else first
+            if frame.time - first >= spec.max_seconds:
+                return
+        yield frame
+
+
+def _stream(container: Any, name: str) -> Any:
+    if not container.streams.video:
+        raise MediaError(f"{name} has no picture", received="sound or data alone", expected="a video stream")
+    stream = container.streams.video[0]
+    check_size(stream.codec_context.width, stream.codec_context.height, name)
+    return stream
+
+
+def _upright(frame: NDArray[np.uint8], degrees: int) -> NDArray[np.uint8]:
+    """Undo the rotation that a camera noted instead of turning the picture; ``degrees`` counter-clockwise."""
+    return np.ascontiguousarray(np.rot90(frame, (degrees // 90) % 4)) if degrees % 360 else frame
+
+
+def _check_file(path: Path, name: str) -> None:
+    try:
+        if path.is_dir():
+            raise MediaError(f"{name} is a folder", expected="a video file")
+        if path.stat().st_size == 0:
+            raise MediaError(f"{name} is empty (0 bytes)")
+    except FileNotFoundError as error:
+        raise MediaError(f"{name} does not exist") from error
+    except (OSError, ValueError) as error:
+        raise MediaError(f"{name} cannot be read", received=one_line(error)) from error
+
+
+def _from_npz(path: Path, name: str) -> NDArray[np.uint8]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(item.file_size for item in archive.infolist())
+        if size > MAX_CLIP_BYTES:
+            raise MediaError(f"{name} is too large", received=f"{size:,} bytes", expected=f"{MAX_CLIP_BYTES:,}")
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays["frames"]
+    except MediaError:
+        raise
+    except Exception as error:  # numpy and zipfile raise whatever a damaged file makes them stumble over
+        raise MediaError(f"{name} cannot be read", received=one_line(error), expected="an array 'frames'") from error
