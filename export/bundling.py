@@ -408,6 +408,18 @@ def _build(model: MoPE, options: Options) -> dict[str, Any] | None:
             received=str(profile["text_length"]),
             expected="nothing: this model reads no text" if text is None else f"at most {text.max_length:,} tokens",
         )
+    sound = model.preprocessing.audio
+    if "audio_length" in profile and (
+        sound is None
+        or not sound.min_samples <= profile["audio_length"].min <= profile["audio_length"].max <= sound.max_samples
+    ):
+        raise UsageError(
+            "--audio-len",
+            received=str(profile["audio_length"]),
+            expected="nothing: this model hears nothing"
+            if sound is None
+            else f"{sound.min_samples:,} to {sound.max_samples:,} samples",
+        )
     workspace = options.workspace or (get_target(options.target).workspace if options.target else None)
     if not profile and workspace is None and options.target is None:
         return None

@@ -163,6 +163,9 @@ def export(
     text_len: Annotated[
         str | None, typer.Option(help="The same for tokens of a text, 8:32:128.", show_default=False)
     ] = None,
+    audio_len: Annotated[
+        str | None, typer.Option(help="The same for a clip, in samples at its encoder's rate.", show_default=False)
+    ] = None,
     workspace: Annotated[
         int | None, typer.Option(min=1, help="Limit of a builder's GPU scratch memory, MiB.", show_default=False)
     ] = None,
@@ -221,6 +224,7 @@ def export(
         target=device,
         batch=batch,
         text_length=text_len,
+        audio_length=audio_len,
         workspace=workspace,
     )
     source = find_source(run, data=data)

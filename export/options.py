@@ -58,7 +58,7 @@ class Options:
         calibration_samples: real samples that int8 reads its ranges from.
         calibration_method: how outliers among them are cut, one of :data:`CALIBRATION_METHODS`.
         target: name of a device preset (:data:`mope_deploy.targets.TARGETS`) that every graph must suit; or None.
-        batch, text_length: ``min:opt:max`` that engines are built for; None for the target's, else for the library's
+        batch, text_length, audio_length: ``min:opt:max`` that engines are built for; None for the target's, else for the library's
             user to choose.
         workspace: limit of the builder's scratch memory in MiB; None for the target's.
     """
@@ -78,6 +78,7 @@ class Options:
     target: str | None = None
     batch: str | None = None
     text_length: str | None = None
+    audio_length: str | None = None
     workspace: int | None = None
 
     def __post_init__(self) -> None:
@@ -112,7 +113,8 @@ class Options:
         preset = get_target(self.target) if self.target is not None else None
         batch = self.batch or (preset.batch if preset else None)
         text_length = self.text_length or (preset.text_length if preset else None)
-        return {axis: sizes for axis, sizes in (("batch", batch), ("text_length", text_length)) if sizes is not None}
+        asked = {"batch": batch, "text_length": text_length, "audio_length": self.audio_length}
+        return {axis: sizes for axis, sizes in asked.items() if sizes is not None}
 
 
 def parse_list(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:

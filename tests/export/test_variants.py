@@ -208,11 +208,9 @@ def test_what_the_device_is_for_is_written_down(
     assert bundle.manifest.build.target == "orin-nano"
     assert bundle.manifest.build.profile == {"batch": (1, 1, 4), "text_length": (1, 4, 8)}
     assert bundle.manifest.build.workspace == 512
-    with pytest.raises(UsageError, match="--text-len; received 1:4:80; expected at most 40 tokens"):
-        export_model(
-            model,
-            tmp_path / "other",
-            data=data,
-            calibration=data,
-            options=Options(target="orin-nano", text_length="1:4:80"),
-        )
+    for sizes, words in (
+        ({"text_length": "1:4:80"}, "--text-len; received 1:4:80; expected at most 40 tokens"),
+        ({"audio_length": "1:4:80"}, "--audio-len; received 1:4:80; expected nothing: this model hears nothing"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            export_model(model, tmp_path / "other", data=data, calibration=data, options=Options(**sizes))
