@@ -58,8 +58,8 @@ class Options:
         calibration_samples: real samples that int8 reads its ranges from.
         calibration_method: how outliers among them are cut, one of :data:`CALIBRATION_METHODS`.
         target: name of a device preset (:data:`mope_deploy.targets.TARGETS`) that every graph must suit; or None.
-        batch, text_length, audio_length: ``min:opt:max`` that engines are built for; None for the target's, else for the
-            library's user to choose.
+        batch, text_length, audio_length: ``min:opt:max`` that engines are built for; None for the target's, else for
+            the library's user to choose.
         workspace: limit of the builder's scratch memory in MiB; None for the target's.
     """
 
