@@ -15,6 +15,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip check --disable-pip-version-check
 	@touch $@
 
+# Once per environment, while there is a network anyway: do the devices' Pythons find wheels for all of the base install?
+$(VENV)/.resolved: pyproject.toml $(VENV)/.installed
+	$(BIN)/python scripts/check_base_install.py
+	@touch $@
+
 demo: env
 	$(BIN)/python -m examples.demo
 
@@ -23,7 +28,7 @@ check: env
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: check
+test: check $(VENV)/.resolved
 # Two workers with one thread each: more threads than cores would wait for one another.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 

@@ -70,9 +70,10 @@ def read_text(text: str, tokenizer: Tokenizer, max_length: int) -> dict[str, np.
 def predict(bundle: Path, image: str | Path, text: str) -> dict[str, float]:
     """Probability of every label."""
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
-    if manifest["schema"] != 1:
-        raise SystemExit(f"this example reads bundles of schema 1, not {manifest['schema']}")
-    prepare, task, graph = manifest["preprocess"], manifest["task"], manifest["graphs"][0]
+    if manifest["schema"] != 2:
+        raise SystemExit(f"this example reads bundles of schema 2, not {manifest['schema']}")
+    prepare, task = manifest["preprocess"], manifest["task"]
+    graph = next(graph for graph in manifest["graphs"] if graph["runs_on"] in ("any", "onnxruntime"))
     feeds = {}
     if prepare["image"] is not None:
         feeds["pixel_values"] = read_image(image, prepare["image"])

@@ -13,29 +13,35 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import onnxruntime as ort
 
-from export.cases import Case, generated_cases, rows_needed, sample_cases
+from export.cases import rows_needed, sample_cases
+from export.engines import EngineOptions, ExportedEngine, check_engine_options, export_engines
 from export.exporter_config import MoPEExporterConfig, exporter_config
-from export.fused import attention_layers, fuse, routers
-from export.golden import INPUTS, OUTPUTS, SAMPLES, golden_samples, make_golden, pick_samples
-from export.options import DEFAULT_OPSET, Options, check_target
-from export.parity import measure
-from export.reference import Reference
-from export.report import ParityReport, require_parity
+from export.golden import INPUTS, OUTPUTS, SAMPLES, Golden, golden_samples, make_golden, pick_samples
+from export.options import CALIBRATION_SAMPLES, DEFAULT_OPSET, GATE_SAMPLES, Options, check_target
+from export.precision_gate import THRESHOLDS, Evaluation, PrecisionReport, Thresholds, measure_precision
+from export.report import ParityReport
 from export.source import find_source
-from export.static import to_static
-from export.to_onnx import drop_routing, save, trace
+from export.summary import Row, summarise
+from export.variants import Feeds, ParityGate, Variant, make_variants
 from mope_deploy.bundle import Bundle, write_bundle
 from mope_deploy.data import Sample
+from mope_deploy.engines.profiles import Sizes
 from mope_deploy.errors import UsageError
 from mope_deploy.model import MoPE
+from mope_deploy.targets import get_target
 
 __all__ = ["Exported", "check_bundle", "export_bundle", "export_model"]
 
-GRAPH, FUSED, TOKENIZER, REPORT = "model.onnx", "model.fused.onnx", "tokenizer.json", "parity.json"
+TOKENIZER, REPORT = "tokenizer.json", "parity.json"
 GOLDEN_COUNT = 8
-GOLDEN_TOLERANCE = 1e-4  # at least
+# What golden samples may differ by on another machine: at least this much of fp32, and so many times what was measured
+# here. Where precision is lower, other engines round in other places, so the room is wider and its multiple smaller.
+GOLDEN_TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2, "int8": 5e-2, "int8-dynamic": 5e-2}
+GOLDEN_FACTOR = {"fp32": 10.0, "fp16": 3.0, "bf16": 3.0, "int8": 3.0, "int8-dynamic": 3.0}
 _NUMPY = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 _VERSIONS = ("mope-deploy", "torch", "timm", "transformers", "onnx", "onnxscript", "onnxruntime", "optimum")
 
@@ -46,11 +52,13 @@ class Exported:
 
     Attributes:
         bundle: as written and opened again.
-        reports: the gate's report on each graph, by the graph's name.
+        reports: the parity gate's report on each fp32 graph, by the graph's name.
+        rows: what can be said of each graph and each engine in one line.
     """
 
     bundle: Bundle
     reports: dict[str, ParityReport]
+    rows: tuple[Row, ...]
 
 
 def export_bundle(
@@ -59,24 +67,32 @@ def export_bundle(
     *,
     data: str | Path | None = None,
     name: str | None = None,
+    precisions: Sequence[str] = ("fp32",),
     opset: int = DEFAULT_OPSET,
     fuse: bool = False,
     routing: bool = True,
     samples: int | None = None,
+    gate_samples: int = GATE_SAMPLES,
+    calibration: str | Path | None = None,
+    calibration_samples: int = CALIBRATION_SAMPLES,
     overwrite: bool = False,
     seed: int = 0,
 ) -> Path:
-    """Export a trained model to a bundle, or to nothing: what ``mope-export`` does, from Python.
+    """Export a trained model to a bundle of ONNX graphs, or to nothing: what ``mope-export`` does, from Python.
 
     Args:
         model: a model, a run folder, a checkpoint folder or a hub id. It stays as it is.
         target: the folder to make.
         data: JSONL of real samples; a run folder brings its own.
         name: what the bundle calls itself; default: the run's name.
+        precisions: of the graphs: fp32, fp16, bf16, int8, int8-dynamic; the first is what runs by default.
         opset: of the standard operators, 17 to 20.
         fuse: also write a variant fused for ONNX Runtime.
-        routing: whether the graph has the output ``routing``.
-        samples: real samples the gate compares on; None for as many as give it 128 logits.
+        routing: whether the graphs have the output ``routing``.
+        samples: real samples the parity gate compares on; None for as many as give it 128 logits.
+        gate_samples: real samples that precisions below fp32 are judged on; fewer if there are fewer.
+        calibration: JSONL of real samples that int8 reads its ranges from; default: the run's training split.
+        calibration_samples: how many of them.
         overwrite: replace a bundle at the target.
         seed: of the generated batches and of the choice of samples.
 
@@ -92,15 +108,26 @@ def export_bundle(
         BundleError: the bundle cannot be written.
     """
     options = Options(
-        name=name or "mope", opset=opset, fuse=fuse, routing=routing, samples=samples, overwrite=overwrite, seed=seed
+        name=name or "mope",
+        opset=opset,
+        fuse=fuse,
+        routing=routing,
+        samples=samples,
+        overwrite=overwrite,
+        seed=seed,
+        precisions=tuple(precisions),
+        gate_samples=gate_samples,
+        calibration_samples=calibration_samples,
     )
     if isinstance(model, MoPE):
         if data is None:
             raise UsageError("a model comes without data to check the export on", todo="give data=…, a JSONL file")
-        return export_model(model, Path(target), data=Path(data), options=options).bundle.path
+        ranges = Path(calibration or data)
+        return export_model(model, Path(target), data=Path(data), calibration=ranges, options=options).bundle.path
     source = find_source(model, data=data)
     options = replace(options, name=name or source.name)
-    return export_model(source.load(), Path(target), data=source.data, options=options).bundle.path
+    ranges = Path(calibration or source.calibration)
+    return export_model(source.load(), Path(target), data=source.data, calibration=ranges, options=options).bundle.path
 
 
 def export_model(
@@ -108,41 +135,71 @@ def export_model(
     target: Path,
     *,
     data: Path,
+    calibration: Path,
     options: Options,
     on_step: Callable[[str], None] = lambda _: None,
-    on_report: Callable[[ParityReport], None] = lambda _: None,
+    on_report: Callable[[ParityReport | PrecisionReport], None] = lambda _: None,
+    engines: EngineOptions | None = None,
 ) -> Exported:
     """:func:`export_bundle` on a loaded model.
 
     Args:
         model: stays as it is.
         target: the folder to make.
-        data: JSONL of real samples.
+        data: JSONL of real samples to compare on.
+        calibration: JSONL of real samples to read ranges from.
         options: how to export.
         on_step: called with a few words before each step.
-        on_report: called with each report of the gate, passed or not.
+        on_report: called with each report of a gate, passed or not.
+        engines: how to build TensorRT engines into the bundle; None for a bundle without.
     """
     check_target(target, overwrite=options.overwrite)
+    if engines is not None:
+        engines = check_engine_options(
+            engines, options.precisions, get_target(options.target) if options.target is not None else None
+        )
     on_step("reading samples")
     samples = _samples(model, data, options)
     config = exporter_config(model, routing_output=options.routing)
-    gate = _Gate(model, config, samples, seed=options.seed, on_step=on_step, on_report=on_report)
+    gate = ParityGate(model, config, samples, seed=options.seed, on_step=on_step, on_report=on_report)
+    evaluation = None
+    if options.precisions != ("fp32",):
+        judged = pick_samples(data, model, options.gate_samples, seed=options.seed)
+        evaluation = Evaluation(model, judged, on_step=on_step)
     with tempfile.TemporaryDirectory(prefix="mope-export-") as temporary:
-        folder = Path(temporary)
-        files = _graphs(model, config, folder, options, gate)
-        on_step("writing the bundle")
-        golden = make_golden(model, golden_samples(model, samples, GOLDEN_COUNT), outputs=config.outputs)
-        graphs = [_graph_entry("model", folder / GRAPH, config)]
-        if options.fuse:
-            graphs.append(_graph_entry("model-fused", folder / FUSED, config, runs_on="onnxruntime"))
-        contents: dict[str, Path | bytes] = {path.name: path for path in files} | dict(golden.files)
-        contents[REPORT] = _json({name: report.to_dict() for name, report in gate.reports.items()})
+        variants = make_variants(
+            model,
+            options,
+            Path(temporary),
+            gate,
+            evaluation=evaluation,
+            calibration=lambda: _calibration(model, calibration, options),
+            on_step=on_step,
+            on_report=on_report,
+        )
+        if options.target is not None:
+            _check_device(options.target, options, variants)
+        on_step("choosing golden samples")
+        steady = golden_samples(model, samples, GOLDEN_COUNT)
+        golden = make_golden(model, steady, outputs=config.outputs)
+        graphs = [_graph_entry(variant, config, _tolerance(variant, golden, gate.reports)) for variant in variants]
+        contents: dict[str, Path | bytes] = {path.name: path for variant in variants for path in variant.files}
+        contents |= golden.files
+        contents[REPORT] = _json(_reports(gate.reports, variants))
         tokenizer = model.preprocessing.tokenizer
         if tokenizer is not None:
             contents[TOKENIZER] = tokenizer.encode("utf-8")
         manifest = _manifest(model, options, graphs=graphs, reports=gate.reports)
+        built: list[ExportedEngine] = []
+        if engines is not None:
+            without = write_bundle(Path(temporary) / "bundle", files=contents, manifest=manifest)
+            built = export_engines(without, Path(temporary) / "engines", engines, on_step=on_step)
+            contents |= {name: path for engine in built for name, path in engine.files.items()}
+        on_step("timing each graph")
+        rows = summarise(variants, built, golden.inputs)
+        on_step("writing the bundle")
         bundle = write_bundle(target, files=contents, manifest=manifest, overwrite=options.overwrite)
-    return Exported(bundle, gate.reports)
+    return Exported(bundle, gate.reports, tuple(rows))
 
 
 def check_bundle(
@@ -151,16 +208,21 @@ def check_bundle(
     *,
     data: Path,
     samples: int | None = None,
+    gate_samples: int = GATE_SAMPLES,
     seed: int = 0,
     on_step: Callable[[str], None] = lambda _: None,
-) -> dict[str, ParityReport]:
-    """Repeat the gate on the files of a bundle; :func:`export.report.require_parity` judges the reports.
+) -> dict[str, ParityReport | PrecisionReport]:
+    """Repeat the gates on the files of a bundle; :func:`export.report.require_parity` and
+    :func:`export.precision_gate.require_precision` judge the reports.
+
+    Graphs that ONNX Runtime cannot run (bf16) are left out.
 
     Args:
         model: what the bundle should compute.
         bundle: opened and verified.
         data: JSONL of real samples.
-        samples: how many of them; None for as many as give the gate 128 logits.
+        samples: how many of them for fp32; None for as many as give the gate 128 logits.
+        gate_samples: how many of them for lower precisions; fewer if there are fewer.
         seed: of the generated batches and of the choice of samples.
         on_step: called with a few words before each step.
 
@@ -171,89 +233,122 @@ def check_bundle(
         UsageError: the bundle is of a model with other labels or other preprocessing.
     """
     _check_same_task(model, bundle)
-    rows = _samples(model, data, Options(samples=samples, seed=seed))
+    options = Options(samples=samples, seed=seed, gate_samples=gate_samples)
     config = exporter_config(model, routing_output=bundle.manifest.routing is not None)
-    gate = _Gate(model, config, rows, seed=seed, on_step=on_step)
-    for graph in bundle.manifest.graphs:
-        gate.compare(graph.name, bundle.file(graph.file), config)
-    return gate.reports
+    found: dict[str, ParityReport | PrecisionReport] = {}
+    graphs = [graph for graph in bundle.manifest.graphs if graph.takes("onnxruntime")]
+    plain = [graph for graph in graphs if graph.precision == "fp32"]
+    lowered = [graph for graph in graphs if graph.precision != "fp32"]
+    if plain:
+        gate = ParityGate(model, config, _samples(model, data, options), seed=seed, on_step=on_step)
+        found |= {graph.name: gate.compare(graph.name, bundle.file(graph.file), config) for graph in plain}
+    if lowered:
+        judged = pick_samples(data, model, options.gate_samples, seed=seed)
+        evaluation = Evaluation(model, judged, on_step=on_step)
+        for graph in lowered:
+            limits = THRESHOLDS[graph.precision]
+            if graph.gate is not None:
+                asked = graph.gate.thresholds
+                limits = Thresholds(
+                    labels=asked.get("labels", 0.0), routing=asked.get("routing"), metric=asked.get("metric")
+                )
+            found[graph.name] = measure_precision(
+                evaluation,
+                bundle.file(graph.file),
+                config,
+                precision=graph.precision,
+                thresholds=limits if "routing" in config.outputs else replace(limits, routing=None),
+                mark="CPU" if graph.precision == "fp16" else "",
+            )
+    return found
 
 
 def _samples(model: MoPE, data: Path, options: Options) -> list[Sample]:
     return pick_samples(data, model, options.samples or rows_needed(len(model.config.labels)), seed=options.seed)
 
 
-class _Gate:
-    """The gate with its batches and the model's own outputs for them, which every graph is compared with.
-
-    Attributes:
-        reports: what was found, by the graph's name.
-    """
-
-    def __init__(
-        self,
-        model: MoPE,
-        config: MoPEExporterConfig,
-        samples: Sequence[Sample],
-        *,
-        seed: int,
-        on_step: Callable[[str], None],
-        on_report: Callable[[ParityReport], None] = lambda _: None,
-    ) -> None:
-        self.reference = Reference(model)
-        self.cases = [*generated_cases(config.graph, seed=seed), *sample_cases(model.preprocessing, samples)]
-        self.on_step, self.on_report = on_step, on_report
-        self.reports: dict[str, ParityReport] = {}
-
-    def compare(self, name: str, file: Path, config: MoPEExporterConfig) -> ParityReport:
-        """Compare one file with the model and keep the report."""
-        report = measure(self.reference.model, file, config, self._shown(file.name), reference=self.reference)
-        self.reports[name] = report
-        self.on_report(report)
-        return report
-
-    def _shown(self, name: str) -> Iterator[Case]:
-        for i, case in enumerate(self.cases, 1):
-            self.on_step(f"comparing {name} with the model (batch {i} of {len(self.cases)})")
-            yield case
+def _calibration(model: MoPE, data: Path, options: Options) -> Iterator[Feeds]:
+    """Input arrays of real samples, batch by batch; another choice than what is judged where both are of one file."""
+    rows = pick_samples(data, model, options.calibration_samples, seed=options.seed + 1)
+    for case in sample_cases(model.preprocessing, rows):
+        yield {name: case.inputs[name] for name in model.input_names}
 
 
-def _graphs(model: MoPE, config: MoPEExporterConfig, folder: Path, options: Options, gate: _Gate) -> list[Path]:
-    """Write every graph and put it through the gate; the files written."""
-    routed = exporter_config(model)
-    gate.on_step("rewriting the routing and tracing the graph")
-    graph = trace(to_static(model), routed, opset=options.opset)
-    if len(config.outputs) < len(routed.outputs):
-        # Which experts the file chooses cannot be seen without this output: compared first, then dropped.
-        file = folder / "model-with-routing.onnx"
-        save(graph, file)
-        require_parity(gate.compare("model-with-routing", file, routed))
-        drop_routing(graph)
-    files = save(graph, folder / GRAPH, external=options.fuse)
-    require_parity(gate.compare("model", folder / GRAPH, config))
-    if options.fuse:
-        gate.on_step("fusing for ONNX Runtime")
-        fuse(folder / GRAPH, folder / FUSED, layers=attention_layers(model), routers=routers(model))
-        require_parity(gate.compare("model-fused", folder / FUSED, config))
-        files.append(folder / FUSED)
-    return files
+def _check_device(name: str, options: Options, variants: Sequence[Variant]) -> None:
+    """Every final graph suits the device that it is for."""
+    for variant in variants:
+        nodes = onnx.load(variant.files[0], load_external_data=False).graph.node
+        ops = {node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}" for node in nodes}
+        get_target(name).check(opset=options.opset, precisions=(variant.precision,), ops=ops)
 
 
-def _graph_entry(name: str, file: Path, config: MoPEExporterConfig, *, runs_on: str = "any") -> dict[str, Any]:
+def _graph_entry(variant: Variant, config: MoPEExporterConfig, tolerance: dict[str, float]) -> dict[str, Any]:
     """A graph as the manifest describes it."""
-    proto = onnx.load(file, load_external_data=False)
-    data = sorted({e.value for t in proto.graph.initializer for e in t.external_data if e.key == "location"})
+    proto = onnx.load(variant.files[0], load_external_data=False)
     return {
-        "name": name,
-        "file": file.name,
-        "data": data,
-        "precision": "fp32",
+        "name": variant.name,
+        "file": variant.files[0].name,
+        "data": [path.name for path in variant.files[1:]],
+        "precision": variant.precision,
         "opset": next(opset.version for opset in proto.opset_import if opset.domain == ""),
         "ir_version": proto.ir_version,
-        "runs_on": runs_on,
+        "runs_on": variant.runs_on,
         "inputs": [_tensor(key, *value, config) for key, value in config.input_shapes.items()],
         "outputs": [_tensor(key, *value, config) for key, value in config.output_shapes.items()],
+        "tolerance": tolerance,
+        "gate": _gate(variant),
     }
+
+
+def _gate(variant: Variant) -> dict[str, Any] | None:
+    if variant.lowered is None:
+        return None
+    report = variant.lowered.report
+    return {
+        "samples": report.samples,
+        "mark": report.mark,
+        "kept": list(variant.lowered.kept),
+        "thresholds": report.thresholds.to_dict(),
+        "figures": report.figures(),
+    }
+
+
+def _tolerance(variant: Variant, golden: Golden, reports: dict[str, ParityReport]) -> dict[str, float]:
+    """What another engine's or processor's arithmetic may differ by and still be right.
+
+    A multiple of what was measured here: of fp32 over everything that was compared, of lower precisions on the golden
+    samples themselves.
+    """
+    precision = variant.precision
+    if precision == "fp32":
+        measured = dict.fromkeys(("logits", "routing"), 0.0)
+        for check in (check for report in reports.values() for check in report.values):
+            measured[check.output] = max(measured[check.output], check.error)
+    else:
+        measured = _golden_errors(variant.runnable, golden)
+    least, factor = GOLDEN_TOLERANCE[precision], GOLDEN_FACTOR[precision]
+    return {name: min(1.0, max(least, factor * measured.get(name, 0.0))) for name in ("logits", "routing")}
+
+
+def _golden_errors(file: Path, golden: Golden) -> dict[str, float]:
+    """``logits``: max|a − b| / max|b|; ``routing``: max|a − b|, as :mod:`mope_deploy.engines.golden` measures them."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    names = list(golden.outputs)
+    found = dict(zip(names, session.run(names, golden.inputs), strict=True))
+    errors = {name: float(np.abs(found[name] - golden.outputs[name]).max()) for name in names}
+    errors["logits"] /= max(float(np.abs(golden.outputs["logits"]).max()), float(np.finfo(np.float32).tiny))
+    return errors
+
+
+def _reports(parity: dict[str, ParityReport], variants: Sequence[Variant]) -> dict[str, Any]:
+    """Every report of a gate, by the graph's name; of repaired graphs also what was tried."""
+    found: dict[str, Any] = {name: report.to_dict() for name, report in parity.items()}
+    for variant in variants:
+        if variant.lowered is not None:
+            found[variant.name] = {**variant.lowered.report.to_dict(), **variant.lowered.to_dict()}
+    return found
 
 
 def _tensor(name: str, dtype: str, shape: Sequence[int | str], config: MoPEExporterConfig) -> dict[str, Any]:
@@ -286,22 +381,32 @@ def _manifest(
         "routing": {"layers": model.main.depth, "experts": config.experts, "top_k": config.top_k or None}
         if routed
         else None,
-        "golden": {"samples": SAMPLES, "inputs": INPUTS, "outputs": OUTPUTS, "tolerance": _tolerance(reports)},
+        "golden": {"samples": SAMPLES, "inputs": INPUTS, "outputs": OUTPUTS},
         "parity": {"report": REPORT, "figures": _figures(reports)},
+        "build": _build(model, options),
     }
 
 
-def _tolerance(reports: dict[str, ParityReport]) -> dict[str, float]:
-    """What another CPU's or engine's float32 may differ by and still be right: ten times what was measured here."""
-    found = dict.fromkeys(("logits", "routing"), GOLDEN_TOLERANCE)
-    for check in (check for report in reports.values() for check in report.values):
-        found[check.output] = max(found[check.output], 10 * check.error)
-    return found
+def _build(model: MoPE, options: Options) -> dict[str, Any] | None:
+    """What engines should be built with, where the export was told."""
+    profile = {axis: Sizes.parse(sizes, axis=axis) for axis, sizes in options.profile().items()}
+    text = model.preprocessing.text
+    if "text_length" in profile and (text is None or profile["text_length"].max > text.max_length):
+        raise UsageError(
+            "--text-len",
+            received=str(profile["text_length"]),
+            expected="nothing: this model reads no text" if text is None else f"at most {text.max_length:,} tokens",
+        )
+    workspace = options.workspace or (get_target(options.target).workspace if options.target else None)
+    if not profile and workspace is None and options.target is None:
+        return None
+    sizes = {axis: [s.min, s.opt, s.max] for axis, s in profile.items()}
+    return {"target": options.target, "profile": sizes, "workspace": workspace}
 
 
 def _figures(reports: dict[str, ParityReport]) -> dict[str, float | str | bool]:
     """Of the canonical graph under plain names; of the others what they are compared for."""
-    found = reports["model"].figures()
+    found = reports["model" if "model" in reports else "model-with-routing"].figures()
     with_routing = reports.get("model-with-routing")
     if with_routing is not None:
         found |= {key: value for key, value in with_routing.figures().items() if key.startswith("experts_")}

@@ -1,4 +1,4 @@
-"""``mope-export RUN --format onnx`` and ``mope-export check RUN BUNDLE``."""
+"""``mope-export RUN --format onnx,trt,triton`` and ``mope-export check RUN BUNDLE``."""
 
 from __future__ import annotations
 
@@ -10,28 +10,40 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from export.options import DEFAULT_OPSET, OPSETS, Options, check_target
+from export.options import (
+    CALIBRATION_METHODS,
+    CALIBRATION_SAMPLES,
+    DEFAULT_OPSET,
+    FORMATS,
+    GATE_SAMPLES,
+    OPSETS,
+    Options,
+    check_target,
+    parse_list,
+    parse_thresholds,
+)
 from export.packages import require_packages
 from export.source import find_source
 from mope_deploy.console import err, out, run_app
 from mope_deploy.errors import ExportError, UsageError
-from mope_deploy.fields import nearest
+from mope_deploy.manifest import PRECISIONS
+from mope_deploy.targets import TARGETS, get_target
 
 if TYPE_CHECKING:
     from export.bundling import Exported
+    from export.precision_gate import PrecisionReport
     from export.report import ParityReport
     from export.source import Source
     from mope_deploy.model import MoPE
 
 __all__ = ["check_app", "export_app", "main"]
 
-FORMATS = ("onnx",)
-PLANNED = ("trt",)
 BUNDLES = Path("bundles")
 PLAIN_EVERY_S = 5.0
 
@@ -42,6 +54,7 @@ The saved graph is compared with the trained model on generated and on real samp
 there is no bundle and the exit code is 1.
 
     mope-export runs/mine --format onnx --out bundles/mine
+    mope-export runs/mine --format onnx,trt --precision fp32,fp16,int8
 
     mope-export check runs/mine bundles/mine      repeats the comparison on a bundle's own files
 
@@ -62,6 +75,9 @@ Data = Annotated[
 ]
 Samples = Annotated[
     int | None, typer.Option(min=1, help="How many of them; default: enough for 128 logits.", show_default=False)
+]
+GateSamples = Annotated[
+    int, typer.Option(min=1, help="Real samples that precisions below fp32 are judged on; fewer if there are fewer.")
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Of generated inputs and of the choice of samples.")]
 Report = Annotated[
@@ -84,15 +100,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 @export_app.command(help=_HELP)
 def export(
     run: Run,
-    format: Annotated[str, typer.Option("--format", help=f"One of: {', '.join(FORMATS)}.")] = "onnx",
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="onnx; trt: also TensorRT engines, in the same bundle; triton: also a model repository for NVIDIA's "
+            "Triton server, beside it. A list: onnx,trt.",
+        ),
+    ] = "onnx",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help=f"A list of: {', '.join(PRECISIONS)}. The first runs by default. Default: fp32, or the target's.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--target", help=f"What it is for: {', '.join(TARGETS)}. Checks and presets.", show_default=False),
+    ] = None,
     target: Annotated[
         Path | None,
         typer.Option("--out", metavar="BUNDLE", help="Folder to make; default: bundles/ and the run's name."),
     ] = None,
     data: Data = None,
     opset: Annotated[
-        int, typer.Option(help=f"Version of the ONNX operators, {OPSETS.start} to {OPSETS.stop - 1}.")
-    ] = DEFAULT_OPSET,
+        int | None,
+        typer.Option(
+            help=f"Version of the ONNX operators, {OPSETS.start} to {OPSETS.stop - 1}. Default: {DEFAULT_OPSET}.",
+            show_default=False,
+        ),
+    ] = None,
     fuse: Annotated[
         bool, typer.Option("--fuse", help="Also write a variant fused for ONNX Runtime, sharing the weights.")
     ] = False,
@@ -100,6 +138,57 @@ def export(
         bool, typer.Option("--routing/--no-routing", help="Whether the experts' weights are an output of the graph.")
     ] = True,
     samples: Samples = None,
+    gate_samples: GateSamples = GATE_SAMPLES,
+    threshold: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME=SHARE",
+            help="What they have to reach: labels=0.99,routing=0.99 (least share equal), metric=0.01 (largest drop).",
+            show_default=False,
+        ),
+    ] = None,
+    calib: Annotated[
+        int, typer.Option(min=1, help="Real samples that int8 reads its ranges from.")
+    ] = CALIBRATION_SAMPLES,
+    calib_data: Annotated[
+        Path | None,
+        typer.Option(metavar="JSONL", help="Where they are; default: the run's training split.", show_default=False),
+    ] = None,
+    calib_method: Annotated[
+        str, typer.Option(help=f"How outliers among them are cut: {' or '.join(CALIBRATION_METHODS)}.")
+    ] = CALIBRATION_METHODS[0],
+    batch: Annotated[
+        str | None, typer.Option(help="Batch sizes that engines are built for, min:opt:max.", show_default=False)
+    ] = None,
+    text_len: Annotated[
+        str | None, typer.Option(help="The same for tokens of a text, 8:32:128.", show_default=False)
+    ] = None,
+    workspace: Annotated[
+        int | None, typer.Option(min=1, help="Limit of a builder's GPU scratch memory, MiB.", show_default=False)
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            help="Library that --format trt builds with: tensorrt or tensorrt_rtx; default: what fits this machine.",
+            show_default=False,
+        ),
+    ] = None,
+    compute: Annotated[
+        str | None,
+        typer.Option(
+            help="Compute capabilities of --format trt, 8.6,12.0; default: this GPU's, or all without one.",
+            show_default=False,
+        ),
+    ] = None,
+    tf32: Annotated[
+        bool, typer.Option("--tf32", help="Let engines round float32 products to TF32, which is faster.")
+    ] = False,
+    triton: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="REPOSITORY", help="Where --format triton writes; default: OUT-triton.", show_default=False
+        ),
+    ] = None,
     seed: Seed = 0,
     name: Annotated[
         str | None, typer.Option(help="What the bundle calls itself; default: the run's name.", show_default=False)
@@ -109,41 +198,87 @@ def export(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Load everything, say what would be done, stop.")] = False,
 ) -> int:
     started = time.monotonic()
-    _check_format(format)
-    source = find_source(run, data=data)
-    target = target or BUNDLES / source.name
+    formats = parse_list("format", format, FORMATS)
+    preset = get_target(device) if device is not None else None
+    _check_belongs(formats, "trt", {"--backend": backend, "--compute": compute, "--tf32": tf32 or None})
+    _check_belongs(formats, "triton", {"--triton": triton})
+    if preset is not None and precision is not None:
+        preset.check_precisions([name.strip().lower() for name in precision.split(",")])
     options = Options(
-        name=name or source.name,
-        opset=opset,
+        opset=opset or (preset.opset if preset else DEFAULT_OPSET),
         fuse=fuse,
         routing=routing,
         samples=samples,
         overwrite=overwrite,
         seed=seed,
+        precisions=parse_list("precision", precision, PRECISIONS)
+        if precision is not None
+        else (preset.default_precisions if preset else ("fp32",)),
+        gate_samples=gate_samples,
+        thresholds=parse_thresholds(threshold) if threshold is not None else {},
+        calibration_samples=calib,
+        calibration_method=calib_method,
+        target=device,
+        batch=batch,
+        text_length=text_len,
+        workspace=workspace,
     )
+    source = find_source(run, data=data)
+    options = replace(options, name=name or source.name)
+    target = target or BUNDLES / source.name
+    repository = triton or target.with_name(f"{target.name}-triton")
+    if calib_data is not None and not calib_data.is_file():
+        raise UsageError(f"--calib-data {calib_data} is not a file", expected="a JSONL file of image, text")
     check_target(target, overwrite=overwrite)
+    engines = None
+    if "trt" in formats:
+        from export.engines import EngineOptions, check_engine_options
+
+        engines = EngineOptions(backend=backend, compute=compute, tf32=tf32)
+        check_engine_options(engines, options.precisions, preset)
     with _steps() as step:
         step("loading PyTorch and the exporter")
         require_packages()
         from export.bundling import export_model
+        from export.summary import summary_table
 
         step(f"loading {source.checkpoint}")
         model = _load(source)
         if dry_run:
             step(None)
-            _print_plan(source, model, target, options)
+            _print_plan(source, model, target, options, formats)
             return 0
-        reports: dict[str, ParityReport] = {}
+        reports: dict[str, ParityReport | PrecisionReport] = {}
 
-        def on_report(found: ParityReport) -> None:
+        def on_report(found: ParityReport | PrecisionReport) -> None:
             step(None)
             reports[found.file] = found
             out.print(found.table())
             if report is not None:
                 _write_report(report, reports)
 
-        exported = export_model(model, target, data=source.data, options=options, on_step=step, on_report=on_report)
+        exported = export_model(
+            model,
+            target,
+            data=source.data,
+            calibration=calib_data or source.calibration,
+            options=options,
+            on_step=step,
+            on_report=on_report,
+            engines=engines,
+        )
+        step(None)
+        if len(exported.rows) > 1:
+            out.print(summary_table(exported.rows))
+        if "triton" in formats:
+            step("writing the Triton repository")
+            repositories = _write_triton(exported, repository)
+    for row in exported.rows:
+        if row.explanation:
+            out.print(f"{row.graph}: {row.explanation}", markup=False)
     _print_result(exported, source, target, seconds=time.monotonic() - started)
+    if "triton" in formats:
+        _print_rows({"triton": ", ".join(map(str, repositories))})
     return 0
 
 
@@ -153,6 +288,7 @@ def check(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of the bundle.", show_default=False)],
     data: Data = None,
     samples: Samples = None,
+    gate_samples: GateSamples = GATE_SAMPLES,
     seed: Seed = 0,
     report: Report = None,
 ) -> int:
@@ -165,31 +301,51 @@ def check(
         step("loading PyTorch")
         require_packages()
         from export.bundling import check_bundle
+        from export.precision_gate import PrecisionReport, require_precision
         from export.report import require_parity
 
         step(f"loading {source.checkpoint}")
         model = _load(source)
-        reports = check_bundle(model, opened, data=source.data, samples=samples, seed=seed, on_step=step)
+        reports = check_bundle(
+            model, opened, data=source.data, samples=samples, gate_samples=gate_samples, seed=seed, on_step=step
+        )
     for found in reports.values():
         out.print(found.table())
     if report is not None:
         _write_report(report, reports)
     for found in reports.values():
-        require_parity(found)
+        if isinstance(found, PrecisionReport):
+            require_precision(found)
+        else:
+            require_parity(found)
+    for graph in opened.manifest.graphs:
+        if graph.name not in reports:
+            out.print(f"{graph.name} ({graph.precision}) was not checked: ONNX Runtime has no such arithmetic here")
     out.print(f"{bundle} computes what {run} computes ({time.monotonic() - started:.1f} s)", markup=False)
     return 0
 
 
-def _check_format(name: str) -> None:
-    if name in FORMATS:
-        return
-    available = ", ".join(FORMATS)
-    if name in PLANNED:
-        raise UsageError(f"--format {name} is not available yet", expected=f"one of: {available}")
-    hint = nearest(name.lower(), (*FORMATS, *PLANNED))
-    raise UsageError(
-        f"there is no --format {name}", expected=f"one of: {available}", todo=f"did you mean {hint}?" if hint else None
-    )
+def _check_belongs(formats: Sequence[str], format: str, given: Mapping[str, object]) -> None:
+    """Options of one format are not passed over in silence where it was not asked for."""
+    for option, value in given.items():
+        if value is not None and format not in formats:
+            raise UsageError(
+                f"{option} belongs to --format {format}",
+                received=f"--format {','.join(formats)}",
+                todo=f"add {format} to --format, or leave {option} out",
+            )
+
+
+def _write_triton(exported: Exported, repository: Path) -> list[Path]:
+    """A model for every graph that the server's ONNX Runtime takes."""
+    from export.triton import model_name, write_repository
+
+    bundle = exported.bundle
+    graphs = [graph.name for graph in bundle.manifest.graphs if graph.takes("onnxruntime")]
+    return [
+        write_repository(bundle, repository, graph=graph, name=model_name(bundle) + graph.removeprefix("model"))
+        for graph in graphs
+    ]
 
 
 def _load(source: Source) -> MoPE:
@@ -199,7 +355,7 @@ def _load(source: Source) -> MoPE:
     return source.load()
 
 
-def _print_plan(source: Source, model: MoPE, target: Path, options: Options) -> None:
+def _print_plan(source: Source, model: MoPE, target: Path, options: Options, formats: Sequence[str]) -> None:
     from export.bundling import GOLDEN_COUNT
     from export.cases import generated_cases, rows_needed
     from export.exporter_config import exporter_config
@@ -219,6 +375,8 @@ def _print_plan(source: Source, model: MoPE, target: Path, options: Options) -> 
             "outputs": _tensors(described.output_shapes),
             "graph": f"opset {options.opset}, about {_size(weights)}"
             + (", and a variant fused for ONNX Runtime" if options.fuse else ""),
+            "formats": f"{', '.join(formats)} in {', '.join(options.precisions)}"
+            + (f" for {options.target}" if options.target else ""),
             "comparison": f"{generated} generated samples and up to {real} of {source.data}",
             "golden": f"up to {GOLDEN_COUNT} samples of {source.data} go into the bundle, pictures and texts included",
             "bundle": f"{target}, called {options.name!r}" + (", replacing what is there" if target.exists() else ""),
@@ -297,7 +455,7 @@ def _plain_steps() -> Callable[[str | None], None]:
     return show
 
 
-def _write_report(path: Path, reports: Mapping[str, ParityReport]) -> None:
+def _write_report(path: Path, reports: Mapping[str, ParityReport | PrecisionReport]) -> None:
     document: dict[str, Any] = {name: report.to_dict() for name, report in reports.items()}
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:

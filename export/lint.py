@@ -8,7 +8,7 @@ reason of its own was seen to fail there, or makes shapes that no engine can be 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,13 +117,18 @@ class Refusal:
         return f"{self.op} at {self.node!r} {self.reason}: {self.todo}"
 
 
-def check(model: ModelProto, *, what: str = "the exported graph") -> None:
+def check(model: ModelProto, *, what: str = "the exported graph", extra_ops: Collection[str] = ()) -> None:
     """Raise unless every target takes ``model``.
+
+    Args:
+        model: external data need not be loaded.
+        what: what the message calls it.
+        extra_ops: standard operators allowed besides :data:`ALLOWED_OPS`, for a file that is not for every target.
 
     Raises:
         ExportError: naming the first refusals with their nodes, and how many there are.
     """
-    found = lint(model)
+    found = lint(model, extra_ops=extra_ops)
     if found:
         shown = "; ".join(map(str, found[:3]))
         more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
@@ -132,14 +137,15 @@ def check(model: ModelProto, *, what: str = "the exported graph") -> None:
         )
 
 
-def lint(model: ModelProto) -> list[Refusal]:
+def lint(model: ModelProto, *, extra_ops: Collection[str] = ()) -> list[Refusal]:
     """Everything in ``model`` that a target cannot take, in the graph's order; external data need not be loaded."""
+    allowed = ALLOWED_OPS.union(extra_ops)
     found = list(_header(model))
     constants = _constants(model.graph)
     found += _tensors(model.graph)
     depends_on_values = {value.name for value in model.graph.input} - constants.keys()
     for node in model.graph.node:
-        found += _node(node, constants, depends_on_values)
+        found += _node(node, constants, depends_on_values, allowed)
         if node.op_type not in _FROM_SHAPES and any(name in depends_on_values for name in node.input):
             depends_on_values.update(node.output)
     return found
@@ -182,7 +188,10 @@ def _tensors(graph: GraphProto) -> Iterator[Refusal]:
 
 
 def _node(
-    node: NodeProto, constants: Mapping[str, np.ndarray | None], depends_on_values: set[str]
+    node: NodeProto,
+    constants: Mapping[str, np.ndarray | None],
+    depends_on_values: set[str],
+    allowed: Collection[str],
 ) -> Iterator[Refusal]:
     name = node.name or (node.output[0] if node.output else "a node without a name")
     op = f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
@@ -207,7 +216,7 @@ def _node(
     if node.op_type in _RANDOM:
         yield refuse("is not deterministic", "export the model in evaluation mode, without noise or dropout")
         return
-    if node.op_type not in ALLOWED_OPS:
+    if node.op_type not in allowed:
         yield refuse("is outside the allowlist of operators that every target takes", "express it by allowed operators")
         return
     yield from _operands(node, constants, depends_on_values, refuse)

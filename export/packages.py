@@ -16,4 +16,5 @@ def require_packages() -> None:
         MissingExtraError: naming the first one that is missing and the pip command.
     """
     for package in _PACKAGES:
-        require(package, extra="export", purpose="exporting")
+        # one of the two distributions of onnxruntime, which extra "export" must not choose: each overwrites the other
+        require(package, extra="ort" if package == "onnxruntime" else "export", purpose="exporting")

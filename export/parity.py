@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from export.cases import MIN_VALUES, Case
 from export.exporter_config import MoPEExporterConfig
+from export.interface import RUNTIME, open_graph, reason
 from export.reference import Reference, eager_outputs, in_float64, largest_difference
 from export.report import CEILING, Decisions, InterfaceCheck, NearTie, ParityReport, Rounding, ValueCheck
 from mope_deploy.model import MoPE
@@ -62,11 +63,11 @@ def measure(
         "file": file.name,
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         "reference": "the eager model, PyTorch float32",
-        "runtime": f"onnxruntime {ort.__version__} on the CPU",
+        "runtime": RUNTIME,
         "tolerance": config.tolerance,
     }
     reference = reference or Reference(model)
-    session, interface = _load(file, config)
+    session, interface = open_graph(file, config)
     runs: list[_Run] = []
     for case in cases if session is not None else ():
         run, failures = _run(reference, session, case, tuple(config.outputs))
@@ -112,32 +113,6 @@ class _Run:
     exported: dict[str, Array]
 
 
-def _load(file: Path, config: MoPEExporterConfig) -> tuple[ort.InferenceSession | None, list[InterfaceCheck]]:
-    """A fresh session on the saved file, and whether its inputs and outputs are as asked for."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # every error is raised as well
-    try:
-        session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the library's own exceptions share no base class but this
-        return None, [InterfaceCheck("loading in ONNX Runtime", " ".join(str(error).split())[:300], "a session")]
-    checks = []
-    for kind, found, wanted in (
-        ("inputs", session.get_inputs(), config.input_shapes),
-        ("outputs", session.get_outputs(), config.output_shapes),
-    ):
-        names = [tensor.name for tensor in found]
-        checks.append(InterfaceCheck(f"names of the {kind}", ", ".join(names), ", ".join(wanted)))
-        for tensor in found:
-            dtype, shape = wanted.get(tensor.name, ("no such tensor", ()))
-            received = f"{tensor.type} {_axes(tensor.shape)}"
-            checks.append(InterfaceCheck(f"dtype and axes of {tensor.name}", received, f"{dtype} {_axes(shape)}"))
-    return (session if all(check.passed for check in checks) else None), checks
-
-
-def _axes(shape: Sequence[object]) -> str:
-    return f"({', '.join(map(str, shape))})"
-
-
 def _run(
     reference: Reference, session: ort.InferenceSession, case: Case, outputs: tuple[str, ...]
 ) -> tuple[_Run | None, list[InterfaceCheck]]:
@@ -145,9 +120,8 @@ def _run(
     eager = reference.outputs(case)
     try:
         exported = dict(zip(outputs, session.run(list(outputs), case.inputs), strict=True))
-    except Exception as error:  # as in _load
-        reason = " ".join(str(error).split())[:300]
-        return None, [InterfaceCheck(f"running {case.name}", reason, "outputs")]
+    except Exception as error:  # the library's own exceptions share no base class but this
+        return None, [InterfaceCheck(f"running {case.name}", reason(error), "outputs")]
     checks = [
         InterfaceCheck(
             f"{name} of {case.name}",

@@ -19,7 +19,9 @@ __all__ = [
     "ParityReport",
     "Rounding",
     "ValueCheck",
+    "json_safe",
     "require_parity",
+    "verdict",
 ]
 
 CEILING = 1e-4  # relative; no rounding of float32 excuses more
@@ -235,7 +237,7 @@ class ParityReport:
             for check in self.values
         ]
         document["decisions"] = [dataclasses.asdict(check) | {"passed": check.passed} for check in self.decisions]
-        return _finite(document)
+        return json_safe(document)
 
     def figures(self) -> dict[str, float | str | bool]:
         """The few figures that a manifest shows."""
@@ -257,22 +259,22 @@ class ParityReport:
             table.add_column(column, justify="left" if column == "check" else "right")
         wrong = [check for check in self.interface if not check.passed]
         for one in wrong:
-            table.add_row(one.what, "", one.received, one.expected, _verdict(False))
+            table.add_row(one.what, "", one.received, one.expected, verdict(False))
         if not wrong:
-            table.add_row("names, dtypes, axes, shapes", f"{len(self.interface)}", "equal", "equal", _verdict(True))
+            table.add_row("names, dtypes, axes, shapes", f"{len(self.interface)}", "equal", "equal", verdict(True))
         for check in self.values:
             table.add_row(
                 f"{check.output}, {check.source}",
                 f"{check.values:,} values",
                 f"{check.error:.1e}",
                 f"{check.tolerance:.0e}" + (" *" if check.earned else ""),
-                _verdict(check.passed),
+                verdict(check.passed),
             )
         for decided in self.decisions:
             ties = f", {decided.near_ties} near-ties" if decided.near_ties else ""
             name = "predicted labels" if decided.kind == "labels" else "top expert of each layer"
             table.add_row(
-                name, f"{decided.compared:,}", f"{decided.equal:,} equal{ties}", "all", _verdict(decided.passed)
+                name, f"{decided.compared:,}", f"{decided.equal:,} equal{ties}", "all", verdict(decided.passed)
             )
         earned = [check for check in self.values if check.earned and check.rounding is not None]
         if earned:
@@ -301,14 +303,15 @@ def _off(rounding: Rounding | None) -> str:
     return f"; off float64: PyTorch {rounding.eager:.1e}, the file {rounding.exported:.1e}"
 
 
-def _verdict(passed: bool) -> str:
+def verdict(passed: bool) -> str:
+    """For a cell of a table."""
     return "[green]pass[/green]" if passed else "[red]FAIL[/red]"
 
 
-def _finite(value: Any) -> Any:
+def json_safe(value: Any) -> Any:
     """``value`` with NaN and infinities as text: JSON has none."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: json_safe(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [json_safe(item) for item in value]
     return str(value) if isinstance(value, float) and not np.isfinite(value) else value

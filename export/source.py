@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,13 +27,16 @@ class Source:
     Attributes:
         name: what to call the bundle unless the user says otherwise.
         checkpoint: folder, or hub id.
-        data: JSONL of real samples.
+        data: JSONL of real samples to compare on.
+        calibration: JSONL of real samples to read ranges of activations from: the run's training split where it
+            recorded one, so that nothing is judged on what it was calibrated with.
         where: what messages and commands call the source: as the user gave it.
     """
 
     name: str
     checkpoint: str
     data: Path
+    calibration: Path
     where: str
 
     def load(self) -> MoPE:
@@ -65,20 +69,24 @@ def find_source(given: str | Path, *, data: str | Path | None = None) -> Source:
             todo=f"run it: mope info {where}; to compare it with its run: mope-export check RUN {where}",
         )
     if (path / RUN).is_file():
-        checkpoint, split = _of_run(path, where)
-        return Source(path.resolve().name, str(checkpoint), _data(data, split, where), where)
+        checkpoint, description = _of_run(path, where)
+        compared = _data(data, _split(path, description), where)
+        return Source(path.resolve().name, str(checkpoint), compared, _calibration(path, description, compared), where)
     if (path / CONFIG).is_file():
         run = path.resolve().parent
-        split = _split(run, _read_run(run)) if (run / RUN).is_file() else None
+        description = _read_run(run) if (run / RUN).is_file() else {}
+        split = _split(run, description)
         name = run.name if split is not None else path.resolve().name
-        return Source(name, str(path), _data(data, split, where), where)
+        compared = _data(data, split, where)
+        return Source(name, str(path), compared, _calibration(run, description, compared), where)
     if path.exists() or not _is_hub_id(where):
         raise _nothing(path, where)
-    return Source(where.rpartition("/")[2], where, _data(data, None, where), where)
+    compared = _data(data, None, where)
+    return Source(where.rpartition("/")[2], where, compared, compared, where)
 
 
-def _of_run(run: Path, where: str) -> tuple[Path, Path | None]:
-    """The best checkpoint of a finished run and its split for testing."""
+def _of_run(run: Path, where: str) -> tuple[Path, dict[str, Any]]:
+    """The best checkpoint of a finished run, and what the run says about itself."""
     description = _read_run(run)
     best = run / str(description.get("checkpoint", "best"))
     has_best = (best / CONFIG).is_file() and (best / WEIGHTS).is_file()
@@ -91,7 +99,7 @@ def _of_run(run: Path, where: str) -> tuple[Path, Path | None]:
         )
     if not has_best:
         raise CheckpointError(f"the run {where} has no checkpoint {best.name}", expected=f"{best / WEIGHTS}")
-    return best, _split(run, description)
+    return best, description
 
 
 def _read_run(run: Path) -> dict[str, Any]:
@@ -106,14 +114,23 @@ def _read_run(run: Path) -> dict[str, Any]:
     return description
 
 
-def _split(run: Path, description: dict[str, Any]) -> Path | None:
-    """The test split that the run recorded, else its validation split."""
+def _split(run: Path, description: dict[str, Any], names: Sequence[str] = ("test", "validation")) -> Path | None:
+    """The first of these splits that the run recorded; by default that for testing, else that for validation."""
     splits = description.get("data")
-    for name in ("test", "validation"):
+    for name in names:
         recorded = splits.get(name) if isinstance(splits, dict) else None
         if isinstance(recorded, str):
             return run / recorded  # an absolute path stays itself
     return None
+
+
+def _calibration(run: Path, description: dict[str, Any], compared: Path) -> Path:
+    """The run's training split, else its validation split, where it is still there; else what is compared on."""
+    for name in ("train", "validation"):
+        recorded = _split(run, description, (name,))
+        if recorded is not None and recorded.is_file():
+            return recorded
+    return compared
 
 
 def _data(given: str | Path | None, recorded: Path | None, where: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -73,7 +73,14 @@ def trace(static: StaticMoPE, config: MoPEExporterConfig, *, opset: int = DEFAUL
     return model
 
 
-def save(model: ir.Model, path: Path, *, external: bool = False, embed_limit: int = EMBED_LIMIT) -> list[Path]:
+def save(
+    model: ir.Model,
+    path: Path,
+    *,
+    external: bool = False,
+    embed_limit: int = EMBED_LIMIT,
+    extra_ops: Collection[str] = (),
+) -> list[Path]:
     """Write a graph and lint what was written.
 
     Args:
@@ -81,6 +88,7 @@ def save(model: ir.Model, path: Path, *, external: bool = False, embed_limit: in
         path: the file, ``….onnx``.
         external: put the weights into ``….onnx.data`` beside it, whatever their size.
         embed_limit: bytes of weights above which that happens anyway.
+        extra_ops: operators that a file for ONNX Runtime alone may hold as well.
 
     Returns:
         The files written: the graph, and the weights if they are apart.
@@ -95,7 +103,7 @@ def save(model: ir.Model, path: Path, *, external: bool = False, embed_limit: in
     else:
         ir.save(model, path)
     files = [path, data] if data.is_file() else [path]
-    lint.check(onnx.load(path, load_external_data=False), what=path.name)
+    lint.check(onnx.load(path, load_external_data=False), what=path.name, extra_ops=extra_ops)
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:  # checker and shape inference have exceptions of their own

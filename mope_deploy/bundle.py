@@ -90,17 +90,21 @@ class Bundle:
         return self.path / name
 
     def graph(self, name: str | None = None, *, engine: str = "onnxruntime") -> Graph:
-        """The graph called ``name``, or the canonical one: the first that ``engine`` runs.
+        """The graph called ``name``, or the first that ``engine`` runs.
 
-        A variant fused for one engine is only run when it is asked for: older releases of that engine may lack, or
+        The exporter puts the canonical graph first and fused ones last: older releases of an engine may lack, or
         compute otherwise, what a newer one fuses.
 
         Raises:
-            UsageError: no graph has that name, or it is made for another engine.
+            UsageError: no graph has that name, or none is made for ``engine``.
         """
         graphs = self.manifest.graphs
         if name is None:
-            return next((g for g in graphs if g.runs_on in ("any", engine)), graphs[0])
+            for graph in graphs:
+                if graph.takes(engine):
+                    return graph
+            made = ", ".join(f"{graph.name} ({graph.precision}, for {graph.runs_on})" for graph in graphs)
+            raise UsageError(f"{self.path}: no graph for {engine}", received=made)
         names = [g.name for g in graphs]
         if name not in names:
             hint = nearest(name, names)
@@ -110,7 +114,7 @@ class Bundle:
                 todo=f"did you mean {hint!r}?" if hint else None,
             )
         found = graphs[names.index(name)]
-        if found.runs_on not in ("any", engine):
+        if not found.takes(engine):
             raise UsageError(f"{self.path}: graph {name!r}", received=f"engine {engine}", expected=found.runs_on)
         return found
 

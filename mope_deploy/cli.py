@@ -26,7 +26,7 @@ from mope_deploy.progress import track
 if TYPE_CHECKING:
     from mope_deploy.bundle import Bundle
     from mope_deploy.data import Sample, Samples
-    from mope_deploy.manifest import Manifest
+    from mope_deploy.manifest import Gate, Manifest
     from mope_deploy.predictor import Prediction, Predictor
 
 __all__ = ["app", "main"]
@@ -51,7 +51,9 @@ REBUILD = typer.Option(
 GRAPH = typer.Option(None, help="Which graph of the bundle; by default the canonical one.", show_default=False)
 THREADS = typer.Option(None, min=1, help="Threads of one operator; by default the number of cores.", show_default=False)
 PROVIDER = typer.Option(
-    None, help="ONNX Runtime's execution provider, repeatable: CUDAExecutionProvider. Default: CPU.", show_default=False
+    None,
+    help="ONNX Runtime's execution provider: cpu, cuda, tensorrt, tensorrt-rtx, or its full name. Repeatable.",
+    show_default=False,
 )
 BATCH = typer.Option(16, min=1, max=4096, help="Samples that run at once.")
 SKIP_BAD = typer.Option(False, "--skip-bad", help="Leave out rows that cannot be used, and list them at the end.")
@@ -153,9 +155,9 @@ def verify(
     from mope_deploy.engines import built_engines
 
     opened = Bundle.open(bundle, verify=True)
-    canonical = opened.graph(graph).name
-    runs_on = ("any",) if engine == "tensorrt" else ("any", "onnxruntime")
-    variants = [g.name for g in opened.manifest.graphs if g.runs_on in runs_on and g.name != canonical]
+    runs_here = "tensorrt" if engine == "tensorrt" else "onnxruntime"
+    canonical = opened.graph(graph, engine=runs_here).name
+    variants = [g.name for g in opened.manifest.graphs if g.takes(runs_here) and g.name != canonical]
     results, unusable = [], {}
     for name in [canonical, *(variants if graph is None else [])]:
         try:
@@ -222,7 +224,7 @@ def build(
     """Build the TensorRT engine for this device from the bundle's ONNX, and prove it on the golden samples."""
     from mope_deploy.bundle import Bundle
     from mope_deploy.engines import open_session
-    from mope_deploy.engines.build import build_engine
+    from mope_deploy.engines.build import build_engine, why_not_run_here
     from mope_deploy.engines.device import this_device
 
     opened, device = Bundle.open(bundle), this_device()
@@ -248,8 +250,8 @@ def build(
         f"{sidecar.seconds:,.1f} s, at most {sidecar.peak_bytes / 2**20:,.0f} MiB of memory",
         markup=False,
     )
-    if device.compute_capability not in sidecar.compute_capabilities:
-        say(f"built, not run here: {device.no_gpu or f'{device.gpu} is another GPU'}", markup=False)
+    if reason := why_not_run_here(sidecar, device):
+        say(f"built, not run here: {reason}", markup=False)
         say("the golden samples are run when the engine is first loaded, before any prediction", markup=False)
         return
     session = open_session(opened, engine="tensorrt", graph=graph)
@@ -470,12 +472,16 @@ def _print_report(found: dict[str, Any]) -> None:
 
 def _engines(bundle: Bundle) -> Iterator[tuple[str, str]]:
     """What could run it here, and what was built for it."""
+    from mope_deploy.engines import providers_here
     from mope_deploy.engines.backends import BACKENDS, installed
-    from mope_deploy.engines.ort import available_providers
-    from mope_deploy.engines.sidecar import Sidecar, engine_files
+    from mope_deploy.engines.ort import library_version
+    from mope_deploy.engines.sidecar import Sidecar, find_engines
 
     try:
-        yield "onnxruntime here", ", ".join(available_providers())
+        yield "onnxruntime here", library_version()
+        for name, state, options in providers_here(bundle):
+            yield f"provider {name}", state
+            yield from (("", f"{key}={value}") for key, value in options.items())
     except MopeError as error:
         yield "onnxruntime here", str(error)
     found = installed()
@@ -483,17 +489,31 @@ def _engines(bundle: Bundle) -> Iterator[tuple[str, str]]:
         library = found.get(name, "not installed")
         yield f"{name} here", library if isinstance(library, str) else library.version
     for graph in bundle.manifest.graphs:
-        for name in BACKENDS:
-            files = engine_files(bundle, graph, name)
-            if not files.sidecar.exists() and not files.engine.exists():
-                continue
+        for name, files in find_engines(bundle, graph):
+            key = f"{'exported engine' if files.exported else 'engine'} {files.engine.name}"
             try:
                 sidecar = Sidecar.read(files.sidecar)
                 sizes = ", ".join(f"{axis} {size}" for axis, size in sidecar.profile.items())
                 targets = ", ".join(sidecar.compute_capabilities)
-                yield f"engine {files.engine.name}", f"{name} {sidecar.version}, for {targets}; {sizes}"
+                yield key, f"{name} {sidecar.version}, for {targets}; {sizes}"
             except EngineError as error:
-                yield f"engine {files.engine.name}", str(error)
+                yield key, str(error)
+
+
+def _judged(gate: Gate) -> str:
+    """How a graph of lower precision compared with the eager model."""
+    figures, asked = gate.figures, gate.thresholds
+    parts = []
+    for name, words in (("labels", "of labels"), ("experts", "of top experts")):
+        share = figures.get(f"{name}_agreement")
+        if isinstance(share, float | int):
+            least = asked.get("labels" if name == "labels" else "routing")
+            parts.append(f"{share:.2%} {words} equal" + (f" (≥ {least:.1%})" if least is not None else ""))
+    before, after = figures.get("metric_before"), figures.get("metric_after")
+    if isinstance(before, float | int) and isinstance(after, float | int):
+        parts.append(f"{figures.get('metric', 'metric')} {before:.4f} → {after:.4f}")
+    mark = f", {gate.mark}" if gate.mark else ""
+    return "; ".join([*parts, f"{gate.samples:,} samples{mark}"])
 
 
 def _described(manifest: Manifest) -> Iterator[tuple[str, str]]:
@@ -517,6 +537,15 @@ def _described(manifest: Manifest) -> Iterator[tuple[str, str]]:
         size = sum(manifest.files[name].bytes for name in (graph.file, *graph.data))
         runs = "" if graph.runs_on == "any" else f", for {graph.runs_on} only"
         yield f"graph {graph.name}", f"{graph.file}, {graph.precision}, opset {graph.opset}, {size / 1e6:,.1f} MB{runs}"
+        if graph.gate is not None:
+            yield "", _judged(graph.gate)
+            if graph.gate.kept:
+                yield "", f"kept in fp32: {', '.join(graph.gate.kept)}"
+    if manifest.build.target is not None:
+        yield "target", manifest.build.target
+    if manifest.build.profile:
+        sizes = (f"{axis} {':'.join(map(str, size))}" for axis, size in manifest.build.profile.items())
+        yield "engines are built for", ", ".join(sizes)
     for key, figure in manifest.parity.figures.items():
         yield f"parity {key}", f"{figure:.3g}" if isinstance(figure, float) else str(figure)
     yield from manifest.versions.items()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,9 @@ __all__ = [
     "FORMAT",
     "MANIFEST",
     "SCHEMA",
+    "Build",
     "FileEntry",
+    "Gate",
     "Golden",
     "Graph",
     "Manifest",
@@ -27,16 +29,19 @@ __all__ = [
     "Routing",
     "Task",
     "TensorSpec",
+    "Tolerance",
     "check_name",
     "read_manifest",
 ]
 
 FORMAT = "mope-bundle"
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 
 DTYPES = ("float32", "float16", "int64", "int32", "int8", "uint8", "bool")
-RUNS_ON = ("any", "onnxruntime")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-dynamic")
+RUNS_ON = ("any", "onnxruntime", "tensorrt")
+MARKS = ("", "CPU", "emulated")
 TASKS = ("single-label", "multi-label")
 
 MAX_FILE_BYTES = 2**40
@@ -73,17 +78,67 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class Tolerance:
+    """What golden samples may differ by.
+
+    Args:
+        logits: allowed ``max|a - b| / max|b|`` over all golden logits b.
+        routing: allowed ``max|a - b|`` over all golden routing weights, which lie between 0 and 1.
+    """
+
+    logits: float
+    routing: float
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How a graph of lower precision was compared with the eager float32 model before it was let into the bundle.
+
+    Args:
+        samples: real samples it was judged on.
+        mark: what the comparison did not show: ``"emulated"`` arithmetic (bf16), ``"CPU"`` arithmetic that a device
+            does otherwise (fp16), or ``""``.
+        kept: encoder layers, or linear layers of them, that stayed in float32 because the gate failed without them.
+        thresholds: what it had to reach, by name, as shares of 1.
+        figures: what it did reach.
+    """
+
+    samples: int
+    mark: str
+    kept: tuple[str, ...]
+    thresholds: Mapping[str, float]
+    figures: Mapping[str, float | str | bool]
+
+
+@dataclass(frozen=True)
+class Build:
+    """What engines should be built with where nothing else is asked for.
+
+    Args:
+        target: name of the device preset that the export was made for (mope_deploy/targets.py), or None.
+        profile: name of an axis → its least, best and greatest size.
+        workspace: limit of the builder's scratch memory in MiB, or None.
+    """
+
+    target: str | None
+    profile: Mapping[str, tuple[int, int, int]]
+    workspace: int | None
+
+
+@dataclass(frozen=True)
 class Graph:
     """One file that computes the model.
 
     Args:
-        name: distinguishes the graphs of a bundle: ``"model"``, ``"model-fused"``.
+        name: distinguishes the graphs of a bundle: ``"model"``, ``"model-int8"``, ``"model-fused"``.
         file: the ONNX file.
         data: the external-data files it reads.
-        precision: of its weights and arithmetic: ``"fp32"``.
+        precision: of its weights and arithmetic, one of :data:`PRECISIONS`.
         opset, ir_version: of the file, for those who must know whether their engine reads it.
-        runs_on: ``"any"``, or the one engine whose own operators it uses.
+        runs_on: ``"any"``, or the one engine that takes it; ``"tensorrt"`` stands for all TensorRT libraries.
         inputs, outputs: in the graph's order.
+        tolerance: how far its outputs on the golden samples may be from the golden ones.
+        gate: how a precision below fp32 was judged; None for fp32, which passed the parity gate.
     """
 
     name: str
@@ -95,6 +150,12 @@ class Graph:
     runs_on: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    tolerance: Tolerance
+    gate: Gate | None
+
+    def takes(self, engine: str) -> bool:
+        """Whether ``engine`` (``"onnxruntime"``, ``"tensorrt"``, ``"tensorrt_rtx"``) may run this graph."""
+        return self.runs_on == "any" or engine.startswith(self.runs_on)
 
 
 @dataclass(frozen=True)
@@ -126,16 +187,12 @@ class Golden:
     Args:
         samples: JSONL as mope_deploy.data reads it; its pictures are PNG files of the bundle.
         inputs: .npz, the same samples as one batch of input arrays.
-        outputs: .npz, ``logits`` and, where the graph has it, ``routing``.
-        logits: allowed ``max|a - b| / max|b|`` over all golden logits b.
-        routing: allowed ``max|a - b|`` over all golden routing weights, which lie between 0 and 1.
+        outputs: .npz, ``logits`` and, where the graph has it, ``routing``; the eager float32 model's.
     """
 
     samples: str
     inputs: str
     outputs: str
-    logits: float
-    routing: float
 
 
 @dataclass(frozen=True)
@@ -172,6 +229,7 @@ class Manifest:
     routing: Routing | None
     golden: Golden
     parity: Parity
+    build: Build
     files: Mapping[str, FileEntry]
 
 
@@ -208,32 +266,32 @@ def read_manifest(text: str, where: str) -> Manifest:
 
 
 def _read_schema_1(document: dict[str, Any], where: str) -> Manifest:
-    read = Fields(
-        document,
-        where,
-        BundleError,
-        required=(
-            "format",
-            "schema",
-            "name",
-            "created",
-            "versions",
-            "task",
-            "modalities",
-            "preprocess",
-            "graphs",
-            "routing",
-            "golden",
-            "parity",
-            "files",
-        ),
+    """Schema 1 had one tolerance for all graphs, beside the golden files, and only fp32."""
+    golden = Fields(
+        document.get("golden"), f"{where}.golden", BundleError, required=("samples", "inputs", "outputs", "tolerance")
     )
+    tolerance = _tolerance(golden.value["tolerance"], f"{where}.golden.tolerance")
+    return _read(
+        {**document, "golden": {k: v for k, v in golden.value.items() if k != "tolerance"}, "build": None},
+        where,
+        schema=1,
+        graph=lambda value, at: _graph_of_schema_1(value, at, tolerance),
+    )
+
+
+def _read_schema_2(document: dict[str, Any], where: str) -> Manifest:
+    return _read(document, where, schema=2, graph=_graph)
+
+
+def _read(document: dict[str, Any], where: str, *, schema: int, graph: Callable[[object, str], Graph]) -> Manifest:
+    keys = "format schema name created versions task modalities preprocess graphs routing golden parity build files"
+    read = Fields(document, where, BundleError, required=keys.split())
     modalities = Fields(document["modalities"], f"{where}.modalities", BundleError, required=("main", "complementary"))
     preprocess = Fields(
         document["preprocess"], f"{where}.preprocess", BundleError, required=("image", "text", "tokenizer")
     )
     manifest = Manifest(
-        schema=1,
+        schema=schema,
         name=read.text("name", most=200),
         created=_time(read),
         versions=_versions(document["versions"], f"{where}.versions"),
@@ -243,10 +301,11 @@ def _read_schema_1(document: dict[str, Any], where: str) -> Manifest:
         image=preprocess.maybe("image", _image),
         text=preprocess.maybe("text", _text),
         tokenizer=preprocess.maybe("tokenizer", check_name),
-        graphs=read.array("graphs", _graph, least=1, most=64),
+        graphs=read.array("graphs", graph, least=1, most=64),
         routing=read.maybe("routing", _routing),
         golden=_golden(document["golden"], f"{where}.golden"),
         parity=_parity(document["parity"], f"{where}.parity"),
+        build=read.maybe("build", _build) or Build(None, {}, None),
         files=_files(document["files"], f"{where}.files"),
     )
     _check_consistent(manifest, where)
@@ -254,7 +313,7 @@ def _read_schema_1(document: dict[str, Any], where: str) -> Manifest:
 
 
 # Every schema ever released keeps its reader, which returns today's Manifest.
-_READERS = {1: _read_schema_1}
+_READERS = {1: _read_schema_1, 2: _read_schema_2}
 
 
 def _time(read: Fields) -> str:
@@ -301,20 +360,69 @@ def _task(value: object, where: str) -> Task:
     return Task(kind, labels, None)
 
 
-def _graph(value: object, where: str) -> Graph:
+def _graph_of_schema_1(value: object, where: str, tolerance: Tolerance) -> Graph:
     keys = ("name", "file", "data", "precision", "opset", "ir_version", "runs_on", "inputs", "outputs")
     read = Fields(value, where, BundleError, required=keys)
+    limits = {"logits": tolerance.logits, "routing": tolerance.routing}
+    return _graph({**read.value, "tolerance": limits, "gate": None}, where)
+
+
+def _graph(value: object, where: str) -> Graph:
+    keys = "name file data precision opset ir_version runs_on inputs outputs tolerance gate"
+    read = Fields(value, where, BundleError, required=keys.split())
     return Graph(
         name=read.text("name", most=64),
         file=_name(read, "file"),
         data=read.array("data", check_name, most=1000),
-        precision=read.text("precision", most=32),
+        precision=read.choice("precision", PRECISIONS),
         opset=read.integer("opset", 1, 1000),
         ir_version=read.integer("ir_version", 1, 1000),
         runs_on=read.choice("runs_on", RUNS_ON),
         inputs=read.array("inputs", _tensor, least=1, most=64),
         outputs=read.array("outputs", _tensor, least=1, most=64),
+        tolerance=_tolerance(read.value["tolerance"], f"{where}.tolerance"),
+        gate=read.maybe("gate", _gate),
     )
+
+
+def _tolerance(value: object, where: str) -> Tolerance:
+    read = Fields(value, where, BundleError, required=("logits", "routing"))
+    return Tolerance(logits=read.number("logits", 0.0, 1.0), routing=read.number("routing", 0.0, 1.0))
+
+
+def _gate(value: object, where: str) -> Gate:
+    read = Fields(value, where, BundleError, required=("samples", "mark", "kept", "thresholds", "figures"))
+    limits = read.value["thresholds"]
+    if not isinstance(limits, dict) or len(limits) > 20:
+        raise read.fail("thresholds", "an object of at most 20 numbers")
+    thresholds = Fields(limits, f"{where}.thresholds", BundleError, required=list(limits))
+    return Gate(
+        samples=read.integer("samples", 1, 2**40),
+        mark=read.choice("mark", MARKS),
+        kept=read.texts("kept", most=10_000, each=256, distinct=True),
+        thresholds={name: thresholds.number(name, 0.0, 1.0) for name in limits},
+        figures=_figures(read),
+    )
+
+
+def _build(value: object, where: str) -> Build:
+    read = Fields(value, where, BundleError, required=("target", "profile", "workspace"))
+    axes = read.value["profile"]
+    if not isinstance(axes, dict) or len(axes) > 8:
+        raise read.fail("profile", "an object of at most 8 axes")
+    profile = Fields(axes, f"{where}.profile", BundleError, required=list(axes))
+    return Build(
+        target=None if read.value["target"] is None else read.text("target", most=32),
+        profile={axis: _sizes(profile, axis) for axis in axes},
+        workspace=None if read.value["workspace"] is None else read.integer("workspace", 1, 2**20),
+    )
+
+
+def _sizes(read: Fields, axis: str) -> tuple[int, int, int]:
+    least, best, greatest = (int(size) for size in read.numbers(axis, 3, 1, 2**31))
+    if not _AXIS.fullmatch(axis) or [least, best, greatest] != read.value[axis] or not least <= best <= greatest:
+        raise read.fail(axis, "the name of an axis and its [least, best, greatest] size")
+    return least, best, greatest
 
 
 def _tensor(value: object, where: str) -> TensorSpec:
@@ -350,19 +458,16 @@ def _routing(value: object, where: str) -> Routing:
 
 
 def _golden(value: object, where: str) -> Golden:
-    read = Fields(value, where, BundleError, required=("samples", "inputs", "outputs", "tolerance"))
-    tolerance = Fields(read.value["tolerance"], f"{where}.tolerance", BundleError, required=("logits", "routing"))
-    return Golden(
-        samples=_name(read, "samples"),
-        inputs=_name(read, "inputs"),
-        outputs=_name(read, "outputs"),
-        logits=tolerance.number("logits", 0.0, 1.0),
-        routing=tolerance.number("routing", 0.0, 1.0),
-    )
+    read = Fields(value, where, BundleError, required=("samples", "inputs", "outputs"))
+    return Golden(samples=_name(read, "samples"), inputs=_name(read, "inputs"), outputs=_name(read, "outputs"))
 
 
 def _parity(value: object, where: str) -> Parity:
     read = Fields(value, where, BundleError, required=("report", "figures"))
+    return Parity(report=read.maybe("report", check_name), figures=_figures(read))
+
+
+def _figures(read: Fields) -> dict[str, float | str | bool]:
     figures = read.value["figures"]
     if not isinstance(figures, dict) or len(figures) > 200:
         raise read.fail("figures", "an object of at most 200 figures")
@@ -370,11 +475,11 @@ def _parity(value: object, where: str) -> Parity:
         plain = isinstance(figure, bool | int | float) or (isinstance(figure, str) and len(figure) <= 1000)
         if len(key) > 100 or not plain:
             raise BundleError(
-                f"{where}.figures[{shown(key)}]",
+                f"{read.where}.figures[{shown(key)}]",
                 received=shown(figure),
                 expected="a number, true, false or a short string",
             )
-    return Parity(report=read.maybe("report", check_name), figures=figures)
+    return figures
 
 
 def _files(value: object, where: str) -> dict[str, FileEntry]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from mope_deploy.bundle import Bundle
 from mope_deploy.engines.session import Session
 from mope_deploy.errors import EngineError, MissingExtraError, MopeError, ParityError, UsageError
 from mope_deploy.fields import nearest
 
-__all__ = ["ENGINES", "Session", "built_engines", "open_session"]
+if TYPE_CHECKING:
+    from mope_deploy.engines.sidecar import EngineFiles
+
+__all__ = ["ENGINES", "Session", "built_engines", "open_built", "open_session", "providers_here"]
 
 ENGINES = ("tensorrt", "onnxruntime")  # in the order of "auto"; the first stands for all its libraries
 
@@ -79,7 +81,8 @@ def _auto(bundle: Bundle, graph: str | None) -> Session:
         refused = error if built_engines(bundle, graph) else None
     except UsageError:
         reasons.append("no TensorRT engine of this graph")  # a graph that only ONNX Runtime takes, or no graph at all
-    from mope_deploy.engines.ort import CUDA, available_providers
+    from mope_deploy.engines.ort import available_providers
+    from mope_deploy.engines.providers import CPU, CUDA
 
     try:
         providers = available_providers()
@@ -91,7 +94,7 @@ def _auto(bundle: Bundle, graph: str | None) -> Session:
         reasons.append("this onnxruntime has no CUDA")
     else:
         try:
-            session = _onnxruntime(bundle, graph, None, [CUDA, "CPUExecutionProvider"])
+            session = _onnxruntime(bundle, graph, None, [CUDA, CPU])
             session.why = reasons[0]
             return session
         except EngineError as error:
@@ -103,9 +106,47 @@ def _auto(bundle: Bundle, graph: str | None) -> Session:
 
 def _onnxruntime(bundle: Bundle, graph: str | None, threads: int | None, providers: Providers | None) -> Session:
     from mope_deploy.engines.ort import OnnxRuntimeSession
+    from mope_deploy.engines.profiles import make_profile
+    from mope_deploy.engines.providers import cache_folder, plans_shapes
 
     chosen = bundle.graph(graph, engine="onnxruntime")
-    return OnnxRuntimeSession(bundle.file(chosen.file), chosen, threads=threads, providers=providers)
+    text = bundle.manifest.text
+    return OnnxRuntimeSession(
+        bundle.file(chosen.file),
+        chosen,
+        threads=threads,
+        providers=providers,
+        profile=make_profile(bundle.manifest, chosen.inputs) if plans_shapes(providers) else None,
+        cache=cache_folder(bundle.sha256, chosen.file),
+        pad_id=text.pad_id if text else 0,
+    )
+
+
+def providers_here(bundle: Bundle) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(short name, whether it runs here or why not, its options) of ONNX Runtime's providers.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+        EngineError: it cannot be imported.
+    """
+    from mope_deploy.engines.device import this_device
+    from mope_deploy.engines.ort import available_providers
+    from mope_deploy.engines.profiles import make_profile
+    from mope_deploy.engines.providers import cache_folder, provider_states
+
+    available = available_providers()
+    try:
+        graph = bundle.graph(engine="onnxruntime")
+    except UsageError:  # every graph is for another engine
+        yield from provider_states(available, this_device())
+        return
+    yield from provider_states(
+        available,
+        this_device(),
+        inputs=graph.inputs,
+        profile=make_profile(bundle.manifest, graph.inputs),
+        cache=cache_folder(bundle.sha256, graph.file),
+    )
 
 
 def _tensorrt(bundle: Bundle, graph: str | None, *, rebuild: bool = False) -> Session:
@@ -123,9 +164,9 @@ def _tensorrt(bundle: Bundle, graph: str | None, *, rebuild: bool = False) -> Se
             todo=f"run: mope build {bundle.path}" if libraries and not without_gpu else None,
         )
     first: MopeError | None = None
-    for name in built:
+    for name, files in built:
         try:
-            return _open_built(bundle, graph, name)
+            return open_built(bundle, graph, name, files)
         except (EngineError, ParityError, MissingExtraError) as error:
             first = first or error
     if not rebuild:
@@ -134,49 +175,63 @@ def _tensorrt(bundle: Bundle, graph: str | None, *, rebuild: bool = False) -> Se
     device = this_device()
     if device.no_gpu:
         raise EngineError("running a TensorRT engine needs a GPU", received=device.no_gpu)
-    return _open_built(bundle, graph, _rebuild(bundle, graph, built))
+    return open_built(bundle, graph, *_rebuild(bundle, graph, built))
 
 
-def _open_built(bundle: Bundle, graph: str | None, backend: str) -> Session:
+def open_built(bundle: Bundle, graph: str | None, backend: str, files: EngineFiles) -> Session:
+    """Load one engine, all checks included; :func:`open_session` chooses one by itself.
+
+    Args:
+        bundle: the graph's.
+        graph: its name; by default the first that the library takes.
+        backend: name of the library.
+        files: where the engine is, from :func:`mope_deploy.engines.build.build_engine` or :func:`built_engines`.
+
+    Raises:
+        UsageError: no such graph, or one for another engine.
+        MissingExtraError: the library is not installed.
+        EngineError: the first check that fails.
+        ParityError: the golden samples do not come out.
+    """
     from mope_deploy.engines.backends import open_backend
     from mope_deploy.engines.device import this_device
-    from mope_deploy.engines.sidecar import engine_files
     from mope_deploy.engines.trt import open_engine
 
     chosen = bundle.graph(graph, engine=backend)
-    return open_engine(bundle, chosen, engine_files(bundle, chosen, backend), open_backend(backend), this_device())
+    return open_engine(bundle, chosen, files, open_backend(backend), this_device())
 
 
-def _rebuild(bundle: Bundle, graph: str | None, built: Sequence[str]) -> str:
+def _rebuild(bundle: Bundle, graph: str | None, built: Sequence[tuple[str, EngineFiles]]) -> tuple[str, EngineFiles]:
     """Build with the sizes and options of the engine that was there, as far as its sidecar can be read."""
     from mope_deploy.engines.build import build_engine
-    from mope_deploy.engines.sidecar import Sidecar, engine_files
+    from mope_deploy.engines.sidecar import Sidecar
 
     options: dict[str, Any] = {}
-    for name in built[:1]:
+    for name, files in built:
         try:
-            old = Sidecar.read(engine_files(bundle, bundle.graph(graph, engine=name), name).sidecar)
+            old = Sidecar.read(files.sidecar)
         except EngineError:
-            break
+            continue
         options = {axis: str(sizes) for axis, sizes in old.profile.items()}
         options |= {"backend": name if _is_installed(name) else None, "tf32": old.precision.tf32}
         options["workspace"] = None if old.workspace is None else old.workspace // 2**20 or None
-    return build_engine(bundle, graph=graph, **options)[0].backend
+        break
+    sidecar, made = build_engine(bundle, graph=graph, **options)
+    return sidecar.backend, made
 
 
-def built_engines(bundle: Bundle, graph: str | None) -> list[str]:
-    """Names of the TensorRT libraries for which an engine of the graph is there, good or not."""
-    from mope_deploy.engines.sidecar import engine_files
+def built_engines(bundle: Bundle, graph: str | None) -> list[tuple[str, EngineFiles]]:
+    """Every TensorRT engine of a graph, good or not, with its library, in the order in which they are tried."""
+    from mope_deploy.engines.sidecar import find_engines
 
     found = []
     for name in _libraries():
         try:
-            files = engine_files(bundle, bundle.graph(graph, engine=name), name)
+            chosen = bundle.graph(graph, engine=name)
         except UsageError:  # a graph for another engine
             continue
-        if any(Path(path).exists() for path in (files.engine, files.sidecar)):
-            found.append(name)
-    return found
+        found += [(library, files) for library, files in find_engines(bundle, chosen) if library == name]
+    return sorted(found, key=lambda one: one[1].exported)  # those built on the device first
 
 
 def _libraries() -> tuple[str, ...]:

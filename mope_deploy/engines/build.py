@@ -34,7 +34,7 @@ from mope_deploy.engines.sidecar import (
 from mope_deploy.errors import EngineError, UsageError
 from mope_deploy.manifest import FileEntry, Graph, TensorSpec
 
-__all__ = ["build_engine", "compute_capabilities"]
+__all__ = ["build_engine", "compute_capabilities", "why_not_run_here"]
 
 # Main memory that a build takes: with tensorrt_rtx 1.7.1, graphs of 40 and 160 MB of weights took 308 and 670 MB.
 BASE_BYTES, BYTES_PER_BYTE = 300 * 2**20, 3
@@ -54,19 +54,23 @@ def build_engine(
     workspace: int | None = None,
     check_memory: bool = True,
     device: Device | None = None,
+    folder: Path | None = None,
 ) -> tuple[Sidecar, EngineFiles]:
     """Build an engine; what was there before is replaced only by a finished one.
 
     Args:
-        bundle: its manifest stays as it is; the engine goes where :func:`engine_files` says.
+        bundle: its manifest stays as it is, and so do engines that were exported with it.
         backend: ``tensorrt`` or ``tensorrt_rtx``; by default what fits this machine.
-        graph: name of the graph; by default the canonical one.
+        graph: name of the graph; by default the first that the library takes.
         batch, text_length: ``"min:opt:max"``, see :func:`mope_deploy.engines.profiles.make_profile`.
         compute: compute capabilities, ``"8.6,12.0"``; see :func:`compute_capabilities`.
         tf32: let float32 products be rounded to TF32's ten bits of mantissa.
-        workspace: limit of the builder's GPU scratch memory in MiB.
+        workspace: limit of the builder's GPU scratch memory in MiB; by default what the bundle was exported for.
         check_memory: refuse to begin where main memory will not do.
         device: this machine; found out if not given.
+        folder: where the engine goes; by default where :func:`engine_files` looks for those built on this device. An
+            exporter gives a folder of its own and puts the two files into the bundle under
+            :func:`mope_deploy.engines.sidecar.exported_names`.
 
     Raises:
         UsageError, MissingExtraError: sizes, graph, library or compute capabilities that cannot be.
@@ -76,15 +80,15 @@ def build_engine(
     device = device or this_device()
     library = choose_backend(backend, gpu=device.gpu is not None)
     chosen = bundle.graph(graph, engine=library.name)
-    if chosen.runs_on not in ("any", library.name):
-        raise UsageError(f"{bundle.path}: no graph for {library.name}", received=f"one for {chosen.runs_on}")
+    wanted = bundle.manifest.build
     profile = make_profile(bundle.manifest, chosen.inputs, batch=batch, text_length=text_length)
+    workspace = wanted.workspace if workspace is None else workspace
     capabilities = compute_capabilities(library, device, compute)
     if workspace is not None and not 1 <= workspace <= 2**20:
         raise UsageError("--workspace", received=workspace, expected="1 to 1,048,576 MiB")
     if check_memory:
         _check_memory(bundle, chosen)
-    files = engine_files(bundle, chosen, library.name)
+    files = engine_files(bundle, chosen, library.name, folder=folder)
     began = time.monotonic()
     with _staged(files, bundle) as staged:
         request = {
@@ -126,6 +130,15 @@ def build_engine(
         except OSError as error:
             raise EngineError(f"{files.engine} cannot be written", received=error.strerror) from error
     return sidecar, files
+
+
+def why_not_run_here(sidecar: Sidecar, device: Device) -> str | None:
+    """What stands against running an engine on ``device``, where it was just built; None if nothing does."""
+    if device.compute_capability is None:
+        return device.no_gpu or "no GPU"
+    if device.compute_capability not in sidecar.compute_capabilities:
+        return f"{device.gpu} is another GPU"
+    return None
 
 
 def compute_capabilities(backend: Backend, device: Device, wanted: str | None = None) -> tuple[str, ...]:

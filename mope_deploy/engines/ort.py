@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from mope_deploy.engines.session import Arrays, check_feeds, check_interface, check_outputs
+from mope_deploy.engines.binding import Bindings
+from mope_deploy.engines.profiles import Profile, chunks
+from mope_deploy.engines.providers import (
+    CUDA,
+    PLANNING,
+    TENSORRT,
+    Providers,
+    choose_providers,
+    distributions,
+    make_cache,
+    tf32_is_allowed,
+)
+from mope_deploy.engines.session import TF32_TOLERANCE, Arrays, check_feeds, check_interface, check_outputs
 from mope_deploy.errors import EngineError, MissingExtraError, UsageError
 from mope_deploy.extras import require
 from mope_deploy.manifest import Graph
 
-__all__ = ["CPU", "CUDA", "OnnxRuntimeSession", "available_providers"]
+__all__ = ["OnnxRuntimeSession", "available_providers", "library_version"]
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -40,18 +54,22 @@ class OnnxRuntimeSession:
         path: the ONNX file.
         graph: what the manifest says about it.
         threads: for one operator; without it ONNX Runtime's own default, the number of cores.
-        providers: ONNX Runtime's execution providers, names or (name, options) pairs; the CPU by default. The first one
-            must come up: ONNX Runtime itself would fall back to the CPU without a word. CUDA without options of its own
-            computes float32 as float32 (``use_tf32=0``).
+        providers: ONNX Runtime's execution providers, names (``"cuda"`` or ``"CUDAExecutionProvider"``) or (name,
+            options) pairs; the CPU by default. The first one must come up: ONNX Runtime itself would fall back to the
+            CPU without a word. What options they are given by default: providers.py.
+        profile: sizes of the graph's axes, for the providers that build engines of their own: batches are cut and
+            padded to fit.
+        cache: folder in which those providers may keep their engines; made if it is not there.
+        pad_id: of the tokenizer, for such padding.
 
     Raises:
+        UsageError: no provider is called that.
         MissingExtraError: onnxruntime is not installed.
-        EngineError: it refuses the file, or the provider does not come up.
+        EngineError: it refuses the file, has no such provider, or the provider does not come up.
     """
 
     name = "onnxruntime"
     why = ""
-    least_tolerance = 0.0
 
     def __init__(
         self,
@@ -59,11 +77,19 @@ class OnnxRuntimeSession:
         graph: Graph,
         *,
         threads: int | None = None,
-        providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None = None,
+        providers: Providers | None = None,
+        profile: Profile | None = None,
+        cache: Path | None = None,
+        pad_id: int = 0,
     ) -> None:
         ort = _import()
-        wanted = [_with_options(provider) for provider in providers or [CPU]]
-        _check_available(ort, wanted)
+        chosen = choose_providers(
+            providers, ort.get_available_providers(), inputs=graph.inputs, profile=profile, cache=cache
+        )
+        first = chosen[0][0]
+        if first in PLANNING and make_cache(cache) is None:
+            chosen = choose_providers(providers, ort.get_available_providers(), inputs=graph.inputs, profile=profile)
+        self.least_tolerance = TF32_TOLERANCE if tf32_is_allowed(chosen, os.environ) else 0.0
         options = ort.SessionOptions()
         options.log_severity_level = 4  # fatal only: every error is raised as well, and reported once
         if threads is not None:
@@ -74,6 +100,7 @@ class OnnxRuntimeSession:
             # Falling back to other providers prints to standard output, where a command's JSON goes; in 1.18 no option
             # keeps it from that.
             with contextlib.redirect_stdout(io.StringIO()):
+                wanted = [(name, given) if given else name for name, given in chosen]
                 self._session = ort.InferenceSession(str(path), options, providers=wanted, enable_fallback=0)
             self._session.disable_fallback()
             loaded = {
@@ -83,9 +110,9 @@ class OnnxRuntimeSession:
         except Exception as error:  # the library's own exceptions share no base class but this
             raise _refused(error, path, graph, ort.__version__) from error
         active = self._session.get_providers()
-        if _provider(wanted[0]) not in active:
+        if first not in active:
             raise EngineError(
-                f"onnxruntime could not start {_provider(wanted[0])}",
+                f"onnxruntime could not start {first}",
                 received=f"a session on {', '.join(active)}",
                 todo="check the driver and the libraries it needs, or leave providers out to use the CPU",
             )
@@ -93,14 +120,35 @@ class OnnxRuntimeSession:
         self.inputs, self.outputs = graph.inputs, graph.outputs
         check_interface("inputs", loaded["inputs"], self.inputs, str(path))
         check_interface("outputs", loaded["outputs"], self.outputs, str(path))
+        self._profile, self._pad_id = profile if first in PLANNING else None, pad_id
+        self._lock = threading.Lock()  # of the buffers
+        self._bindings: Bindings | None = None
+        if first in (CUDA, TENSORRT):
+            self._bindings = Bindings(ort, self._session, self.inputs, self.outputs)
 
     def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None) -> Arrays:
         names = check_outputs(outputs, self.outputs)
         check_feeds(feeds, self.inputs)
         try:
-            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+            if self._profile is None:
+                return self._run(feeds, names)
+            parts = [
+                (self._run(chunk.feeds, names), chunk.rows)
+                for chunk in chunks(feeds, self.inputs, self._profile, pad_id=self._pad_id)
+            ]
+        except UsageError:
+            raise
         except Exception as error:
             raise EngineError(f"onnxruntime failed while running the graph: {_message(error)}") from error
+        return {name: np.concatenate([part[name][:rows] for part, rows in parts]) for name in names}
+
+    def _run(self, feeds: Mapping[str, NDArray[Any]], names: Sequence[str]) -> Arrays:
+        if self._bindings is not None:
+            with self._lock:
+                found = self._bindings.run(feeds, names)
+            if found is not None:
+                return found
+        return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
 
 
 def available_providers() -> list[str]:
@@ -113,15 +161,25 @@ def available_providers() -> list[str]:
     return list(_import().get_available_providers())
 
 
-def _with_options(provider: str | tuple[str, Mapping[str, Any]]) -> str | tuple[str, Mapping[str, Any]]:
-    """TF32 is on by default in the CUDA provider, and ten bits of mantissa are not fp32."""
-    return (CUDA, {"use_tf32": "0"}) if provider == CUDA else provider
+def library_version() -> str:
+    """Version of the installed onnxruntime.
+
+    Raises:
+        MissingExtraError, EngineError: see :func:`available_providers`.
+    """
+    return str(_import().__version__)
 
 
 def _import() -> ModuleType:
     try:
         return require("onnxruntime", extra="ort", purpose="running a bundle")
     except MissingExtraError as error:
+        if found := distributions():  # never advise to install one over the other
+            named = " and ".join(f"{name} {version}" for name, version in found.items())
+            raise EngineError(
+                f"{named} is installed and cannot be imported: {_message(error.__cause__ or error)}",
+                todo="install what is missing, or that same package again",
+            ) from error
         raise MissingExtraError(
             error.what,
             todo="run: pip install 'mope-deploy[ort]' for a CPU or 'mope-deploy[ort-gpu]' for CUDA; "
@@ -129,23 +187,9 @@ def _import() -> ModuleType:
         ) from error
     except Exception as error:  # a wheel for another numpy, Python or CUDA stumbles while it is imported
         raise EngineError(
-            f"onnxruntime is installed and cannot be imported: {_message(error)}", todo="install it again"
+            f"onnxruntime is installed and cannot be imported: {_message(error)}",
+            todo=f"install {' or '.join(distributions()) or 'it'} again",
         ) from error
-
-
-def _check_available(ort: ModuleType, wanted: Sequence[str | tuple[str, Mapping[str, Any]]]) -> None:
-    available = ort.get_available_providers()
-    for provider in wanted:
-        if _provider(provider) not in available:
-            raise EngineError(
-                f"this onnxruntime has no {_provider(provider)}",
-                expected=f"one of {', '.join(available)}",
-                todo="CUDA and TensorRT need onnxruntime-gpu: pip install 'mope-deploy[ort-gpu]'",
-            )
-
-
-def _provider(provider: str | tuple[str, Mapping[str, Any]]) -> str:
-    return provider if isinstance(provider, str) else provider[0]
 
 
 def _described(tensors: Sequence[Any]) -> dict[str, tuple[str, tuple[int | None, ...]]]:
@@ -171,7 +215,7 @@ def _refused(error: Exception, path: Path, graph: Graph, version: str) -> Engine
     return EngineError(f"onnxruntime {version} refuses {path}: {message}")
 
 
-def _message(error: Exception) -> str:
+def _message(error: BaseException) -> str:
     """One line; of a long one the end, which says what happened where the beginning names sources and functions."""
     message = " ".join(str(error).split()) or type(error).__name__
     return message if len(message) <= 300 else f"… {message[-300:]}"

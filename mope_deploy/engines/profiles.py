@@ -59,8 +59,9 @@ def make_profile(
     Args:
         manifest: of the bundle.
         inputs: of the graph.
-        batch: ``"min:opt:max"``; by default ``1:4:16``.
-        text_length: in tokens, special ones included; by default all that occur: 1 to the text's ``max_length``.
+        batch: ``"min:opt:max"``; by default what the bundle was exported for, else ``1:4:16``.
+        text_length: in tokens, special ones included; by default what the bundle was exported for, else all that
+            occur: 1 to the text's ``max_length``.
 
     Raises:
         UsageError: malformed sizes, a text longer than the bundle ever makes, sizes for an axis that is not there.
@@ -72,6 +73,9 @@ def make_profile(
             raise UsageError(OPTIONS[axis], received=text, expected=f"no sizes: this graph has no axis {axis}")
     if unknown := sorted(axes - set(given)):
         raise EngineError("the graph has an axis of unknown meaning", received=unknown[0], expected=", ".join(given))
+    exported_for = {axis: ":".join(map(str, sizes)) for axis, sizes in manifest.build.profile.items()}
+    batch = batch or exported_for.get("batch")
+    text_length = text_length or exported_for.get("text_length")
     profile = {}
     if "batch" in axes:
         profile["batch"] = Sizes.parse(batch or DEFAULT_BATCH, axis="batch")

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from mope_deploy.errors import EngineError, UsageError
 from mope_deploy.manifest import TensorSpec
 
-__all__ = ["Arrays", "Session", "check_feeds", "check_interface", "check_outputs"]
+__all__ = ["TF32_TOLERANCE", "Arrays", "Session", "check_feeds", "check_interface", "check_outputs"]
+
+TF32_TOLERANCE = 5e-3  # of float32 products rounded to ten bits of mantissa, which the manifest's tolerance is not for
 
 Arrays = dict[str, NDArray[Any]]
 

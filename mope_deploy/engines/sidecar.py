@@ -24,10 +24,23 @@ from mope_deploy.errors import EngineError, UsageError
 from mope_deploy.fields import Fields, parse_json, shown
 from mope_deploy.manifest import FileEntry, Graph, TensorSpec, check_name
 
-__all__ = ["EngineFiles", "Precision", "Proof", "Sidecar", "engine_files", "file_sha256", "onnx_files", "write_json"]
+__all__ = [
+    "EngineFiles",
+    "Precision",
+    "Proof",
+    "Sidecar",
+    "engine_files",
+    "exported_files",
+    "exported_names",
+    "file_sha256",
+    "find_engines",
+    "onnx_files",
+    "write_json",
+]
 
 FORMAT, PROOF_FORMAT, SCHEMA = "mope-engine", "mope-engine-proof", 1
 ENVIRONMENT = "MOPE_ENGINES"
+EXPORTED = f"{ENGINES}/exported"  # of the folder inside a bundle where engines that were exported with it live
 MAX_SIDECAR_BYTES = 2**20
 REBUILD = "build it again: mope build BUNDLE, or --rebuild"
 
@@ -138,6 +151,8 @@ class Proof:
         version: of the library.
         device: the machine.
         logits_error, routing_error: measured; see :class:`mope_deploy.engines.golden.Verification`.
+        layers: dtype → number of the engine's matrix layers that compute in it, as its inspector reports them; empty
+            where it does not tell.
         created: UTC.
     """
 
@@ -147,6 +162,7 @@ class Proof:
     device: Device
     logits_error: float
     routing_error: float | None
+    layers: Mapping[str, int]
     created: str
 
     def covers(self, *, engine_sha256: str, bundle_sha256: str, version: str, device: Device) -> bool:
@@ -173,6 +189,7 @@ class Proof:
                 device=_device(read.value["device"], f"{read.where}.device"),
                 logits_error=read.number("logits_error", 0),
                 routing_error=None if read.value["routing_error"] is None else read.number("routing_error", 0),
+                layers=_counts(read, "layers"),
                 created=read.text("created", most=40),
             )
         except EngineError:
@@ -181,27 +198,76 @@ class Proof:
 
 @dataclass(frozen=True)
 class EngineFiles:
-    """Where an engine, its sidecar and its proof are, or would be."""
+    """Where an engine, its sidecar and its proof are, or would be.
+
+    Args:
+        engine, sidecar: of one folder.
+        proof: never among the files that a bundle's manifest lists.
+        exported: whether the engine came with the bundle, listed in its manifest and never replaced.
+    """
 
     engine: Path
     sidecar: Path
     proof: Path
+    exported: bool = False
 
 
-def engine_files(bundle: Bundle, graph: Graph, backend: str) -> EngineFiles:
-    """Paths for the engine of a graph: ``BUNDLE/engines/``, or ``$MOPE_ENGINES/<manifest's SHA-256>/`` if that is set.
+def engine_files(bundle: Bundle, graph: Graph, backend: str, *, folder: Path | None = None) -> EngineFiles:
+    """Paths for the engine of a graph that is built here.
+
+    Args:
+        bundle: the graph's.
+        graph: of the bundle's manifest.
+        backend: name of the library.
+        folder: where; by default ``BUNDLE/engines/``, or ``$MOPE_ENGINES/<manifest's SHA-256>/`` if that is set.
 
     Raises:
         UsageError: the folder is a link, which could lead anywhere.
     """
-    elsewhere = os.environ.get(ENVIRONMENT)
-    folder = Path(elsewhere) / bundle.sha256[:16] if elsewhere else bundle.path / ENGINES
+    folder = folder or _folder(bundle)
     if folder.is_symlink():
         raise UsageError(
             f"{folder} is a symbolic link", expected="a folder", todo=f"set {ENVIRONMENT} to keep engines elsewhere"
         )
-    stem = f"{graph.name}.{backend}"
+    stem = _stem(graph, backend)
     return EngineFiles(folder / f"{stem}.engine", folder / f"{stem}.json", folder / f"{stem}.proof.json")
+
+
+def exported_names(graph: Graph, backend: str) -> tuple[str, str]:
+    """Names, inside a bundle, of the engine of a graph that is exported with it, and of its sidecar."""
+    stem = f"{EXPORTED}/{_stem(graph, backend)}"
+    return f"{stem}.engine", f"{stem}.json"
+
+
+def exported_files(bundle: Bundle, graph: Graph, backend: str) -> EngineFiles | None:
+    """Paths of the engine that came with the bundle; None if the manifest lists none. Its proof is the device's."""
+    names = exported_names(graph, backend)
+    if not set(names) <= set(bundle.manifest.files):
+        return None
+    engine, sidecar = (bundle.file(name) for name in names)
+    proof = _folder(bundle) / f"{_stem(graph, backend)}.exported.proof.json"
+    return EngineFiles(engine, sidecar, proof, exported=True)
+
+
+def find_engines(bundle: Bundle, graph: Graph) -> list[tuple[str, EngineFiles]]:
+    """Every engine of a graph, good or not, with its library: those built here, then those that came with the bundle.
+
+    Raises:
+        UsageError: the folder of engines is a link.
+    """
+    here = [(name, engine_files(bundle, graph, name)) for name in BACKENDS]
+    found = [(name, files) for name, files in here if files.engine.exists() or files.sidecar.exists()]
+    came = [(name, exported_files(bundle, graph, name)) for name in BACKENDS]
+    return found + [(name, files) for name, files in came if files is not None]
+
+
+def _folder(bundle: Bundle) -> Path:
+    elsewhere = os.environ.get(ENVIRONMENT)
+    return Path(elsewhere) / bundle.sha256[:16] if elsewhere else bundle.path / ENGINES
+
+
+def _stem(graph: Graph, backend: str) -> str:
+    return f"{graph.name}.{backend}"
 
 
 def onnx_files(bundle: Bundle, graph: Graph) -> dict[str, str]:
@@ -313,13 +379,18 @@ def _axis(value: object, where: str) -> int | str:
 
 def _precision(value: object, where: str) -> Precision:
     read = Fields(value, where, EngineError, required=("declared", "products", "quantised", "tf32"))
-    products = read.value["products"]
-    if not isinstance(products, dict) or len(products) > 16:
-        raise read.fail("products", "an object")
-    counts = Fields(products, f"{where}.products", EngineError, required=list(products))
     return Precision(
         declared=read.text("declared", most=32),
-        products={name: counts.integer(name, 0, 10**9) for name in products},
+        products=_counts(read, "products"),
         quantised=read.integer("quantised", 0, 10**9),
         tf32=read.boolean("tf32"),
     )
+
+
+def _counts(read: Fields, key: str) -> dict[str, int]:
+    """An object of dtype → number."""
+    found = read.value[key]
+    if not isinstance(found, dict) or len(found) > 16:
+        raise read.fail(key, "an object of at most 16 dtypes")
+    counts = Fields(found, f"{read.where}.{key}", EngineError, required=list(found))
+    return {name: counts.integer(name, 0, 10**9) for name in found}

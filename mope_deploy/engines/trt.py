@@ -1,7 +1,7 @@
 """A built engine: checked, deserialised, proved on this device, then behind the session protocol.
 
 The checks come in one order, and the first that fails is the one reported, with both values: hashes → library version →
-compute capability → operating system → deserialising → inputs and outputs → golden samples.
+compute capability → operating system → deserialising → inputs and outputs → precision → golden samples.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import datetime
 import hashlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,9 +22,10 @@ from mope_deploy.engines.backends import Backend, dtype_name
 from mope_deploy.engines.cuda import Cuda
 from mope_deploy.engines.device import Device
 from mope_deploy.engines.golden import Verification, check_outputs_are_golden
+from mope_deploy.engines.inspect import check_precision, read_precisions
 from mope_deploy.engines.log import shared_log
-from mope_deploy.engines.profiles import Chunk, chunks
-from mope_deploy.engines.session import Arrays, Session, check_feeds, check_interface, check_outputs
+from mope_deploy.engines.profiles import Chunk, chunks, profile_shapes
+from mope_deploy.engines.session import TF32_TOLERANCE, Arrays, Session, check_feeds, check_interface, check_outputs
 from mope_deploy.engines.sidecar import EngineFiles, Proof, Sidecar, onnx_files, write_json
 from mope_deploy.errors import EngineError
 from mope_deploy.manifest import Graph
@@ -32,13 +33,13 @@ from mope_deploy.manifest import Graph
 __all__ = ["TensorRTSession", "check_engine", "check_tensors", "deserialise", "open_engine", "prove"]
 
 REBUILD = "build it again on this device: mope build BUNDLE, or add --rebuild"
-TF32_TOLERANCE = 5e-3  # of float32 products rounded to ten bits of mantissa, which the manifest's tolerance is not for
 
 
 def open_engine(bundle: Bundle, graph: Graph, files: EngineFiles, backend: Backend, device: Device) -> TensorRTSession:
     """Load a built engine, all checks included.
 
-    The golden samples are run before anything else, unless this very engine was proved on this very device before.
+    The engine's precision is read back and the golden samples are run before anything else, unless this very engine
+    was proved on this very device before.
 
     Raises:
         EngineError: the first check that fails.
@@ -50,7 +51,7 @@ def open_engine(bundle: Bundle, graph: Graph, files: EngineFiles, backend: Backe
     check_tensors(_described(backend, engine), sidecar, graph, files)
     pad_id = bundle.manifest.text.pad_id if bundle.manifest.text else 0
     session = TensorRTSession(engine, backend, sidecar, graph, pad_id=pad_id)
-    session.proof = prove(session, bundle, sidecar, files, backend, device)
+    session.proof = prove(session, bundle, sidecar, files, backend, device, information=session.information)
     return session
 
 
@@ -172,18 +173,30 @@ def check_tensors(
 
 
 def prove(
-    session: Session, bundle: Bundle, sidecar: Sidecar, files: EngineFiles, backend: Backend, device: Device
+    session: Session,
+    bundle: Bundle,
+    sidecar: Sidecar,
+    files: EngineFiles,
+    backend: Backend,
+    device: Device,
+    *,
+    information: Callable[[], str],
 ) -> Verification | None:
-    """Run the golden samples before any prediction, once per engine and device; a success is recorded.
+    """Read the precision back and run the golden samples before any prediction, once per engine and device.
 
-    The record stands beside the engine, outside the bundle's hashed files. Where it cannot be written,
-    the samples are run at every load.
+    A success is recorded, outside the bundle's hashed files. Where it cannot be written, this is done at every load.
+
+    Args:
+        session: the loaded engine.
+        bundle, sidecar, files, backend, device: whose proof it will be.
+        information: gives the engine inspector's JSON.
 
     Returns:
         What was measured, or None if a record covers this engine on this device.
 
     Raises:
-        ParityError: they do not come out; nothing is recorded.
+        EngineError: no matrix layer of the engine has the precision that the graph is called by.
+        ParityError: the golden samples do not come out. Nothing is recorded in either case.
     """
     key = {
         "engine_sha256": sidecar.engine.sha256,
@@ -194,14 +207,18 @@ def prove(
     known = Proof.read(files.proof)
     if known is not None and known.covers(**key):  # type: ignore[arg-type]
         return None
+    layers = read_precisions(information())
+    check_precision(layers, sidecar.precision.declared, str(files.engine))
     measured = check_outputs_are_golden(bundle, session, graph=sidecar.graph)
     proof = Proof(
         **key,  # type: ignore[arg-type]
         logits_error=measured.logits_error,
         routing_error=measured.routing_error,
+        layers=dict(layers),
         created=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
     with contextlib.suppress(OSError):  # a read-only bundle: proved again next time
+        files.proof.parent.mkdir(parents=True, exist_ok=True)
         write_json(files.proof, proof.to_dict())
     return measured
 
@@ -235,6 +252,7 @@ class TensorRTSession:
         self.least_tolerance = TF32_TOLERANCE if sidecar.precision.tf32 else 0.0
         self._profile, self._pad_id = sidecar.profile, pad_id
         self._dtypes = {spec.name: np.dtype(spec.dtype) for spec in (*sidecar.inputs, *sidecar.outputs)}
+        self._formats = backend.module.LayerInformationFormat
         self._cuda = Cuda()
         self._cuda.activate()
         self.device = self._cuda.name
@@ -253,6 +271,23 @@ class TensorRTSession:
             self._cuda.activate()
             parts = [self._run(one) for one in chunks(feeds, self.inputs, self._profile, pad_id=self._pad_id)]
         return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+    def information(self) -> str:
+        """What the engine inspector says in JSON, with inputs of the sizes the engine is best at.
+
+        Without sizes it leaves formats out. Empty if the library gives nothing.
+        """
+        with self._lock:
+            self._cuda.activate()
+            for spec in self.inputs:
+                shapes = profile_shapes(spec, self._profile)
+                if shapes is not None:
+                    self._context.set_input_shape(spec.name, shapes[1])
+            inspector = self._engine.create_engine_inspector()
+            if inspector is None:
+                return ""
+            inspector.execution_context = self._context
+            return inspector.get_engine_information(self._formats.JSON) or ""
 
     def _run(self, chunk: Chunk) -> Arrays:
         """One batch that fits the profile. Every output is computed: an engine has no way to leave one out."""

@@ -195,6 +195,7 @@ def _configure(backend: Backend, config: Any, request: Mapping[str, Any]) -> Non
     else:
         config.clear_flag(trt.BuilderFlag.TF32)  # on by default, and ten bits of mantissa are not fp32
     assert config.get_flag(trt.BuilderFlag.TF32) == request["tf32"]
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the inspector tells names only, and no types
     if request["workspace"] is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace"])
     wanted = request["compute_capabilities"]

@@ -153,6 +153,7 @@ def test_names_that_could_leave_the_folder(bundle_copy: Path, field: str, name: 
     refused(bundle_copy, "the relative path of a file inside the bundle")
 
 
+GATE = {"samples": 5, "mark": "CPU", "kept": [], "thresholds": {"labels": 0.99}, "figures": {"labels": 1.0}}
 CHANGES: list[tuple[str, Any, str]] = [
     ("format", "other", "'mope-bundle'"),
     ("name", "", "name"),
@@ -206,9 +207,20 @@ CHANGES: list[tuple[str, Any, str]] = [
     ("routing", None, "routing"),
     ("routing.layers", 4, "routing"),
     ("routing.top_k", 5, "1 to 4"),
-    ("golden.tolerance.logits", float("nan"), "NaN is not JSON"),
-    ("golden.tolerance.logits", -1, "tolerance.logits"),
-    ("golden.tolerance", 1, "JSON object"),
+    ("graphs.0.precision", "fp8", "fp32, fp16, bf16, int8, int8-dynamic"),
+    ("graphs.0.tolerance.logits", float("nan"), "NaN is not JSON"),
+    ("graphs.0.tolerance.logits", -1, "tolerance.logits"),
+    ("graphs.0.tolerance", 1, "JSON object"),
+    ("graphs.0.gate", {"samples": 5}, "missing"),
+    ("graphs.0.gate", {**GATE, "samples": 0}, "samples"),
+    ("graphs.0.gate", {**GATE, "mark": "guessed"}, "emulated"),
+    ("graphs.0.gate", {**GATE, "thresholds": {"labels": 1.5}}, "thresholds.labels"),
+    ("graphs.0.gate", {**GATE, "kept": ["a", "a"]}, "'a' twice"),
+    ("graphs.0.gate", {**GATE, "figures": {"labels": None}}, "figures"),
+    ("build", {"target": None, "profile": {"batch": [4, 1, 16]}, "workspace": None}, "least, best, greatest"),
+    ("build", {"target": None, "profile": {"batch": [1, 4.5, 16]}, "workspace": None}, "least, best, greatest"),
+    ("build", {"target": None, "profile": {}, "workspace": 0}, "workspace"),
+    ("build", {"target": 3, "profile": {}, "workspace": None}, "target"),
     ("golden.inputs", "golden/none.npz", "not listed"),
     ("parity.figures", {"a": [1]}, "figures"),
     ("parity.figures", {"a": "x" * 1001}, "1,001 characters"),
@@ -250,10 +262,10 @@ def test_no_field_may_be_left_out(bundle_copy: Path, key: str) -> None:
     refused(bundle_copy, key)
 
 
-@pytest.mark.parametrize(("version", "todo"), [(2, "--upgrade"), (999, "--upgrade"), (0, "again"), (-1, "again")])
+@pytest.mark.parametrize(("version", "todo"), [(3, "--upgrade"), (999, "--upgrade"), (0, "again"), (-1, "again")])
 def test_unknown_schemas_say_what_to_do(bundle_copy: Path, version: int, todo: str) -> None:
     rewrite(bundle_copy, lambda document: document.update(schema=version))
-    refused(bundle_copy, f"schema; received {version}", "reads: 1", todo)
+    refused(bundle_copy, f"schema; received {version}", "reads: 1, 2", todo)
 
 
 @pytest.mark.parametrize("version", ["1", 1.0, True, None, [1]])
@@ -262,11 +274,57 @@ def test_a_schema_is_an_integer(bundle_copy: Path, version: Any) -> None:
     refused(bundle_copy, "schema")
 
 
-def test_an_older_schema_stays_readable(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A release whose own schema is 2 still reads 1: readers are chosen by number."""
-    monkeypatch.setattr(schema, "SCHEMA", 2)
-    monkeypatch.setitem(schema._READERS, 2, lambda document, where: pytest.fail("read as schema 2"))
-    assert Bundle.open(bundle_path).manifest.schema == 1
+def test_the_first_schema_stays_readable(bundle_copy: Path) -> None:
+    """As the first release wrote it; what came later takes the values that say nothing."""
+    text = (bundle_copy / "manifest.json").read_text()
+    (bundle_copy / "manifest.json").write_text(json.dumps(tiny.as_schema_1(json.loads(text))))
+    manifest = Bundle.open(bundle_copy).manifest
+    assert manifest.schema == 1
+    assert manifest.graphs[0].tolerance == schema.Tolerance(logits=1e-5, routing=1e-5)
+    assert manifest.graphs[0].gate is None
+    assert manifest.build == schema.Build(target=None, profile={}, workspace=None)
+
+
+@pytest.mark.parametrize("place", ["golden.tolerance", "graphs.0.precision"])
+def test_the_first_schema_is_read_as_strictly(bundle_copy: Path, place: str) -> None:
+    document = tiny.as_schema_1(json.loads((bundle_copy / "manifest.json").read_text()))
+    put(document, place, 1)
+    (bundle_copy / "manifest.json").write_text(json.dumps(document))
+    refused(bundle_copy, place.rpartition(".")[2])
+
+
+def test_what_lowers_precision_and_what_to_build(bundle_copy: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["graphs"][0] |= {"precision": "int8", "gate": {**GATE, "kept": ["main.encoder.blocks.1"]}}
+        document["build"] = {"target": "orin-nano", "profile": {"batch": [1, 1, 4]}, "workspace": 512}
+
+    rewrite(bundle_copy, change)
+    manifest = Bundle.open(bundle_copy).manifest
+    assert manifest.graphs[0].gate == schema.Gate(
+        5, "CPU", ("main.encoder.blocks.1",), {"labels": 0.99}, {"labels": 1.0}
+    )
+    assert manifest.build == schema.Build("orin-nano", {"batch": (1, 1, 4)}, 512)
+
+
+@pytest.mark.parametrize(
+    ("runs_on", "taken"),
+    [
+        ("any", ["onnxruntime", "tensorrt", "tensorrt_rtx"]),
+        ("onnxruntime", ["onnxruntime"]),
+        ("tensorrt", ["tensorrt", "tensorrt_rtx"]),
+    ],
+)
+def test_which_engine_takes_a_graph(bundle_copy: Path, runs_on: str, taken: list[str]) -> None:
+    rewrite(bundle_copy, lambda document: put(document, "graphs.0.runs_on", runs_on))
+    opened = Bundle.open(bundle_copy)
+    for engine in ("onnxruntime", "tensorrt", "tensorrt_rtx"):
+        if engine in taken:
+            assert opened.graph(engine=engine).name == "model"
+        else:
+            with pytest.raises(UsageError, match=f"no graph for {engine}"):
+                opened.graph(engine=engine)
+            with pytest.raises(UsageError, match=runs_on):
+                opened.graph("model", engine=engine)
 
 
 def test_damaged_manifests(bundle_copy: Path) -> None:
@@ -280,8 +338,8 @@ def test_damaged_manifests(bundle_copy: Path) -> None:
         (b'{"a":' * 200_000, "nested too deeply"),
         (b"[]", "JSON object"),
         (b"null", "JSON object"),
-        (good.replace(b'"schema"', b'"schema": 1, "schema"', 1), "twice"),
-        (good.replace(b'"schema": 1', b'"schema": ' + b"9" * 5000, 1), "5,000 digits"),
+        (good.replace(b'"schema"', b'"schema": 2, "schema"', 1), "twice"),
+        (good.replace(b'"schema": 2', b'"schema": ' + b"9" * 5000, 1), "5,000 digits"),
     ):
         file.write_bytes(bad)
         refused(bundle_copy, "manifest.json", words)

@@ -35,7 +35,7 @@ SIDECAR = Sidecar(
     seconds=12.5,
     peak_bytes=2**31,
 )
-PROOF = Proof("c" * 64, "d" * 64, "10.3.0.30", ORIN, 1e-4, None, "2025-01-31T12:00:00Z")
+PROOF = Proof("c" * 64, "d" * 64, "10.3.0.30", ORIN, 1e-4, None, {"float16": 4}, "2025-01-31T12:00:00Z")
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -111,7 +111,8 @@ def test_damaged(tmp_path: Path, data: bytes) -> None:
 
 def test_a_proof_that_is_not_exactly_one_is_none(tmp_path: Path) -> None:
     assert Proof.read(tmp_path / "none.json") is None
-    for key, value in (("engine_sha256", "c"), ("device", None), ("logits_error", -1), ("created", 5)):
+    bad = [("engine_sha256", "c"), ("device", None), ("logits_error", -1), ("layers", {"float16": -1}), ("created", 5)]
+    for key, value in bad:
         write_json(tmp_path / "p.json", PROOF.to_dict() | {key: value})
         assert Proof.read(tmp_path / "p.json") is None
 

@@ -115,7 +115,7 @@ def tensor(name: str, dtype: str, shape: list[Any], range: list[float] | None = 
 
 
 def manifest(**changes: Any) -> dict[str, Any]:
-    """A manifest of schema 1 for the tiny model, without ``files``."""
+    """A manifest of today's schema for the tiny model, without ``files``."""
     graph = {
         "name": "model",
         "file": "model.onnx",
@@ -133,6 +133,8 @@ def manifest(**changes: Any) -> dict[str, Any]:
             tensor("logits", "float32", ["batch", len(LABELS)]),
             tensor("routing", "float32", ["batch", LAYERS, EXPERTS], [0, 1]),
         ],
+        "tolerance": {"logits": 1e-5, "routing": 1e-5},
+        "gate": None,
     }
     return {
         "name": "tiny",
@@ -147,11 +149,21 @@ def manifest(**changes: Any) -> dict[str, Any]:
             "samples": "golden/samples.jsonl",
             "inputs": "golden/inputs.npz",
             "outputs": "golden/outputs.npz",
-            "tolerance": {"logits": 1e-5, "routing": 1e-5},
         },
         "parity": {"report": "parity.json", "figures": {"logits_error": 1.2e-7, "samples": 6, "passed": True}},
+        "build": None,
         **changes,
     }
+
+
+def as_schema_1(document: dict[str, Any]) -> dict[str, Any]:
+    """The same manifest as the first release wrote it: one tolerance beside the golden files, nothing about builds."""
+    old = {key: value for key, value in document.items() if key != "build"} | {"schema": 1}
+    tolerance = document["graphs"][0]["tolerance"]
+    old["golden"] = {**document["golden"], "tolerance": tolerance}
+    added = ("tolerance", "gate")
+    old["graphs"] = [{k: v for k, v in graph.items() if k not in added} for graph in document["graphs"]]
+    return old
 
 
 def files(graph: Path) -> dict[str, Path | bytes]:

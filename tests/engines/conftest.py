@@ -10,6 +10,7 @@ import pytest
 
 from mope_deploy.bundle import Bundle, write_bundle
 from mope_deploy.engines.build import build_engine
+from mope_deploy.engines.sidecar import engine_files, exported_names
 from tests.device import tiny
 from tests.device.graph import write_graph
 
@@ -48,3 +49,13 @@ def built_once(tiny_graph: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def built(built_once: Path, tmp_path: Path) -> Bundle:
     """A bundle with an engine for compute capabilities 8.6 and 12.0, to be altered."""
     return Bundle.open(shutil.copytree(built_once, tmp_path / "built"))
+
+
+@pytest.fixture
+def exported(built_once: Path, tiny_graph: Path, tmp_path: Path) -> Bundle:
+    """A bundle that was exported with that engine."""
+    source = Bundle.open(built_once)
+    graph = source.graph()
+    files, names = engine_files(source, graph, "tensorrt_rtx"), exported_names(graph, "tensorrt_rtx")
+    contents = {**tiny.files(tiny_graph), names[0]: files.engine, names[1]: files.sidecar}
+    return write_bundle(tmp_path / "exported", files=contents, manifest=tiny.manifest())

@@ -18,16 +18,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mope_deploy.bundle import Bundle, write_bundle
 from mope_deploy.engines.backends import Backend, choose_backend, open_backend
-from mope_deploy.engines.build import _died, build_engine, compute_capabilities
+from mope_deploy.engines.build import _died, build_engine, compute_capabilities, why_not_run_here
 from mope_deploy.engines.device import Device, this_device
 from mope_deploy.engines.log import shared_log
 from mope_deploy.engines.profiles import Sizes
-from mope_deploy.engines.sidecar import EngineFiles, Sidecar, engine_files
+from mope_deploy.engines.sidecar import EngineFiles, Sidecar, engine_files, exported_files, find_engines
 from mope_deploy.engines.worker import _build, _configure
 from mope_deploy.errors import EngineError, MissingExtraError, UsageError
 from mope_deploy.manifest import FileEntry
 from tests.device import tiny
 from tests.device.graph import write_graph
+from tests.device.test_sidecar import SIDECAR
 from tests.engines.conftest import make_bundle
 
 
@@ -266,6 +267,7 @@ def test_the_builder_is_told_so(tf32: bool) -> None:
     assert config.get_flag(tensorrt_rtx.BuilderFlag.TF32)
     _configure(backend, config, {"tf32": tf32, "workspace": 2**28, "compute_capabilities": ["8.6", "12.0"]})
     assert config.get_flag(tensorrt_rtx.BuilderFlag.TF32) is tf32
+    assert config.profiling_verbosity == tensorrt_rtx.ProfilingVerbosity.DETAILED
     assert config.get_memory_pool_limit(tensorrt_rtx.MemoryPoolType.WORKSPACE) == 2**28
     capabilities = [config.get_compute_capability(i) for i in range(config.num_compute_capabilities)]
     assert capabilities == [tensorrt_rtx.ComputeCapability.SM86, tensorrt_rtx.ComputeCapability.SM120]
@@ -318,12 +320,66 @@ def test_folders_that_cannot_hold_engines(bundle: Bundle, tmp_path: Path) -> Non
         build_engine(bundle, compute="8.6")
 
 
-def test_an_exported_engine_is_never_overwritten(tiny_graph: Path, tmp_path: Path) -> None:
+def test_a_listed_file_is_never_overwritten(tiny_graph: Path, tmp_path: Path) -> None:
     files = {**tiny.files(tiny_graph), "engines/model.tensorrt_rtx.engine": b"exported"}
     bundle = write_bundle(tmp_path / "b", files=files, manifest=tiny.manifest())
     with pytest.raises(UsageError, match="belongs to the exported bundle"):
         build_engine(bundle, compute="8.6")
     Bundle.open(bundle.path)
+
+
+# --- engines that are exported with a bundle ---
+
+
+def test_building_for_a_bundle_that_is_being_assembled(bundle: Bundle, exported: Bundle, tmp_path: Path) -> None:
+    """Into a folder of the exporter's; nothing of it stays in the bundle it was built from."""
+    sidecar, files = build_engine(bundle, compute="8.6", folder=tmp_path / "new" / "folder")
+    assert sorted(path.name for path in (tmp_path / "new/folder").iterdir()) == [files.engine.name, files.sidecar.name]
+    assert left(bundle) == []
+    assert json.loads(files.sidecar.read_text(encoding="utf-8"))["verified"] is False
+    found = exported_files(exported, exported.graph(), "tensorrt_rtx")
+    assert found is not None
+    assert Sidecar.read(found.sidecar).onnx == sidecar.onnx  # the graph is the same one in both bundles
+
+
+def test_building_leaves_an_exported_engine_alone(exported: Bundle) -> None:
+    before = {name: (exported.path / name).read_bytes() for name in exported.manifest.files}
+    _, files = build_engine(exported, compute="8.9")
+    assert files == engine_files(exported, exported.graph(), "tensorrt_rtx")
+    assert {name: (exported.path / name).read_bytes() for name in before} == before
+    opened = Bundle.open(exported.path)
+    assert opened.unlisted() == ()
+    here, came = find_engines(opened, opened.graph())
+    assert (here[0], here[1].exported, came[0], came[1].exported) == ("tensorrt_rtx", False, "tensorrt_rtx", True)
+
+
+def test_what_the_bundle_was_exported_for(tiny_graph: Path, tmp_path: Path) -> None:
+    """Sizes and workspace of a device preset, unless others are asked for."""
+    build = {"target": "orin-nano", "profile": {"batch": [1, 1, 2], "text_length": [2, 4, 6]}, "workspace": 64}
+    bundle = write_bundle(tmp_path / "b", files=tiny.files(tiny_graph), manifest=tiny.manifest(build=build))
+    sidecar, _ = build_engine(bundle, compute="8.6")
+    assert sidecar.profile == {"batch": Sizes(1, 1, 2), "text_length": Sizes(2, 4, 6)}
+    assert sidecar.workspace == 64 * 2**20
+    sidecar, _ = build_engine(bundle, compute="8.6", batch="1:2:3", workspace=32)
+    assert sidecar.profile == {"batch": Sizes(1, 2, 3), "text_length": Sizes(2, 4, 6)}
+    assert sidecar.workspace == 32 * 2**20
+
+
+def test_a_graph_for_tensorrt_alone_is_for_each_of_its_libraries(tiny_graph: Path, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "b", tiny_graph, runs_on="tensorrt")
+    assert build_engine(bundle, compute="8.6")[0].graph == "model"
+    bundle = make_bundle(tmp_path / "c", tiny_graph, runs_on="onnxruntime")
+    with pytest.raises(UsageError, match="no graph for tensorrt_rtx"):
+        build_engine(bundle, compute="8.6")
+
+
+def test_why_an_engine_does_not_run_where_it_was_built() -> None:
+    sidecar = dataclasses.replace(SIDECAR, compute_capabilities=("8.6", "8.9"))
+    ada = Device(os="Linux x86_64", gpu="RTX 4090", compute_capability="8.9")
+    assert why_not_run_here(sidecar, ada) is None
+    hopper = dataclasses.replace(ada, gpu="H200", compute_capability="9.0")
+    assert why_not_run_here(sidecar, hopper) == "H200 is another GPU"
+    assert why_not_run_here(sidecar, Device(os="Linux x86_64", no_gpu="no CUDA driver")) == "no CUDA driver"
 
 
 # --- libraries ---

@@ -45,6 +45,16 @@ def test_every_other_command_still_works(mope, built: Bundle) -> None:  # noqa: 
         assert words in shown
 
 
+def test_an_exported_engine(mope, exported: Bundle) -> None:  # noqa: F811
+    done = mope("verify", exported.path)
+    assert done.code == 0
+    assert "exported/model.tensorrt_rtx.engine needs a GPU to run" in done.err
+    assert mope("build", exported.path, "--compute", "8.9").code == 0
+    shown = " ".join(mope("info", exported.path).out.split())
+    assert f" engine model.tensorrt_rtx.engine tensorrt_rtx {VERSION}, for 8.9; batch 1:4:16" in shown
+    assert f" exported engine model.tensorrt_rtx.engine tensorrt_rtx {VERSION}, for 8.6, 12.0; batch 1:2:4" in shown
+
+
 def test_info_names_a_damaged_sidecar(mope, built: Bundle) -> None:  # noqa: F811
     (built.path / "engines/model.tensorrt_rtx.json").write_text("{")
     done = mope("info", built.path)

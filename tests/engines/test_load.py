@@ -1,5 +1,5 @@
 """A built engine is checked in one order before it runs: hash, version, compute capability, OS, deserialising, I/O,
-golden samples.
+precision, golden samples.
 
 Devices are descriptions handed in; deserialising, which needs a GPU, is the one thing that is ever faked.
 """
@@ -18,17 +18,18 @@ import pytest
 import tensorrt_rtx as trt
 
 from mope_deploy.bundle import Bundle
-from mope_deploy.engines import _rebuild, open_session
+from mope_deploy.engines import _rebuild, built_engines, open_built, open_session
 from mope_deploy.engines import trt as tensorrt_session
 from mope_deploy.engines.backends import Backend, open_backend
 from mope_deploy.engines.device import Device, this_device
 from mope_deploy.engines.profiles import Sizes
-from mope_deploy.engines.sidecar import EngineFiles, Proof, Sidecar, engine_files
+from mope_deploy.engines.sidecar import EngineFiles, Proof, Sidecar, engine_files, exported_files, exported_names
 from mope_deploy.engines.trt import _described, check_engine, check_tensors, deserialise, prove
-from mope_deploy.errors import EngineError, MopeError, ParityError
+from mope_deploy.errors import BundleError, EngineError, MopeError, ParityError
 from tests.device import tiny
 from tests.device.graph import write_graph
 from tests.engines.conftest import make_bundle
+from tests.engines.test_inspect import document, layer
 
 AMPERE = Device(
     os=this_device().os,
@@ -224,19 +225,29 @@ def test_integers_that_the_library_narrowed(built: Bundle, backend: Backend) -> 
 def test_the_session_calls_what_the_library_has() -> None:
     """The session itself cannot run without a GPU: at least no name in it is misspelt."""
     source = Path(tensorrt_session.__file__).read_text(encoding="utf-8")
-    for kind, owner in (("_context", trt.IExecutionContext), ("engine", trt.ICudaEngine)):
+    for kind, owner, least in (
+        ("_context", trt.IExecutionContext, 4),
+        ("_?engine", trt.ICudaEngine, 4),
+        ("inspector", trt.EngineInspector, 2),
+    ):
         called = set(re.findall(rf"\b{kind}\.([a-z]\w+)", source)) - {"bytes", "sha256", "name"}
-        assert len(called) > 3, called
+        assert len(called) >= least, called
         assert [name for name in sorted(called) if not hasattr(owner, name)] == []
 
 
 # --- goldens before any prediction; ONNX Runtime stands where the engine would ---
 
 
-def proved(bundle: Bundle, backend: Backend, device: Device = AMPERE, session: Any = None) -> Any:
+FP32 = document(layer("gemm", "Float", "Float"), layer("kgen", "Float"))
+
+
+def proved(
+    bundle: Bundle, backend: Backend, device: Device = AMPERE, session: Any = None, information: str = FP32
+) -> Any:
     files = files_of(bundle)
     session = session or open_session(bundle, engine="onnxruntime", threads=1)
-    return prove(session, bundle, Sidecar.read(files.sidecar), files, backend, device)
+    sidecar = Sidecar.read(files.sidecar)
+    return prove(session, bundle, sidecar, files, backend, device, information=lambda: information)
 
 
 def test_goldens_are_run_once_per_engine_and_device(built: Bundle, backend: Backend) -> None:
@@ -247,6 +258,7 @@ def test_goldens_are_run_once_per_engine_and_device(built: Bundle, backend: Back
     proof = Proof.read(files_of(built).proof)
     assert proof is not None
     assert (proof.device, proof.logits_error, proof.version) == (AMPERE, measured.logits_error, VERSION)
+    assert proof.layers == {"float32": 1}
     assert proved(built, backend) is None
     for other in (
         dataclasses.replace(AMPERE, gpu="RTX A4000"),
@@ -256,6 +268,35 @@ def test_goldens_are_run_once_per_engine_and_device(built: Bundle, backend: Back
     # Outside the hashed files: nothing that was there is touched.
     assert {p: p.read_bytes() for p in before} == before
     Bundle.open(built.path)
+
+
+def test_an_engine_of_another_precision_is_refused_before_the_goldens(built: Bundle, backend: Backend) -> None:
+    class Untouched:
+        def run(self, *_: Any) -> None:
+            pytest.fail("ran before its precision was known")
+
+    half = document(layer("gemm", "Half", "Half"), layer("gemm", "Half", "Half"))
+    words = r"model\.tensorrt_rtx\.engine is called fp32 and computes in something else; received matrix layers: 2 of "
+    for _ in range(2):
+        with pytest.raises(EngineError, match=words):
+            proved(built, backend, session=Untouched(), information=half)
+        assert not files_of(built).proof.exists()
+    rewrite(files_of(built).sidecar, lambda d: d["precision"].update(declared="fp16"))
+    assert proved(built, backend, information=half) is not None
+    assert json.loads(files_of(built).proof.read_text())["layers"] == {"float16": 2}
+
+
+def test_an_inspector_that_tells_nothing(built: Bundle, backend: Backend) -> None:
+    assert proved(built, backend, information="") is not None
+    assert json.loads(files_of(built).proof.read_text())["layers"] == {}
+
+
+def test_a_proof_of_an_earlier_release_proves_nothing(built: Bundle, backend: Backend) -> None:
+    """It says nothing of the precision."""
+    proved(built, backend)
+    rewrite(files_of(built).proof, lambda d: d.pop("layers"))
+    assert proved(built, backend) is not None
+    assert proved(built, backend) is None
 
 
 def test_a_proof_of_another_engine_or_bundle_proves_nothing(built: Bundle, backend: Backend) -> None:
@@ -310,6 +351,10 @@ def test_auto_without_an_engine(bundle: Bundle) -> None:
     assert open_session(bundle, threads=1).why == ""
 
 
+def rebuilt(bundle: Bundle) -> str:
+    return _rebuild(bundle, None, built_engines(bundle, None))[0]
+
+
 def test_rebuilding_keeps_sizes_and_options(built: Bundle) -> None:
     def options(document: dict[str, Any]) -> None:
         document["workspace"] = 2**28
@@ -317,13 +362,13 @@ def test_rebuilding_keeps_sizes_and_options(built: Bundle) -> None:
 
     rewrite(files_of(built).sidecar, options)
     files_of(built).engine.write_bytes(b"damaged")
-    assert _rebuild(built, None, ["tensorrt_rtx"]) == "tensorrt_rtx"
+    assert rebuilt(built) == "tensorrt_rtx"
     made = Sidecar.read(files_of(built).sidecar)
     assert made.profile == {"batch": Sizes(1, 2, 4), "text_length": Sizes(1, 12, 12)}
     assert (made.workspace, made.precision.tf32) == (2**28, True)
     check(built)
     files_of(built).sidecar.write_text("{", encoding="utf-8")  # nothing to keep: the defaults
-    _rebuild(built, None, ["tensorrt_rtx"])
+    rebuilt(built)
     assert Sidecar.read(files_of(built).sidecar).profile["batch"] == Sizes(1, 4, 16)
 
 
@@ -334,7 +379,7 @@ def test_rebuilding_with_a_library_that_is_gone(built: Bundle) -> None:
     files_of(built).sidecar.rename(theirs.sidecar)
     files_of(built).engine.rename(theirs.engine)
     assert "tensorrt is not installed" in open_session(built).why
-    assert _rebuild(built, None, ["tensorrt"]) == "tensorrt_rtx"
+    assert rebuilt(built) == "tensorrt_rtx"
     assert Sidecar.read(files_of(built).sidecar).profile["batch"] == Sizes(1, 2, 4)
 
 
@@ -346,3 +391,101 @@ def test_rebuilding_is_not_begun_where_nothing_can_run(built: Bundle) -> None:
     for options in ({"threads": 2}, {"providers": ["CPUExecutionProvider"]}, {"engine": "onnxruntime"}):
         with pytest.raises(MopeError, match="belongs to"):
             open_session(built, rebuild=True, **options)
+
+
+# --- engines that came with the bundle ---
+
+
+def came(bundle: Bundle) -> EngineFiles:
+    found = exported_files(bundle, bundle.graph(), "tensorrt_rtx")
+    assert found is not None
+    return found
+
+
+def check_exported(bundle: Bundle, device: Device = AMPERE) -> bytes:
+    sidecar = Sidecar.read(came(bundle).sidecar)
+    return check_engine(sidecar, came(bundle), bundle, bundle.graph(), open_backend("tensorrt_rtx"), device)
+
+
+def test_an_exported_engine_is_checked_like_any_other(exported: Bundle) -> None:
+    assert check_exported(exported) == came(exported).engine.read_bytes()
+    with pytest.raises(EngineError, match=r"exported/model\.tensorrt_rtx\.engine was built for another GPU; .*8\.7"):
+        check_exported(exported, dataclasses.replace(AMPERE, gpu="Orin", compute_capability="8.7"))
+    with pytest.raises(EngineError, match="built on another system"):
+        check_exported(exported, dataclasses.replace(AMPERE, os="Windows AMD64"))
+    session = open_session(exported)
+    assert session.name == "onnxruntime"
+    assert "exported/model.tensorrt_rtx.engine needs a GPU to run" in session.why
+
+
+def test_an_exported_engine_is_covered_by_the_bundles_own_hashes(exported: Bundle) -> None:
+    name, _ = exported_names(exported.graph(), "tensorrt_rtx")
+    came(exported).engine.write_bytes(came(exported).engine.read_bytes()[:-1] + b"x")
+    with pytest.raises(BundleError, match=rf"{name} was altered"):
+        Bundle.open(exported.path)
+
+
+def test_the_proof_of_an_exported_engine_is_the_devices(
+    exported: Bundle, backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = open_session(exported, engine="onnxruntime", threads=1)
+    sidecar = Sidecar.read(came(exported).sidecar)
+
+    def prove_it() -> Any:
+        return prove(session, exported, sidecar, came(exported), backend, AMPERE, information=lambda: FP32)
+
+    assert prove_it() is not None
+    assert came(exported).proof == exported.path / "engines/model.tensorrt_rtx.exported.proof.json"
+    assert came(exported).proof.exists()
+    assert prove_it() is None
+    assert Bundle.open(exported.path).unlisted() == ()
+    monkeypatch.setenv("MOPE_ENGINES", str(tmp_path / "elsewhere"))
+    assert prove_it() is not None
+    assert came(exported).proof.parent == tmp_path / "elsewhere" / exported.sha256[:16]
+    assert prove_it() is None
+
+
+def test_an_engine_that_the_manifest_does_not_list_is_never_read(built: Bundle) -> None:
+    (built.path / "engines/exported").mkdir()
+    for path in (files_of(built).engine, files_of(built).sidecar):
+        path.rename(built.path / "engines/exported" / path.name)
+    assert exported_files(built, built.graph(), "tensorrt_rtx") is None
+    assert built_engines(built, None) == []
+    with pytest.raises(EngineError, match="no TensorRT engine was built"):
+        open_session(built, engine="tensorrt")
+
+
+def test_the_engine_built_here_comes_before_the_exported_one(
+    exported: Bundle, built: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in (files_of(built).engine, files_of(built).sidecar):
+        path.rename(exported.path / "engines" / path.name)
+    tried: list[Path] = []
+
+    def deserialise_nothing(_: Backend, __: bytes, files: EngineFiles) -> Any:
+        tried.append(files.engine)
+        raise EngineError(f"{files.engine} tried")
+
+    monkeypatch.setattr(tensorrt_session, "deserialise", deserialise_nothing)
+    monkeypatch.setattr("mope_deploy.engines.device.this_device", lambda: AMPERE)
+    with pytest.raises(EngineError, match=r"engines/model\.tensorrt_rtx\.engine tried"):
+        open_session(exported, engine="tensorrt")
+    assert tried == [files_of(exported).engine, came(exported).engine]
+    # The first is of no use: its refusal is the one reported, and the second is tried all the same.
+    files_of(exported).engine.write_bytes(b"damaged")
+    tried.clear()
+    with pytest.raises(EngineError, match="is damaged"):
+        open_session(exported, engine="tensorrt")
+    assert tried == [came(exported).engine]
+    tried.clear()
+    with pytest.raises(EngineError, match="exported/model"):
+        open_built(exported, None, "tensorrt_rtx", came(exported))
+    assert tried == [came(exported).engine]
+
+
+def test_rebuilding_beside_an_exported_engine_keeps_its_sizes(exported: Bundle) -> None:
+    before = came(exported).engine.read_bytes()
+    assert rebuilt(exported) == "tensorrt_rtx"
+    assert Sidecar.read(files_of(exported).sidecar).profile["batch"] == Sizes(1, 2, 4)
+    assert came(exported).engine.read_bytes() == before
+    Bundle.open(exported.path)

@@ -90,7 +90,7 @@ def use_graph(monkeypatch: pytest.MonkeyPatch) -> Callable[[Export], None]:
     """Let an export use a graph that was traced before: tracing is most of its time and tested by itself."""
 
     def use(export: Export) -> None:
-        monkeypatch.setattr("export.bundling.trace", lambda *_, **__: ir.load(export.file))
+        monkeypatch.setattr("export.variants.trace", lambda *_, **__: ir.load(export.file))
 
     return use
 

@@ -40,11 +40,43 @@ def mope_export(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
 
 
 MISUSE = {
-    ("{run}", "--format", "onnxx"): "there is no --format onnxx; expected one of: onnx; did you mean onnx?",
-    ("{run}", "--format", "ONNX"): "did you mean onnx?",
-    ("{run}", "--format", "zip"): "there is no --format zip; expected one of: onnx",
-    ("{run}", "--format", "trt"): "--format trt is not available yet; expected one of: onnx",
+    ("{run}", "--format", "onnxx"): "there is no format 'onnxx'; expected one of: onnx, trt, triton; did you mean onnx",
+    ("{run}", "--format", "zip"): "there is no format 'zip'",
+    ("{run}", "--format", "onnx,onnx"): "each name once",
+    ("{run}", "--format", ","): "format; received nothing",
     ("{run}", "--format", "tr"): "did you mean trt?",
+    ("{run}", "--precision", "int4"): "there is no precision 'int4'; expected one of: fp32, fp16, bf16, int8",
+    ("{run}", "--precision", "fp32,int-8"): "did you mean int8?",
+    ("{run}", "--precision", "int8", "--fuse"): "add fp32 to --precision, or leave --fuse out",
+    ("{run}", "--threshold", "labels"): "--threshold; received 'labels'; expected like labels=0.98",
+    ("{run}", "--threshold", "lables=0.9"): "there is no threshold 'lables'; expected one of: labels, routing, metric",
+    ("{run}", "--threshold", "labels=98"): "the threshold labels; received 98.0; expected a share from 0 to 1",
+    ("{run}", "--threshold", "labels=nan"): "expected a share from 0 to 1",
+    ("{run}", "--calib-method", "minmax"): "there is no calibration method 'minmax'",
+    ("{run}", "--calib", "0"): "Invalid value for '--calib'",
+    ("{run}", "--calib-data", "nowhere.jsonl"): "--calib-data nowhere.jsonl is not a file",
+    ("{run}", "--target", "orin"): "--target; received 'orin'; expected one of cpu, rtx, server, orin-nano",
+    ("{run}", "--target", "cpu", "--precision", "bf16"): "no bfloat16 MatMul",
+    ("{run}", "--target", "orin-nano", "--precision", "int8-dynamic"): "the precision for --target orin-nano",
+    ("{run}", "--target", "orin-nano", "--precision", "fp8"): "compute capability 8.7 and FP8 needs 8.9",
+    ("{run}", "--target", "cpu", "--format", "trt"): "--target cpu has no TensorRT",
+    (
+        "{run}",
+        "--target",
+        "orin-nano",
+        "--format",
+        "trt",
+        "--backend",
+        "tensorrt_rtx",
+    ): "on the device: mope build BUNDLE",
+    ("{run}", "--format", "trt", "--precision", "int8-dynamic"): "--format trt has nothing to build",
+    ("{run}", "--backend", "tensorrt_rtx"): "--backend belongs to --format trt; received --format onnx",
+    ("{run}", "--triton", "repository"): "--triton belongs to --format triton",
+    ("{run}", "--format", "trt", "--backend", "tensorflow"): "tensorflow",
+    ("{run}", "--format", "trt", "--compute", "9.9"): "--compute",
+    ("{run}", "--batch", "4:1:8"): "1 <= min <= opt <= max",
+    ("{run}", "--text-len", "short"): "--text-len; received 'short'",
+    ("{run}", "--workspace", "0"): "Invalid value for '--workspace'",
     ("{run}", "--opset", "23"): "the opset; received 23; expected 17 to 20",
     ("{run}", "--samples", "0"): "Invalid value for '--samples'",
     ("{run}", "--name", " "): "the bundle's name",
@@ -170,7 +202,7 @@ def test_a_failed_gate_shows_the_table_writes_the_report_and_no_bundle(
     model = exports["dense"].proto()
     table = next(tensor for tensor in model.graph.initializer if tensor.name == "layers.0.dynamic.table")
     table.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(table)[::-1].copy(), table.name))
-    monkeypatch.setattr("export.bundling.trace", lambda *_, **__: ir.from_proto(model))
+    monkeypatch.setattr("export.variants.trace", lambda *_, **__: ir.from_proto(model))
     done = mope_export(run, "--out", tmp_path / "b", "--report", tmp_path / "report.json")
     assert done.code == 1
     assert "FAIL" in done.out

@@ -1,0 +1,231 @@
+"""Every graph of a bundle, each through its gate: the canonical one in fp32, a fused one, those of lower precision.
+
+fp32 graphs compute what the eager model computes, to rounding (export.parity). Graphs of lower precision are made from
+the canonical one, judged by what they decide (export.precision_gate) and repaired where they fail (export.repair).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from export.cases import Case, generated_cases, sample_cases
+from export.exporter_config import MoPEExporterConfig, exporter_config
+from export.fused import attention_layers, fuse, routers
+from export.options import Options
+from export.parity import measure
+from export.precision import Lowering, lowering
+from export.precision.check import DYNAMIC_OPS
+from export.precision_gate import THRESHOLDS, Evaluation, PrecisionReport, Thresholds, measure_precision
+from export.reference import Reference
+from export.repair import Lowered, lower_within_gate
+from export.report import ParityReport, require_parity
+from export.static import to_static
+from export.to_onnx import drop_routing, save, trace
+from mope_deploy.data import Sample
+from mope_deploy.model import MoPE
+
+__all__ = ["ParityGate", "Variant", "make_variants"]
+
+Feeds = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One graph of the bundle, judged.
+
+    Attributes:
+        name: ``"model"`` for fp32, ``"model-fused"``, ``"model-int8"``, …
+        precision: of :data:`mope_deploy.manifest.PRECISIONS`.
+        runs_on: ``"any"``, or the one engine that takes it.
+        files: the ONNX file and, where they are apart, its weights.
+        runnable: what ONNX Runtime's CPU provider computes as a device would: the file itself or, for fp16 and bf16, an
+            emulation.
+        judged: the precision gate's report; None where only fp32 was asked for and nothing else had to be judged.
+        lowered: how a lower precision got through; None for fp32, which passed the parity gate.
+    """
+
+    name: str
+    precision: str
+    runs_on: str
+    files: tuple[Path, ...]
+    runnable: Path
+    judged: PrecisionReport | None
+    lowered: Lowered | None
+
+
+class ParityGate:
+    """The gate for fp32, with its batches and the model's own outputs for them, which every graph is compared with.
+
+    Args:
+        model: the reference.
+        config: of the canonical graph.
+        samples: real ones to compare on, beside generated batches.
+        seed: of the generated batches.
+        on_step: called with a few words before each batch.
+        on_report: called with each report, passed or not.
+
+    Attributes:
+        reports: what was found, by the graph's name.
+    """
+
+    def __init__(
+        self,
+        model: MoPE,
+        config: MoPEExporterConfig,
+        samples: Sequence[Sample],
+        *,
+        seed: int,
+        on_step: Callable[[str], None],
+        on_report: Callable[[ParityReport], None] = lambda _: None,
+    ) -> None:
+        self.reference = Reference(model)
+        self.cases = [*generated_cases(config.graph, seed=seed), *sample_cases(model.preprocessing, samples)]
+        self.on_step, self.on_report = on_step, on_report
+        self.reports: dict[str, ParityReport] = {}
+
+    def compare(self, name: str, file: Path, config: MoPEExporterConfig) -> ParityReport:
+        """Compare one file with the model and keep the report."""
+        report = measure(self.reference.model, file, config, self._shown(file.name), reference=self.reference)
+        self.reports[name] = report
+        self.on_report(report)
+        return report
+
+    def _shown(self, name: str) -> Iterator[Case]:
+        for i, case in enumerate(self.cases, 1):
+            self.on_step(f"comparing {name} with the model (batch {i} of {len(self.cases)})")
+            yield case
+
+
+def make_variants(
+    model: MoPE,
+    options: Options,
+    folder: Path,
+    gate: ParityGate,
+    *,
+    evaluation: Evaluation | None,
+    calibration: Callable[[], Iterator[Feeds]],
+    on_step: Callable[[str], None],
+    on_report: Callable[[PrecisionReport], None],
+) -> list[Variant]:
+    """Make and judge what ``options`` ask for, in the order of ``options.precisions``, the fused one last.
+
+    Args:
+        model: the reference; stays as it is.
+        options: which graphs.
+        folder: where the files go.
+        gate: for fp32.
+        evaluation: what lower precisions are judged on; None if fp32 is all that was asked for.
+        calibration: gives input arrays of real samples, for the ranges of int8's activations.
+        on_step: called with a few words before each step.
+        on_report: called with the last report on each lower precision, passed or not.
+
+    Raises:
+        ExportError: a graph cannot be made.
+        ParityError: a graph is not the model, and cannot be repaired.
+    """
+    routed = exporter_config(model)
+    config = exporter_config(model, routing_output=options.routing)
+    hidden = len(config.outputs) < len(
+        routed.outputs
+    )  # which experts a file chooses cannot be seen without that output
+    on_step("rewriting the routing and tracing the graph")
+    graph = trace(to_static(model), routed, opset=options.opset)
+    source = folder / ("model-with-routing.onnx" if hidden else "model.onnx")
+    files = save(graph, source, external=options.fuse and not hidden)
+    require_parity(gate.compare(source.stem, source, routed))
+    made: dict[str, Variant] = {}
+    if "fp32" in options.precisions:
+        if hidden:
+            drop_routing(graph)
+            files = save(graph, folder / "model.onnx", external=options.fuse)
+            require_parity(gate.compare("model", folder / "model.onnx", config))
+        judged = None
+        if evaluation is not None:
+            judged = measure_precision(evaluation, source, routed, precision="fp32", thresholds=THRESHOLDS["fp32"])
+        made["fp32"] = Variant("model", "fp32", "any", tuple(files), files[0], judged, None)
+    for precision in options.precisions:
+        if precision == "fp32":
+            continue
+        assert evaluation is not None
+        lower = lowering(
+            source,
+            precision,
+            calibration=calibration() if precision == "int8" else None,
+            method=options.calibration_method,
+            on_step=on_step,
+        )
+        made[precision] = _lowered(
+            lower,
+            folder,
+            evaluation,
+            routed,
+            thresholds=replace(THRESHOLDS[precision], **options.thresholds),
+            hidden=hidden,
+            on_step=on_step,
+            on_report=on_report,
+        )
+    ordered = [made[precision] for precision in options.precisions]
+    if options.fuse:
+        on_step("fusing for ONNX Runtime")
+        fused = folder / "model.fused.onnx"
+        fuse(folder / "model.onnx", fused, layers=attention_layers(model), routers=routers(model))
+        require_parity(gate.compare("model-fused", fused, config))
+        shared = made["fp32"].files[1:]
+        ordered.append(
+            Variant("model-fused", "fp32", "onnxruntime", (fused, *shared), fused, made["fp32"].judged, None)
+        )
+    return ordered
+
+
+def _lowered(
+    lower: Lowering,
+    folder: Path,
+    evaluation: Evaluation,
+    routed: MoPEExporterConfig,
+    *,
+    thresholds: Thresholds,
+    hidden: bool,
+    on_step: Callable[[str], None],
+    on_report: Callable[[PrecisionReport], None],
+) -> Variant:
+    """One lower precision, judged with its routing in sight; without that output afterwards if none was asked for."""
+    precision = lower.precision
+
+    def judge(file: Path, limit: int | None) -> PrecisionReport:
+        return measure_precision(
+            evaluation,
+            file,
+            routed,
+            precision=precision,
+            thresholds=thresholds,
+            mark=lower.runtime_mark,
+            limit=limit,
+        )
+
+    name = f"model.{precision}.onnx"
+    on_step(f"lowering to {precision}")
+    done = lower_within_gate(lower, judge, folder, name, on_step=on_step)
+    on_report(done.report)
+    files, runnable = list(done.files), done.files[0]
+    if done.report.mark == "emulated":
+        runnable = lower.write_runnable(folder / f"model.{precision}.runnable.onnx", keep=done.kept)[0]
+    if hidden:
+        files = _without_routing(files[0], lower.runs_on)
+        runnable = _without_routing(runnable, lower.runs_on)[0] if runnable != files[0] else runnable
+    return Variant(f"model-{precision}", precision, lower.runs_on, tuple(files), runnable, done.report, done)
+
+
+def _without_routing(file: Path, runs_on: str) -> list[Path]:
+    """Take the output ``routing`` off a saved graph, and its weights that nothing else reads."""
+    graph = ir.from_proto(onnx.load(file))
+    drop_routing(graph)
+    for path in file.parent.glob(f"{file.name}*"):
+        path.unlink()
+    return save(graph, file, extra_ops=DYNAMIC_OPS if runs_on == "onnxruntime" else ())

@@ -1,0 +1,145 @@
+"""A model that looks its outputs up, and a graph that looks them up elsewhere: any two answers can be compared.
+
+Sample i is the text ``w{i}``; both sides read row i of their own tables.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor, nn
+
+from export.exporter_config import TASK, MoPEExporterConfig, MoPEGraph
+from export.precision_gate import Evaluation, PrecisionReport, Thresholds, measure_precision
+from mope_deploy.data import Sample
+from mope_deploy.model import MoPEOutput
+from mope_deploy.preprocess import Preprocessing, TextSpec
+
+ANYTHING = Thresholds(labels=0.0, routing=0.0, metric=1.0)
+
+
+class Table(nn.Module):
+    """The eager side.
+
+    Args:
+        logits: (n, C).
+        soft: routing weights before selection (n, layers, K), or None.
+        top_k: of the routing.
+        multi_label: whether each logit is an answer of its own.
+    """
+
+    def __init__(
+        self, logits: np.ndarray, soft: np.ndarray | None = None, *, top_k: int = 0, multi_label: bool = False
+    ) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.from_numpy(logits.astype(np.float32)))
+        self.soft = None if soft is None else torch.from_numpy(soft.astype(np.float32))
+        self.routing = None if soft is None else torch.from_numpy(select(soft, top_k).astype(np.float32))
+        self.config = SimpleNamespace(
+            labels=tuple("abcdefgh"[: logits.shape[1]]),
+            multi_label=multi_label,
+            dynamic=soft is not None,
+            top_k=top_k,
+            experts=0 if soft is None else soft.shape[2],
+        )
+        words = {f"w{i}": i for i in range(len(logits))}
+        tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        self.preprocessing = Preprocessing(
+            image=None, text=TextSpec(max_length=4, pad_id=0), tokenizer=tokenizer.to_str()
+        )
+        self.input_names = ("input_ids", "attention_mask")
+        self.calls = 0
+
+    def forward(self, inputs: dict[str, Tensor]) -> MoPEOutput:
+        self.calls += 1
+        rows = inputs["input_ids"][:, 0]
+        if self.soft is None or self.routing is None:
+            return MoPEOutput(self.logits[rows], None, None)
+        return MoPEOutput(self.logits[rows], self.routing[rows], self.soft[rows])
+
+    def describe(self, *, routing: bool | None = None) -> MoPEExporterConfig:
+        layers, experts = (1, 1) if self.soft is None else self.soft.shape[1:]
+        graph = MoPEGraph(
+            input_names=self.input_names,
+            image_size=None,
+            vocab_size=len(self.logits),
+            max_length=4,
+            num_labels=self.logits.shape[1],
+            num_layers=layers,
+            num_experts=experts,
+            routing_output=self.config.dynamic if routing is None else routing,
+        )
+        return MoPEExporterConfig(graph, TASK)
+
+
+def select(soft: np.ndarray, top_k: int) -> np.ndarray:
+    """Top-k routing weights of (n, layers, K), by loops."""
+    if not top_k:
+        return soft
+    hard = np.zeros_like(soft)
+    for row in range(soft.shape[0]):
+        for layer in range(soft.shape[1]):
+            chosen = sorted(range(soft.shape[2]), key=lambda k: -soft[row, layer, k])[:top_k]
+            for k in chosen:
+                hard[row, layer, k] = soft[row, layer, k] / sum(soft[row, layer, c] for c in chosen)
+    return hard
+
+
+def write_table(path: Path, logits: np.ndarray, routing: np.ndarray | None = None) -> Path:
+    """The graph's side: ``logits`` (n, C) and ``routing`` (n, layers, K), after selection."""
+    outputs = {"logits": logits} | ({} if routing is None else {"routing": routing})
+    nodes = [
+        helper.make_node("Gather", ["input_ids", "zero"], ["rows"], axis=1),
+        *(helper.make_node("Gather", [f"{name}.table", "rows"], [name], axis=0) for name in outputs),
+    ]
+    tokens = ["batch", "text_length"]
+    graph = helper.make_graph(
+        nodes,
+        "table",
+        [helper.make_tensor_value_info(name, TensorProto.INT64, tokens) for name in ("input_ids", "attention_mask")],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *array.shape[1:]])
+            for name, array in outputs.items()
+        ],
+        [
+            numpy_helper.from_array(np.array(0), "zero"),
+            *(numpy_helper.from_array(array.astype(np.float32), f"{name}.table") for name, array in outputs.items()),
+        ],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+def table_samples(labels: list[Any]) -> list[Sample]:
+    return [
+        Sample(image=None, text=f"w{i}", label=label, line=i + 1, source=Path("/somewhere/rows.jsonl"))
+        for i, label in enumerate(labels)
+    ]
+
+
+def compare(
+    model: Table,
+    path: Path,
+    labels: list[Any],
+    *,
+    logits: np.ndarray,
+    routing: np.ndarray | None = None,
+    thresholds: Thresholds = ANYTHING,
+    **arguments: Any,
+) -> PrecisionReport:
+    """The gate's report on a graph with these tables; as JSON it is checked to be JSON."""
+    evaluation = Evaluation(model, table_samples(labels))  # type: ignore[arg-type]
+    file = write_table(path / "table.onnx", logits, routing)
+    config = model.describe(routing=routing is not None)
+    report = measure_precision(evaluation, file, config, precision="int8", thresholds=thresholds, **arguments)
+    json.dumps([report.to_dict(), report.figures()], allow_nan=False)
+    return report
