@@ -17,9 +17,16 @@ from torch import Tensor, nn
 from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
 
 from mope_deploy.errors import ConfigError
-from mope_deploy.model.backbones.prefix import Projection, inside, joined, split_heads
+from mope_deploy.model.backbones.prefix import Projection, inside, joined, split_heads, thirds
 from mope_deploy.model.backbones.sources import LoadedEncoder
-from mope_deploy.model.backbones.text import TextBackbone, blocked, frozen_text, longest_text, with_prompts
+from mope_deploy.model.backbones.text import (
+    TextBackbone,
+    blocked,
+    frozen_text,
+    longest_text,
+    prompts_seen,
+    with_prompts,
+)
 from mope_deploy.model.config import EncoderSpec
 
 __all__ = ["ModernBertBackbone", "accepts", "wrap"]
@@ -145,10 +152,10 @@ def _prefix_attention(
     """rows (B, N + P, D) normed, text first → (B, N, D)."""
     N = unseen.shape[-1]
     heads = attention.config.num_attention_heads
-    q, k, v = attention.Wqkv(rows).chunk(3, dim=-1)
-    q, k, v = (split_heads(each, heads) for each in (q[:, :N], joined(k, kv, 0), joined(v, kv, 1)))
+    q, k, v = thirds(attention.Wqkv(rows), N)
+    q, k, v = (split_heads(each, heads) for each in (q, joined(k, kv, 0), joined(v, kv, 1)))
     q, turned = apply_rotary_pos_emb(q, k[:, :, :N], *angles)
     k = torch.cat([turned, k[:, :, N:]], dim=2)
-    unseen = nn.functional.pad(unseen, (0, k.shape[2] - N))
+    unseen = prompts_seen(unseen, k.shape[2] - N)
     mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=unseen)
     return attention.Wo(mixed.transpose(1, 2).flatten(2))

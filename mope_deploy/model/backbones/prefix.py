@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Projection", "inside", "joined", "split_heads"]
+__all__ = ["Projection", "inside", "joined", "split_heads", "thirds"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,6 +54,15 @@ def joined(own: Tensor, kv: Tensor | None, which: int) -> Tensor:
     (B, N, inner), (B, 2, P, inner) → (B, N + P, inner).
     """
     return own if kv is None else torch.cat([own, kv[:, which]], dim=1)
+
+
+def thirds(qkv: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    """q (B, N, inner) of the first N tokens, k and v (B, N + P, inner) of all, from their joint product.
+
+    By slices: older operator sets have no split into a number of parts.
+    """
+    inner = qkv.shape[-1] // 3
+    return qkv[:, :tokens, :inner], qkv[..., inner : 2 * inner], qkv[..., 2 * inner :]
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

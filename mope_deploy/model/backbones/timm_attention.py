@@ -11,7 +11,7 @@ import torch
 from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
 
-from mope_deploy.model.backbones.prefix import Projection, joined, split_heads
+from mope_deploy.model.backbones.prefix import Projection, joined, split_heads, thirds
 
 __all__ = ["prefix_attention", "projection"]
 
@@ -65,12 +65,10 @@ def _qkv(attention: Any, rows: Tensor, tokens: int) -> tuple[Tensor, Tensor, Ten
     if getattr(attention, "qkv", None) is None:
         return attention.q_proj(rows[:, :tokens]), attention.k_proj(rows), attention.v_proj(rows)
     if getattr(attention, "q_bias", None) is None:
-        q, k, v = attention.qkv(rows).chunk(3, dim=-1)
-    elif attention.qkv_bias_separate:
-        q, k, v = (attention.qkv(rows) + _bias(attention)).chunk(3, dim=-1)
-    else:
-        q, k, v = nn.functional.linear(rows, attention.qkv.weight, _bias(attention)).chunk(3, dim=-1)
-    return q[:, :tokens], k, v
+        return thirds(attention.qkv(rows), tokens)
+    if attention.qkv_bias_separate:
+        return thirds(attention.qkv(rows) + _bias(attention), tokens)
+    return thirds(nn.functional.linear(rows, attention.qkv.weight, _bias(attention)), tokens)
 
 
 def _bias(attention: Any) -> Tensor | None:
