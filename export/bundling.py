@@ -71,6 +71,7 @@ def export_bundle(
     name: str | None = None,
     precisions: Sequence[str] = ("fp32",),
     opset: int = DEFAULT_OPSET,
+    fold: str = "auto",
     fuse: bool = False,
     routing: bool = True,
     samples: int | None = None,
@@ -89,6 +90,7 @@ def export_bundle(
         name: what the bundle calls itself; default: the run's name.
         precisions: of the graphs: fp32, fp16, bf16, int8, int8-dynamic; the first is what runs by default.
         opset: of the standard operators, 17 to 20.
+        fold: how prompts enter the layers: auto, tables, gram, mixed, none or token (docs/export.md).
         fuse: also write a variant fused for ONNX Runtime.
         routing: whether the graphs have the output ``routing``.
         samples: real samples the parity gate compares on; None for as many as give it 128 logits.
@@ -112,6 +114,7 @@ def export_bundle(
     options = Options(
         name=name or "mope",
         opset=opset,
+        fold=fold,
         fuse=fuse,
         routing=routing,
         samples=samples,

@@ -20,6 +20,7 @@ from export.options import (
     CALIBRATION_METHODS,
     CALIBRATION_SAMPLES,
     DEFAULT_OPSET,
+    FOLDS,
     FORMATS,
     GATE_SAMPLES,
     OPSETS,
@@ -131,6 +132,13 @@ def export(
             show_default=False,
         ),
     ] = None,
+    fold: Annotated[
+        str,
+        typer.Option(
+            metavar="HOW",
+            help=f"How prompts enter the layers: {', '.join(FOLDS)}. auto counts what is cheapest (docs/export.md).",
+        ),
+    ] = FOLDS[0],
     fuse: Annotated[
         bool, typer.Option("--fuse", help="Also write a variant fused for ONNX Runtime, sharing the weights.")
     ] = False,
@@ -209,6 +217,7 @@ def export(
         preset.check_precisions([name.strip().lower() for name in precision.split(",")])
     options = Options(
         opset=opset or (preset.opset if preset else DEFAULT_OPSET),
+        fold=fold,
         fuse=fuse,
         routing=routing,
         samples=samples,

@@ -1,7 +1,7 @@
 """Names in an exported graph: modules' own names instead of the exporter's counters, and no machine's paths.
 
 torch's exporter folds transposes into new constants called ``val_53`` and notes for every node the source files and
-stack it came from. Here a node is named after its module (``layers.0.dynamic/Softmax``), which lint errors, TensorRT
+stack it came from. Here a node is named after its module (``layers.0.router/Softmax``), which lint errors, TensorRT
 layers and profiles then show; a folded weight gets its parameter's name back (``….qkv.weight.T``), which quantisation
 needs; and the notes are dropped.
 """

@@ -17,6 +17,7 @@ __all__ = [
     "CALIBRATION_METHODS",
     "CALIBRATION_SAMPLES",
     "DEFAULT_OPSET",
+    "FOLDS",
     "FORMATS",
     "GATE_SAMPLES",
     "MAX_IR_VERSION",
@@ -30,6 +31,10 @@ __all__ = [
 ]
 
 FORMATS = ("onnx", "trt", "triton")
+# How prompts enter the layers (export.folding): the cheapest of the others for each layer; known keys and values as
+# constants but mixtures as tokens where they need a variance; that from products of experts, or from the mixture;
+# nothing folded; prompts through the whole layers.
+FOLDS = ("auto", "tables", "gram", "mixed", "none", "token")
 CALIBRATION_SAMPLES = 128
 THRESHOLD_NAMES = ("labels", "routing", "metric")
 GATE_SAMPLES = 1000  # that a precision below fp32 is judged on
@@ -46,6 +51,7 @@ class Options:
     Attributes:
         name: what the bundle calls itself.
         opset: of the standard operators, 17 to 20.
+        fold: how prompts enter the layers, one of :data:`FOLDS`.
         fuse: also write a variant fused for ONNX Runtime.
         routing: whether the graph has the output ``routing``.
         samples: real samples the gate compares on; None for as many as give it 128 logits.
@@ -65,6 +71,7 @@ class Options:
 
     name: str = "mope"
     opset: int = DEFAULT_OPSET
+    fold: str = "auto"
     fuse: bool = False
     routing: bool = True
     samples: int | None = None
@@ -88,6 +95,7 @@ class Options:
             if count is not None and count < 1:
                 raise UsageError(what.replace("_", " "), received=count, expected="at least 1")
         check_names("precision", self.precisions, PRECISIONS)
+        check_names("--fold", (self.fold,), FOLDS)
         for name, share in self.thresholds.items():
             check_names("threshold", (name,), THRESHOLD_NAMES)
             if not 0 <= share <= 1:

@@ -1,4 +1,7 @@
-"""The reference: the trained model itself, eager in PyTorch, on numpy arrays; nothing traced or rewritten."""
+"""The reference: the trained model itself, eager in PyTorch, on numpy arrays; nothing traced or rewritten.
+
+It is run in token form, the definition, whatever form it trained in and is exported in.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ def eager_outputs(model: MoPE, inputs: Arrays) -> dict[str, NDArray[Any]]:
     model.eval()
     try:
         with torch.inference_mode():
-            out = model(tensors)
+            out = model(tensors, form="token")
     finally:
         model.train(training)
     named = {"logits": out.logits, "routing": out.routing, "soft": out.soft_routing}

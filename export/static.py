@@ -2,8 +2,12 @@
 
 In the trained model a router may select experts, add noise and pass gradients straight through. Here every layer
 computes scores → softmax (→ TopK → renormalise → Gather from a dense expert table) → weighted sum: no shape depends on
-data, no control flow, and all K experts are in the graph whichever the example input would choose. Token form, as
-trained: layer i runs on [x ; P_s ; P_d ; P_m] (arXiv 2403.10568, section 3).
+data, no control flow, and all K experts are in the graph whichever the example input would choose.
+
+Prompts enter layers in prefix form, as keys and values alone; those that are known beforehand are constants, and
+mixtures of experts are mixed from constants where that is cheaper (export.folding). What depends on y, the mapped
+tokens, goes through the layer's own product beside x, so that no weight is needed twice. Encoders without a prefix form
+run on [x ; P_s ; P_d ; P_m] (arXiv 2403.10568, section 3).
 
 The result shares its tensors with the trained model and changes nothing of it: that model stays the reference.
 """
@@ -18,8 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from export.folding import AppendedExperts, FoldedExperts, LayerSize, Mixture, choose, constants
 from mope_deploy.model import MoPE
 from mope_deploy.model.backbones import Backbone
+from mope_deploy.model.backbones.prefix import Projection
 from mope_deploy.model.experts import PromptExperts
 from mope_deploy.model.fusion import ComplementaryEncoder
 from mope_deploy.model.prompts import LayerPrompts, StaticPrompt
@@ -31,11 +37,12 @@ __all__ = ["StaticMoPE", "to_static"]
 M = TypeVar("M", bound=nn.Module)
 
 
-def to_static(model: MoPE, *, routing_output: bool = True) -> StaticMoPE:
+def to_static(model: MoPE, *, routing_output: bool = True, fold: str = "auto") -> StaticMoPE:
     """Rewrite a trained model for tracing.
 
     Args:
-        model: stays as it is, training mode included; the result shares its tensors.
+        model: stays as it is, training mode included; the result shares its tensors, or holds what was folded of them.
+        fold: how prompts enter the layers, one of :data:`export.options.FOLDS`.
         routing_output: whether ``routing`` (B, layers, K) leaves as a second output, where the model routes at all.
 
     Returns:
@@ -43,15 +50,20 @@ def to_static(model: MoPE, *, routing_output: bool = True) -> StaticMoPE:
     """
     twin = _twin(model)
     _fold_parametrisations(twin)
+    complementary = twin.complementary_encoders()
     static = StaticMoPE(
         input_names=model.input_names,
         main=twin.main,
-        complementary={name: StaticEncoder(encoder) for name, encoder in twin.complementary.items()},  # type: ignore[arg-type]
-        layers=[StaticLayer(layer) for layer in twin.layers],  # type: ignore[arg-type]
+        complementary={name: StaticEncoder(encoder, fold) for name, encoder in complementary.items()},
+        layers=[
+            StaticLayer(layer, _projection(twin.main, i, fold), fold)  # type: ignore[arg-type]
+            for i, layer in enumerate(twin.layers)
+        ],
         mappers=dict(twin.mappers.items()),
         head=twin.head,
         stand_ins=dict(twin.stand_ins.items()),
         routing_output=routing_output and model.config.dynamic,
+        prefix=fold != "token",
     )
     return static.eval()
 
@@ -62,6 +74,7 @@ class StaticMoPE(nn.Module):
     Attributes:
         input_names: what ``forward`` reads from its dict.
         output_names: names of the tuple it returns: ``logits`` and, if asked for, ``routing``.
+        prefix: whether prompts enter the layers of the main encoder as keys and values alone.
     """
 
     def __init__(
@@ -75,11 +88,13 @@ class StaticMoPE(nn.Module):
         head: nn.Module,
         stand_ins: Mapping[str, Tensor],
         routing_output: bool,
+        prefix: bool,
     ) -> None:
         super().__init__()
         self.input_names = input_names
         self.output_names = ("logits", "routing") if routing_output else ("logits",)
         self.main = main
+        self.prefix = prefix and main.has_prefix_form
         self.complementary = nn.ModuleDict(complementary)
         self.layers = nn.ModuleList(layers)
         self.mappers = nn.ModuleDict(mappers)
@@ -95,10 +110,10 @@ class StaticMoPE(nn.Module):
         x, mask = self.main.embed(inputs)  # (B, N, D)
         routing: list[Tensor] = []
         for i, layer in enumerate(self.layers):
-            prompts, weights = layer(
+            prompts, kv, weights = layer(
                 self.main.pool(x, mask), y, [tokens[self.main.widths[i]].unsqueeze(1) for tokens in mapped]
             )
-            x = self.main.layer(i, x, prompts, mask)
+            x = _run(self.main, i, x, prompts, kv, mask, prefix=self.prefix)
             if weights is not None:
                 routing.append(weights)
         logits = self.head(self.main.finish(x, mask))  # (B, C)
@@ -110,15 +125,20 @@ class StaticEncoder(nn.Module):
 
     Args:
         trained: the encoder as trained; this module takes over its parts.
+        fold: how its prompts enter its layers.
     """
 
     y_mean: Tensor
     y_std: Tensor
 
-    def __init__(self, trained: ComplementaryEncoder) -> None:
+    def __init__(self, trained: ComplementaryEncoder, fold: str) -> None:
         super().__init__()
         self.backbone = trained.backbone
-        self.prompts = trained.prompts
+        self.prefix = fold != "token" and trained.backbone.has_prefix_form
+        self.prompts = nn.ModuleList(
+            StaticTokens(prompt, _projection(trained.backbone, i, fold))  # type: ignore[arg-type]
+            for i, prompt in enumerate(trained.prompts)
+        )
         self.standardise = trained.standardise
         if trained.standardise:
             self.register_buffer("y_mean", trained.y_mean)
@@ -128,10 +148,37 @@ class StaticEncoder(nn.Module):
         """The pooled feature y (B, D_y)."""
         x, mask = self.backbone.embed(inputs)
         for i in range(self.backbone.depth):
-            prompts = self.prompts[i](x.shape[0]) if len(self.prompts) else None
-            x = self.backbone.layer(i, x, prompts, mask)
+            prompts, kv = self.prompts[i](x.shape[0]) if len(self.prompts) else (None, None)
+            x = _run(self.backbone, i, x, prompts, kv, mask, prefix=self.prefix)
         y = self.backbone.finish(x, mask)
         return (y - self.y_mean) / self.y_std if self.standardise else y
+
+
+class StaticTokens(nn.Module):
+    """A static prompt: keys and values as constants, or tokens where nothing is folded.
+
+    Args:
+        trained: the prompt as trained.
+        projection: of its layer; None to fold nothing.
+    """
+
+    tokens: Tensor
+    kv: Tensor
+
+    def __init__(self, trained: StaticPrompt, projection: Projection | None) -> None:
+        super().__init__()
+        self.folded = projection is not None
+        tokens = trained.tokens.detach()  # (L, D)
+        if projection is None:
+            self.register_buffer("tokens", tokens)
+        else:
+            self.register_buffer("kv", constants(projection, tokens))  # (2, L, inner)
+
+    def forward(self, batch: int) -> tuple[Tensor | None, Tensor | None]:
+        """Tokens (B, L, D), or keys and values (B, 2, L, inner); the other is None."""
+        if self.folded:
+            return None, self.kv.unsqueeze(0).expand(batch, -1, -1, -1)
+        return self.tokens.unsqueeze(0).expand(batch, -1, -1), None
 
 
 class StaticLayer(nn.Module):
@@ -139,57 +186,70 @@ class StaticLayer(nn.Module):
 
     Args:
         trained: the layer's prompts as trained; this module takes over their parts.
+        projection: how the layer makes keys and values; None to fold nothing.
+        fold: how experts are folded, if anything is.
     """
 
-    def __init__(self, trained: LayerPrompts) -> None:
+    def __init__(self, trained: LayerPrompts, projection: Projection | None, fold: str) -> None:
         super().__init__()
-        self.static: StaticPrompt | None = trained.static
-        self.dynamic: StaticDynamicPrompt | None = None
+        self.static = None if trained.static is None else StaticTokens(trained.static, projection)
+        self.router: StaticRouter | None = None
+        self.dynamic: AppendedExperts | FoldedExperts | None = None
         if trained.router is not None and trained.experts is not None:
-            self.dynamic = StaticDynamicPrompt(trained.router, trained.experts)
+            self.router = StaticRouter(trained.router)
+            self.dynamic = _experts(trained.experts, trained.router.top_k, projection, fold)
         self.mappers = trained.mappers
 
     def forward(
         self, pooled_x: Tensor, y: Mapping[str, Tensor], mapped: list[Tensor]
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """pooled_x (B, D), y, tokens of shared mappers → prompts (B, P, D) and routing (B, K), each None if off."""
-        parts: list[Tensor] = []
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The prompts of a batch.
+
+        Args:
+            pooled_x: (B, D).
+            y: by modality, (B, D_y).
+            mapped: tokens of shared mappers, (B, 1, D) each.
+
+        Returns:
+            Tokens (B, P, D), keys and values of further prompts (B, 2, P', inner), routing (B, K); None where there are
+            none.
+        """
+        tokens: list[Tensor] = []
+        kv: list[Tensor] = []
         weights = None
         if self.static is not None:
-            parts.append(self.static(pooled_x.shape[0]))
-        if self.dynamic is not None:
-            prompt, weights = self.dynamic(pooled_x, y)
-            parts.append(prompt)
-        parts += mapped
-        parts += [mapper(y[name])[pooled_x.shape[1]].unsqueeze(1) for name, mapper in self.mappers.items()]
-        return (torch.cat(parts, dim=1) if parts else None), weights
+            own, made = self.static(pooled_x.shape[0])
+            tokens += [] if own is None else [own]
+            kv += [] if made is None else [made]
+        if self.router is not None and self.dynamic is not None:
+            mixture = self.router(pooled_x, y)
+            weights = mixture.weights
+            (kv if isinstance(self.dynamic, FoldedExperts) else tokens).append(self.dynamic(mixture))
+        tokens += mapped
+        tokens += [mapper(y[name])[pooled_x.shape[1]].unsqueeze(1) for name, mapper in self.mappers.items()]
+        return _joined(tokens, dim=1), _joined(kv, dim=2), weights
 
 
-class StaticDynamicPrompt(nn.Module):
-    """Router and experts of one layer as one lookup: P_d = Σ_k r_k E_k from the expert table (K, L·D).
+class StaticRouter(nn.Module):
+    """The router of one layer without noise: scores, softmax and, under top-k routing, a choice.
 
     Args:
         router: as trained; this module takes over its projections and embeddings.
-        experts: as trained; this module shares its table.
     """
 
     keys: Tensor
-    table: Tensor
     numbers: Tensor
 
-    def __init__(self, router: Router, experts: PromptExperts) -> None:
+    def __init__(self, router: Router) -> None:
         super().__init__()
         self.project_x, self.project_y = router.project_x, router.project_y
         self.temperature, self.top_k, self.cosine = router.temperature, router.top_k, router.cosine
         U = router.embeddings.detach()  # (K, d)
         self.register_buffer("keys", nn.functional.normalize(U, dim=-1) if router.cosine else U)
-        E = experts.prompts.detach()
-        K, self.length, self.width = E.shape
-        self.register_buffer("table", E.reshape(K, self.length * self.width))
-        self.register_buffer("numbers", torch.arange(K, device=E.device))
+        self.register_buffer("numbers", torch.arange(len(U), device=U.device))
 
-    def forward(self, pooled_x: Tensor, y: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """pooled_x (B, D), y {modality: (B, D_y)} → dynamic prompt (B, L, D) and the weights that mixed it (B, K)."""
+    def forward(self, pooled_x: Tensor, y: Mapping[str, Tensor]) -> Mixture:
+        """pooled_x (B, D), y {modality: (B, D_y)} → how the experts are mixed."""
         parts = [] if self.project_x is None else [self.project_x(pooled_x)]
         parts += [project(y[name]) for name, project in self.project_y.items()]
         q = torch.cat(parts, dim=-1)  # (B, d)
@@ -197,14 +257,48 @@ class StaticDynamicPrompt(nn.Module):
             q = nn.functional.normalize(q, dim=-1)
         soft = torch.softmax(q @ self.keys.T / self.temperature, dim=-1)  # (B, K)
         if not self.top_k:
-            return (soft @ self.table).view(-1, self.length, self.width), soft
+            return Mixture(soft, None, None)
         values, index = torch.topk(soft, self.top_k, dim=-1)  # (B, k)
         values = (values / values.sum(dim=-1, keepdim=True)).unsqueeze(-1)  # (B, k, 1)
-        chosen = nn.functional.embedding(index, self.table)  # (B, k, L·D)
-        prompt = (values * chosen).sum(dim=1).view(-1, self.length, self.width)
         # One-hot by comparison: a scatter would be a harder operator for the same numbers.
         hot = (index.unsqueeze(-1) == self.numbers).to(values.dtype)  # (B, k, K)
-        return prompt, (values * hot).sum(dim=1)
+        return Mixture((values * hot).sum(dim=1), values, index)
+
+
+def _projection(backbone: Backbone, index: int, fold: str) -> Projection | None:
+    """How a layer makes keys and values, if anything is to be folded into it."""
+    return backbone.projection(index) if backbone.has_prefix_form and fold not in ("token", "none") else None
+
+
+def _experts(
+    experts: PromptExperts, top_k: int, projection: Projection | None, fold: str
+) -> AppendedExperts | FoldedExperts:
+    """The experts of one layer in the form that ``fold`` asks for."""
+    E = experts.prompts.detach()
+    form = "append" if projection is None else choose(fold, LayerSize.of(projection, E, top_k))
+    return AppendedExperts(E) if projection is None or form == "append" else FoldedExperts(projection, E, form)
+
+
+def _joined(parts: list[Tensor], *, dim: int) -> Tensor | None:
+    if not parts:
+        return None
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
+
+
+def _run(
+    backbone: Backbone,
+    index: int,
+    x: Tensor,
+    prompts: Tensor | None,
+    kv: Tensor | None,
+    mask: Tensor | None,
+    *,
+    prefix: bool,
+) -> Tensor:
+    """Layer ``index`` with its prompts: as keys and values alone, or in token form."""
+    if prefix and (prompts is not None or kv is not None):
+        return backbone.prefix_layer(index, x, prompts, mask, kv)
+    return backbone.layer(index, x, prompts, mask)
 
 
 def _twin(model: M) -> M:

@@ -150,7 +150,7 @@ def make_variants(
         routed.outputs
     )  # which experts a file chooses cannot be seen without that output
     on_step("rewriting the routing and tracing the graph")
-    graph = trace(to_static(model), routed, opset=options.opset)
+    graph = trace(to_static(model, fold=options.fold), routed, opset=options.opset)
     source = folder / ("model-with-routing.onnx" if hidden else "model.onnx")
     files = save(graph, source, external=options.fuse and not hidden)
     require_parity(gate.compare(source.stem, source, routed))

@@ -150,6 +150,8 @@ class _Rewrite:
         if node.op_type not in MOVING_OPS and home not in self.layout.layers:
             return _FLOAT
         operands = {self.made.get(v.name or "", _FLOAT) for _, v in floats if not v.is_initializer()}
+        if node.op_type == "Concat" and home in self.layout.layers and self.half in operands:
+            return self.half  # keys or values of tokens and of prompts, for the products that read them
         return self.half if operands == {self.half} else _FLOAT
 
     def _takes(self, node: ir.Node, i: int, *, output: bool = False) -> bool:

@@ -1,14 +1,15 @@
 """MoPE: complementary encoders run first, then y conditions every layer of the main encoder (2403.10568, figure 2).
 
 Token form, which is the definition: layer i runs on [x ; P_s ; P_d ; P_m], the prompts' own outputs are dropped and
-layer i + 1 gets prompts of its own.
+layer i + 1 gets prompts of its own. Prefix form, equal up to rounding and faster: they enter layer i as keys and values
+alone. It is what a model computes unless the token form is asked for, where its encoders have it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from huggingface_hub import ModelHubMixin
@@ -23,7 +24,9 @@ from mope_deploy.model.prompts import LayerPrompts, StaticPrompt
 from mope_deploy.model.router import Router, routing_embeddings
 from mope_deploy.preprocess import Preprocessing, present_name
 
-__all__ = ["ComplementaryEncoder", "MoPE", "MoPEOutput", "build_model"]
+__all__ = ["ComplementaryEncoder", "Form", "MoPE", "MoPEOutput", "build_model"]
+
+Form = Literal["prefix", "token"]
 
 _MODEL_CARD = """---
 {{ card_data }}
@@ -72,12 +75,12 @@ class ComplementaryEncoder(nn.Module):
             self.register_buffer("y_mean", torch.zeros(backbone.feature_width))
             self.register_buffer("y_std", torch.ones(backbone.feature_width))
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, inputs: Mapping[str, Tensor], *, form: Form = "prefix") -> Tensor:
         """The pooled feature y of a batch, standardised if asked for: (B, D_y)."""
         x, mask = self.backbone.embed(inputs)
         for i in range(self.backbone.depth):
             prompts = self.dropout(self.prompts[i](x.shape[0])) if len(self.prompts) else None
-            x = self.backbone.layer(i, x, prompts, mask)
+            x = self.backbone.run_layer(i, x, prompts, mask, form=form)
         y = self.backbone.finish(x, mask)
         return (y - self.y_mean) / self.y_std if self.standardise else y
 
@@ -147,7 +150,9 @@ class MoPE(
                 names.append(present_name(name))
         return tuple(names)
 
-    def forward(self, inputs: Mapping[str, Tensor], y: Mapping[str, Tensor] | None = None) -> MoPEOutput:
+    def forward(
+        self, inputs: Mapping[str, Tensor], y: Mapping[str, Tensor] | None = None, *, form: Form = "prefix"
+    ) -> MoPEOutput:
         """Logits and routing of a batch.
 
         Args:
@@ -156,9 +161,11 @@ class MoPE(
                 on; ``<modality>_present`` int64 (B,) of each modality that may be missing.
             y: features of the complementary encoders, as :meth:`encode_complementary` returns them, to skip those
                 encoders.
+            form: ``"token"`` for the definition; ``"prefix"`` where the encoders have that, which is the same up to
+                rounding.
         """
         if y is None:
-            y = self.encode_complementary(inputs)
+            y = self.encode_complementary(inputs, form=form)
         y = {name: self._or_stand_in(name, feature, inputs) for name, feature in y.items()}
         x, mask = self.main.embed(inputs)  # (B, N, D)
         tokens = [mapper(y[name]) for name, mapper in self.mappers.items()]
@@ -167,7 +174,7 @@ class MoPE(
         weights, soft = [], []
         for i, layer in enumerate(self.layers):
             prompts, routing = layer(self.main.pool(x, mask), y, mapped.get(self.main.widths[i]))
-            x = self.main.layer(i, x, prompts, mask)
+            x = self.main.run_layer(i, x, prompts, mask, form=form)
             if routing is not None:
                 weights.append(routing.weights)
                 soft.append(routing.soft)
@@ -176,9 +183,9 @@ class MoPE(
             return MoPEOutput(logits, None, None)
         return MoPEOutput(logits, torch.stack(weights, dim=1), torch.stack(soft, dim=1))
 
-    def encode_complementary(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Pooled features of the complementary encoders, {modality: (B, D_y)}."""
-        return {name: encoder(inputs) for name, encoder in self.complementary_encoders().items()}
+    def encode_complementary(self, inputs: Mapping[str, Tensor], *, form: Form = "prefix") -> dict[str, Tensor]:
+        """Pooled features of the complementary encoders, {modality: (B, D_y)}; ``form`` as for :meth:`forward`."""
+        return {name: encoder(inputs, form=form) for name, encoder in self.complementary_encoders().items()}
 
     def _or_stand_in(self, name: str, y: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         """y (B, D_y), with the learned stand-in in the rows of samples that lack modality ``name``."""

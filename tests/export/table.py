@@ -59,7 +59,8 @@ class Table(nn.Module):
         self.input_names = ("input_ids", "attention_mask")
         self.calls = 0
 
-    def forward(self, inputs: dict[str, Tensor]) -> MoPEOutput:
+    def forward(self, inputs: dict[str, Tensor], *, form: str) -> MoPEOutput:
+        assert form == "token", "the reference is the definition"
         self.calls += 1
         rows = inputs["input_ids"][:, 0]
         if self.soft is None or self.routing is None:

@@ -97,9 +97,9 @@ def drop_the_dynamic_prompt_of(layer: int) -> Fault:
 FAULTS: dict[str, tuple[Fault, str]] = {
     "two experts swapped": (lambda m: edit(m, "layers.0.dynamic.table", swap(0, 3)), "logits"),
     "two experts swapped in the last layer": (lambda m: edit(m, "layers.1.dynamic.table", swap(1, 2)), "logits"),
-    "two routing embeddings swapped": (lambda m: edit(m, "layers.1.dynamic.keys.T", swap_columns), "experts differ"),
-    "a router dropped": (lambda m: edit(m, "layers.0.dynamic.keys.T", np.zeros_like), "routing"),
-    "a router without the image": (lambda m: edit(m, "layers.0.dynamic.project_x.weight", np.zeros_like), "routing"),
+    "two routing embeddings swapped": (lambda m: edit(m, "layers.1.router.keys.T", swap_columns), "experts differ"),
+    "a router dropped": (lambda m: edit(m, "layers.0.router.keys.T", np.zeros_like), "routing"),
+    "a router without the image": (lambda m: edit(m, "layers.0.router.project_x.weight", np.zeros_like), "routing"),
     "the layers of routing in another order": (swap_layers_of_routing, "experts differ"),
     "no dynamic prompt": (drop_the_dynamic_prompt_of(1), "logits"),
     "no static prompt": (lambda m: edit(m, "layers.0.static.tokens", np.zeros_like), "logits"),

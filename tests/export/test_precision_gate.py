@@ -392,7 +392,7 @@ def test_a_faithful_file_passes_and_a_weight_more_or_less_shows(
     assert 0 < report.logits.maximum < 1e-4
     assert report.selections[0].equal == report.experts[1].equal == 40
     proto = export.proto()
-    edit(proto, "layers.1.dynamic.keys.T", lambda keys: keys[:, ::-1])
+    edit(proto, "layers.1.router.keys.T", lambda keys: keys[:, ::-1])
     onnx.save(proto, tmp_path / "other.onnx")
     report = measure_precision(evaluation, tmp_path / "other.onnx", export.config, **arguments)
     assert report.experts[0].share == 1

@@ -36,8 +36,23 @@ Array = NDArray[Any]
 
 # What TensorRT-RTX builds of every row's graph in these tests.
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-# Rows with a prefix form (keys and values of prompts as constants) besides the token form.
-PREFIX_FORM: tuple[str, ...] = ()
+# Rows with a prefix form (prompts as keys and values alone) besides the token form.
+PREFIX_FORM: tuple[str, ...] = (
+    "ViT",
+    "DeiT",
+    "DINOv2",
+    "SigLIP",
+    "EVA02",
+    "DINOv3",
+    "RoPE-ViT",
+    "Swin",
+    "BERT",
+    "RoBERTa",
+    "ELECTRA",
+    "DistilBERT",
+    "MPNet",
+    "ModernBERT",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mope_deploy.model.backbones.prefix import Projection
+
 __all__ = ["Backbone", "masked_mean"]
 
 
@@ -22,10 +24,12 @@ class Backbone(nn.Module, ABC):
         width: D, width of the hidden states that its first layer reads; 0 without layers.
         depth: number of layers that can be prompted; 0 for an encoder that is only ever run as a whole.
         feature_width: width of the pooled feature that :meth:`finish` returns.
+        has_prefix_form: whether :meth:`prefix_layer` and :meth:`projection` exist for its layers.
     """
 
     modality: str
     input_names: tuple[str, ...]
+    has_prefix_form: bool = False
 
     def __init__(self, encoder: nn.Module, *, width: int, depth: int, feature_width: int) -> None:
         super().__init__()
@@ -51,6 +55,30 @@ class Backbone(nn.Module, ABC):
 
         What comes out is what the next layer reads: where patches are merged in between, N and D change here.
         """
+
+    def prefix_layer(
+        self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None, kv: Tensor | None = None
+    ) -> Tensor:
+        """:meth:`layer` in prefix form: equal up to rounding, see :mod:`mope_deploy.model.backbones.prefix`.
+
+        Args:
+            index: of the layer.
+            x: (B, N, D).
+            prompts: tokens (B, P, D) whose keys and values the layer's own product makes, or None.
+            mask: from :meth:`embed`.
+            kv: keys and values (B, 2, P', inner) of further prompts, as :meth:`projection` makes them, or None.
+        """
+        raise AssertionError(f"{type(self).__name__} has no prefix form")
+
+    def projection(self, index: int) -> Projection:
+        """How layer ``index`` makes keys and values of prompts."""
+        raise AssertionError(f"{type(self).__name__} has no prefix form")
+
+    def run_layer(self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None, *, form: str) -> Tensor:
+        """:meth:`layer`, in prefix form if ``form`` is ``"prefix"``, there are prompts, and the encoder has that."""
+        if form == "prefix" and self.has_prefix_form and prompts is not None:
+            return self.prefix_layer(index, x, prompts, mask)
+        return self.layer(index, x, prompts, mask)
 
     @abstractmethod
     def pool(self, x: Tensor, mask: Tensor | None) -> Tensor:

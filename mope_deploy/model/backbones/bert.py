@@ -12,8 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mope_deploy.model.backbones.prefix import Projection, inside
 from mope_deploy.model.backbones.sources import LoadedEncoder
-from mope_deploy.model.backbones.text import TextBackbone, blocked, frozen_text, longest_text, with_prompts
+from mope_deploy.model.backbones.text import (
+    TextBackbone,
+    blocked,
+    frozen_text,
+    longest_text,
+    prefix_attention,
+    with_prompts,
+)
 from mope_deploy.model.config import EncoderSpec
 
 __all__ = ["BertBackbone", "accepts", "wrap"]
@@ -42,6 +50,8 @@ def wrap(loaded: LoadedEncoder, spec: EncoderSpec) -> Any:
 class BertBackbone(TextBackbone):
     """A transformers BERT-like encoder, layer by layer."""
 
+    has_prefix_form = True
+
     def __init__(self, encoder: Any) -> None:
         config = encoder.config
         super().__init__(
@@ -66,7 +76,44 @@ class BertBackbone(TextBackbone):
         everything, mask = with_prompts(x, prompts, mask)  # (B, N + P, D)
         return _layers(self.encoder)[index](everything, blocked(mask, x.dtype))[:, : x.shape[1]]
 
+    def prefix_layer(
+        self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None, kv: Tensor | None = None
+    ) -> Tensor:
+        """Layer ``index`` in prefix form. (B, N, D), (B, P, D), (B, 2, P', inner) → (B, N, D)."""
+        assert mask is not None
+        layer = _layers(self.encoder)[index]
+        form = _prefix_distilbert if hasattr(layer, "ffn") else _prefix_bert
+        return inside(layer, form, layer, x, prompts, kv, blocked(mask, x.dtype))
+
+    def projection(self, index: int) -> Projection:
+        """How layer ``index`` makes keys and values of prompts: post-norm, so linearly."""
+        _, k, v = _linears(_layers(self.encoder)[index])
+        weight = torch.cat([k.weight, v.weight])
+        return Projection(None, weight, torch.cat([k.bias, v.bias]), product=len(weight))
+
 
 def _layers(encoder: Any) -> nn.ModuleList:
     # DistilBERT's stack has another name; its layers are called the same way.
     return (encoder.transformer if encoder.config.model_type == "distilbert" else encoder.encoder).layer
+
+
+def _linears(layer: Any) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+    """The layers that make queries, keys and values."""
+    if hasattr(layer, "ffn"):
+        return layer.attention.q_lin, layer.attention.k_lin, layer.attention.v_lin
+    own = layer.attention.self
+    return own.query, own.key, own.value
+
+
+def _prefix_bert(layer: Any, x: Tensor, prompts: Tensor | None, kv: Tensor | None, unseen: Tensor) -> Tensor:
+    own = layer.attention.self
+    mixed = inside(own, prefix_attention, *_linears(layer), own.num_attention_heads, x, prompts, kv, unseen)
+    h = layer.attention.output(mixed, x)
+    return layer.output(layer.intermediate(h), h)
+
+
+def _prefix_distilbert(layer: Any, x: Tensor, prompts: Tensor | None, kv: Tensor | None, unseen: Tensor) -> Tensor:
+    own = layer.attention
+    mixed = inside(own, prefix_attention, *_linears(layer), own.n_heads, x, prompts, kv, unseen)
+    h = layer.sa_layer_norm(own.out_lin(mixed) + x)
+    return layer.output_layer_norm(layer.ffn(h) + h)

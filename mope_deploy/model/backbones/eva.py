@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.models.eva import Eva
+from timm.models.eva import Eva, EvaBlock
 from torch import Tensor, nn
 
+from mope_deploy.model.backbones.prefix import Projection, inside
 from mope_deploy.model.backbones.sources import LoadedEncoder
+from mope_deploy.model.backbones.timm_attention import prefix_attention, projection
 from mope_deploy.model.backbones.timm_image import TimmBackbone, frozen_image
 from mope_deploy.model.config import EncoderSpec
 
@@ -42,6 +44,10 @@ class EvaBackbone(TimmBackbone):
         super().__init__(
             loaded, width=encoder.embed_dim, depth=len(encoder.blocks), feature_width=encoder.head_hidden_size
         )
+        # Not the blocks that normalise their results, nor those whose heads share keys.
+        self.has_prefix_form = all(
+            type(b) is EvaBlock and getattr(b.attn, "num_kv_groups", 1) == 1 for b in encoder.blocks
+        )
 
     def embed(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Prefix tokens and patches, and the patches' angles.
@@ -55,13 +61,24 @@ class EvaBackbone(TimmBackbone):
     def layer(self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None) -> Tensor:
         """Block ``index`` on [x ; prompts], without the prompts' outputs. (B, N, D), (B, P, D) → (B, N, D)."""
         block = self.encoder.blocks[index]
-        angles = mask[index] if mask is not None and self.encoder.rope_mixed else mask
+        angles = self._angles(index, mask)
         if prompts is None:
             return block(x, rope=angles)
         if angles is not None:
             angles = torch.cat([angles, _no_angle(prompts.shape[1], like=angles)], dim=-2)
         N = x.shape[1]
         return block(torch.cat([x, prompts], dim=1), rope=angles)[:, :N]
+
+    def prefix_layer(
+        self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None, kv: Tensor | None = None
+    ) -> Tensor:
+        """Block ``index`` in prefix form. (B, N, D), (B, P, D), (B, 2, P', inner) → (B, N, D)."""
+        block = self.encoder.blocks[index]
+        return inside(block, _prefix_block, block, x, prompts, kv, self._angles(index, mask))
+
+    def projection(self, index: int) -> Projection:
+        """How block ``index`` makes keys and values of prompts."""
+        return projection(self.encoder.blocks[index])
 
     def pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """The class token, or the mean of the patches where there is none. (B, N, D) → (B, D)."""
@@ -72,6 +89,18 @@ class EvaBackbone(TimmBackbone):
     def finish(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """timm's own final norm and pooling, without a classifier. (B, N, D) → (B, feature_width)."""
         return self.encoder.forward_head(self.encoder.norm(x), pre_logits=True)
+
+    def _angles(self, index: int, mask: Tensor | None) -> Tensor | None:
+        """The angles of block ``index``; each has its own where frequencies are mixed."""
+        return mask[index] if mask is not None and self.encoder.rope_mixed else mask
+
+
+def _prefix_block(block: Any, x: Tensor, prompts: Tensor | None, kv: Tensor | None, angles: Tensor | None) -> Tensor:
+    rows = block.norm1(x if prompts is None else torch.cat([x, prompts], dim=1))  # (B, N + P, D)
+    mixed = inside(block.attn, prefix_attention, block.attn, rows, x.shape[1], kv, angles)
+    x = x + (mixed if block.gamma_1 is None else block.gamma_1 * mixed)
+    mixed = block.mlp(block.norm2(x))
+    return x + (mixed if block.gamma_2 is None else block.gamma_2 * mixed)
 
 
 def _no_angle(tokens: int, *, like: Tensor) -> Tensor:

@@ -14,10 +14,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
 
 from mope_deploy.errors import ConfigError
+from mope_deploy.model.backbones.prefix import Projection, inside, joined, split_heads, thirds
 from mope_deploy.model.backbones.sources import LoadedEncoder
-from mope_deploy.model.backbones.text import TextBackbone, blocked, frozen_text, longest_text, with_prompts
+from mope_deploy.model.backbones.text import (
+    TextBackbone,
+    blocked,
+    frozen_text,
+    longest_text,
+    prompts_seen,
+    with_prompts,
+)
 from mope_deploy.model.config import EncoderSpec
 
 __all__ = ["ModernBertBackbone", "accepts", "wrap"]
@@ -55,6 +64,8 @@ class ModernBertBackbone(TextBackbone):
         max_length: longest text in tokens; the tables of angles end there.
     """
 
+    has_prefix_form = True
+
     def __init__(self, encoder: Any, *, max_length: int) -> None:
         config = encoder.config
         super().__init__(encoder, width=config.hidden_size, depth=len(encoder.layers), feature_width=config.hidden_size)
@@ -78,6 +89,27 @@ class ModernBertBackbone(TextBackbone):
         if layer.attention_type == _WINDOWED:
             unseen = self._beyond_window(unseen, text=x.shape[1])  # (B, 1, N + P, N + P)
         return layer(everything, attention_mask=unseen, position_embeddings=angles)[:, : x.shape[1]]
+
+    def prefix_layer(
+        self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None, kv: Tensor | None = None
+    ) -> Tensor:
+        """Layer ``index`` in prefix form. (B, N, D), (B, P, D), (B, 2, P', inner) → (B, N, D)."""
+        assert mask is not None
+        layer = self.encoder.layers[index]
+        angles = self._angles(layer.attention_type, text=x.shape[1], prompts=0)
+        unseen = blocked(mask, x.dtype)  # (B, 1, 1, N)
+        if layer.attention_type == _WINDOWED:
+            unseen = self._beyond_window(unseen, text=x.shape[1])  # (B, 1, N, N)
+        return inside(layer, _prefix_layer, layer, x, prompts, kv, unseen, angles)
+
+    def projection(self, index: int) -> Projection:
+        """How layer ``index`` makes keys and values of prompts; the first layer has no norm of its own."""
+        layer = self.encoder.layers[index]
+        weight, bias = layer.attn.Wqkv.weight, layer.attn.Wqkv.bias
+        inner = len(weight) // 3
+        bias = weight.new_zeros(len(weight)) if bias is None else bias
+        norm = None if isinstance(layer.attn_norm, nn.Identity) else layer.attn_norm
+        return Projection(norm, weight[inner:], bias[inner:], product=len(weight))
 
     def finish(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """The class token after the final norm. (B, N, D) → (B, D)."""
@@ -104,3 +136,26 @@ class ModernBertBackbone(TextBackbone):
             [nn.functional.embedding(positions, sin_table), sin_table.new_zeros(prompts, sin_table.shape[1])]
         )
         return cos.unsqueeze(0), sin.unsqueeze(0)
+
+
+def _prefix_layer(
+    layer: Any, x: Tensor, prompts: Tensor | None, kv: Tensor | None, unseen: Tensor, angles: tuple[Tensor, Tensor]
+) -> Tensor:
+    rows = layer.attn_norm(x if prompts is None else torch.cat([x, prompts], dim=1))
+    x = x + inside(layer.attn, _prefix_attention, layer.attn, rows, kv, unseen, angles)
+    return x + layer.mlp(layer.mlp_norm(x))
+
+
+def _prefix_attention(
+    attention: Any, rows: Tensor, kv: Tensor | None, unseen: Tensor, angles: tuple[Tensor, Tensor]
+) -> Tensor:
+    """rows (B, N + P, D) normed, text first → (B, N, D)."""
+    N = unseen.shape[-1]
+    heads = attention.config.num_attention_heads
+    q, k, v = thirds(attention.Wqkv(rows), N)
+    q, k, v = (split_heads(each, heads) for each in (q, joined(k, kv, 0), joined(v, kv, 1)))
+    q, turned = apply_rotary_pos_emb(q, k[:, :, :N], *angles)
+    k = torch.cat([turned, k[:, :, N:]], dim=2)
+    unseen = prompts_seen(unseen, k.shape[2] - N)
+    mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=unseen)
+    return attention.Wo(mixed.transpose(1, 2).flatten(2))

@@ -11,8 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mope_deploy.model.backbones.prefix import Projection, inside
 from mope_deploy.model.backbones.sources import LoadedEncoder
-from mope_deploy.model.backbones.text import TextBackbone, blocked, frozen_text, longest_text, with_prompts
+from mope_deploy.model.backbones.text import (
+    TextBackbone,
+    blocked,
+    frozen_text,
+    longest_text,
+    prefix_attention,
+    with_prompts,
+)
 from mope_deploy.model.config import EncoderSpec
 
 __all__ = ["MPNetBackbone", "accepts", "wrap"]
@@ -42,6 +50,7 @@ class MPNetBackbone(TextBackbone):
         max_length: longest text in tokens; the table of distances ends there.
     """
 
+    has_prefix_form = True
     buckets: Tensor
 
     def __init__(self, encoder: Any, *, max_length: int) -> None:
@@ -67,8 +76,33 @@ class MPNetBackbone(TextBackbone):
         assert mask is not None
         N, P = x.shape[1], 0 if prompts is None else prompts.shape[1]
         everything, mask = with_prompts(x, prompts, mask)  # (B, N + P, D)
-        place = torch.arange(N, device=x.device)
-        offset = place - place[:, None] + self.buckets.shape[0] // 2  # (N, N)
-        bias = self.encoder.encoder.relative_attention_bias(self.buckets[offset])  # (N, N, heads)
-        bias = nn.functional.pad(bias, (0, 0, 0, P, 0, P)).permute(2, 0, 1).unsqueeze(0)  # (1, heads, N + P, N + P)
+        bias = nn.functional.pad(self._bias(N), (0, P, 0, P))  # (1, heads, N + P, N + P)
         return self.encoder.encoder.layer[index](everything, blocked(mask, x.dtype), bias)[0][:, :N]
+
+    def prefix_layer(
+        self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None, kv: Tensor | None = None
+    ) -> Tensor:
+        """Layer ``index`` in prefix form. (B, N, D), (B, P, D), (B, 2, P', inner) → (B, N, D)."""
+        assert mask is not None
+        layer = self.encoder.encoder.layer[index]
+        unseen = blocked(mask, x.dtype) + self._bias(x.shape[1])  # (B, heads, N, N)
+        return inside(layer, _prefix_layer, layer, x, prompts, kv, unseen)
+
+    def projection(self, index: int) -> Projection:
+        """How layer ``index`` makes keys and values of prompts: post-norm, so linearly."""
+        own = self.encoder.encoder.layer[index].attention.attn
+        weight = torch.cat([own.k.weight, own.v.weight])
+        return Projection(None, weight, torch.cat([own.k.bias, own.v.bias]), product=len(weight))
+
+    def _bias(self, N: int) -> Tensor:
+        """The relative-position bias of N text tokens, (1, heads, N, N)."""
+        place = torch.arange(N, device=self.buckets.device)
+        offset = place - place[:, None] + self.buckets.shape[0] // 2  # (N, N)
+        return self.encoder.encoder.relative_attention_bias(self.buckets[offset]).permute(2, 0, 1).unsqueeze(0)
+
+
+def _prefix_layer(layer: Any, x: Tensor, prompts: Tensor | None, kv: Tensor | None, unseen: Tensor) -> Tensor:
+    own = layer.attention.attn
+    mixed = inside(own, prefix_attention, own.q, own.k, own.v, own.num_attention_heads, x, prompts, kv, unseen)
+    h = layer.attention.LayerNorm(own.o(mixed) + x)
+    return layer.output(layer.intermediate(h), h)

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
+from mope_deploy.model.backbones.prefix import Projection, inside
 from mope_deploy.model.backbones.sources import LoadedEncoder
+from mope_deploy.model.backbones.timm_attention import prefix_attention, projection
 from mope_deploy.model.backbones.timm_image import TimmBackbone, frozen_image
 from mope_deploy.model.config import EncoderSpec
 
@@ -46,6 +48,8 @@ class ViTBackbone(TimmBackbone):
         super().__init__(
             loaded, width=encoder.embed_dim, depth=len(encoder.blocks), feature_width=encoder.head_hidden_size
         )
+        # Some blocks run attention and MLP side by side or normalise their results: those keep the token form.
+        self.has_prefix_form = all(type(b) is Block and type(b.attn) is Attention for b in encoder.blocks)
 
     def embed(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Prefix tokens and patches with positions. pixel_values (B, 3, H, W) → (B, N, D); all tokens are real."""
@@ -62,6 +66,17 @@ class ViTBackbone(TimmBackbone):
         N = x.shape[1]
         return block(torch.cat([x, prompts], dim=1))[:, :N]
 
+    def prefix_layer(
+        self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None, kv: Tensor | None = None
+    ) -> Tensor:
+        """Block ``index`` in prefix form. (B, N, D), (B, P, D), (B, 2, P', inner) → (B, N, D)."""
+        block = self.encoder.blocks[index]
+        return inside(block, _prefix_block, block, x, prompts, kv)
+
+    def projection(self, index: int) -> Projection:
+        """How block ``index`` makes keys and values of prompts."""
+        return projection(self.encoder.blocks[index])
+
     def pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """The class token, or the mean of the patches where there is none. (B, N, D) → (B, D)."""
         if self.encoder.has_class_token:
@@ -71,3 +86,10 @@ class ViTBackbone(TimmBackbone):
     def finish(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """timm's own final norm and pooling, without a classifier. (B, N, D) → (B, feature_width)."""
         return self.encoder.forward_head(self.encoder.norm(x), pre_logits=True)
+
+
+def _prefix_block(block: Any, x: Tensor, prompts: Tensor | None, kv: Tensor | None) -> Tensor:
+    rows = block.norm1(x if prompts is None else torch.cat([x, prompts], dim=1))  # (B, N + P, D)
+    mixed = inside(block.attn, prefix_attention, block.attn, rows, x.shape[1], kv)
+    x = x + block.ls1(mixed)
+    return x + block.ls2(block.mlp(block.norm2(x)))

@@ -67,7 +67,7 @@ def norm_in_half(graph: Graph) -> None:
 
 
 def router_in_half(graph: Graph) -> None:
-    cast_around(graph, node(graph, "layers.0.dynamic/MatMul"), TensorProto.FLOAT16, TensorProto.FLOAT)
+    cast_around(graph, node(graph, "layers.0.router/MatMul"), TensorProto.FLOAT16, TensorProto.FLOAT)
 
 
 def head_in_half(graph: Graph) -> None:
@@ -110,7 +110,7 @@ FP16 = {
     attention_in_fp32: r"MatMul at 'main.encoder.blocks.0.attn/MatMul_2' .*received FLOAT; expected FLOAT16",
     softmax_in_half: r"Softmax at 'main.encoder.blocks.0.attn/Softmax' should have stayed fp32",
     norm_in_half: r"LayerNormalization at 'main.encoder.blocks.0.norm1/LayerNormalization' should have stayed fp32",
-    router_in_half: r"MatMul at 'layers.0.dynamic/MatMul' should have stayed fp32",
+    router_in_half: r"MatMul at 'layers.0.router/MatMul' should have stayed fp32",
     head_in_half: r"Gemm at 'head.classifier/Gemm' should have stayed fp32",
     needless_casts: r"Cast at 'tampered/\w+' casts what was cast",
     weight_twice: rf"the weight '{QKV}.weight.T' is stored twice; received the same numbers in 'copy'",

@@ -94,7 +94,7 @@ def test_a_folded_constant_is_no_linear_layer() -> None:
 
 
 def test_routers_mappers_prompts_and_head_are_no_part_of_an_encoder() -> None:
-    outside = ("layers.0.dynamic.project_x", "mappers.text.down", "head.classifier", "complementary.text.prompts.0")
+    outside = ("layers.0.router.project_x", "mappers.text.down", "head.classifier", "complementary.text.prompts.0")
     found = layout(graph(*attention("main.encoder.blocks.0.attn"), *[linear(name) for name in outside]))
     assert list(found.products) == ["main.encoder.blocks.0.attn.qkv", "main.encoder.blocks.0.attn.proj"]
     assert found.parts == ()

@@ -1,0 +1,86 @@
+"""Prefix form: prompts enter a layer as keys and values alone.
+
+A prompt's own output is thrown away, so it matters only through the key and the value that the layer's tokens attend
+to: queries, output projection and MLP run on the tokens alone. Equal to the token form, in which the prompts run
+through the whole layer, up to rounding.
+
+A key or value is ``weight · norm(prompt) + bias`` with frozen weights, so that of a prompt which is known beforehand
+can be computed beforehand (:mod:`export.folding`). What an encoder does to keys afterwards (a norm of each head, rotary
+angles, which prompts do not have) the layer does to those as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Projection", "inside", "joined", "split_heads", "thirds"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Projection:
+    """How one layer makes the keys and values of a prompt: ``weight · norm(prompt) + bias``.
+
+    Attributes:
+        norm: what a pre-norm layer applies to its tokens first; None where keys and values are linear in the prompt.
+        weight: (2 · inner, D), keys first; inner is the width of all heads together.
+        bias: (2 · inner,).
+        product: rows of the product that a prompt's token goes through where it is appended to x: 3 · inner where one
+            weight makes queries too.
+    """
+
+    norm: nn.Module | None
+    weight: Tensor
+    bias: Tensor
+    product: int
+
+    def __call__(self, prompts: Tensor) -> Tensor:
+        """Keys and values (…, 2, P, inner) of prompts (…, P, D)."""
+        normed = prompts if self.norm is None else self.norm(prompts)
+        kv = nn.functional.linear(normed, self.weight, self.bias)
+        return kv.unflatten(-1, (2, -1)).transpose(-3, -2)
+
+
+def joined(own: Tensor, kv: Tensor | None, which: int) -> Tensor:
+    """A layer's own keys (``which`` 0) or values (1), and behind them those of prompts made before.
+
+    (B, N, inner), (B, 2, P, inner) → (B, N + P, inner).
+    """
+    return own if kv is None else torch.cat([own, kv[:, which]], dim=1)
+
+
+def thirds(qkv: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    """q (B, N, inner) of the first N tokens, k and v (B, N + P, inner) of all, from their joint product.
+
+    By slices: older operator sets have no split into a number of parts.
+    """
+    inner = qkv.shape[-1] // 3
+    return qkv[:, :tokens, :inner], qkv[..., inner : 2 * inner], qkv[..., 2 * inner :]
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, N, heads · d) → (B, heads, N, d)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def inside(module: nn.Module, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """``function(…)`` in place of the forward pass of ``module``, whose weights it uses.
+
+    A plain call, except while a graph is traced: there what it computes is named after ``module``, as the forward pass
+    would be. Names tell where a layer begins and ends, which lowering to other precisions depends on.
+    """
+    if not torch.compiler.is_exporting():
+        return function(*args, **kwargs)
+    traced: Any = module
+    traced.forward = function
+    try:
+        return traced(*args, **kwargs)
+    finally:
+        del traced.forward
