@@ -18,7 +18,8 @@ from mope_deploy.model import EncoderSpec, MoPE, MoPEConfig, build_model
 from tests.families.table import Family, by_name
 from tests.tiny import LABELS, tiny_inputs
 
-OPTIONS = {"dense": {}, "top2": {"top_k": 2}}
+# Of routing. A graph costs seconds, so one of each row has both kinds: dense in layers 0, 2, … and top-2 in the others.
+OPTIONS: dict[str, dict[str, int]] = {"dense": {}, "top2": {"top_k": 2}, "both": {"top_k": 2}}
 
 
 @dataclass(frozen=True)
@@ -80,21 +81,25 @@ def model(folder: Callable[[Family], Path]) -> Callable[..., MoPE]:
     @cache
     def make(main: str, complementary: str, kind: str = "dense") -> MoPE:
         rows = by_name(main), by_name(complementary)
-        return build(folder(rows[0]), folder(rows[1]), rows, **OPTIONS[kind])
+        built = build(folder(rows[0]), folder(rows[1]), rows, **OPTIONS[kind])
+        if kind == "both":
+            for layer in built.layers[::2]:
+                layer.router.top_k = 0
+        return built
 
     return make
 
 
 @pytest.fixture(scope="session")
 def graph(model: Callable[..., MoPE], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Graph]:
-    """``graph(main, complementary, kind)``: the model's graph, saved."""
+    """``graph(main, complementary)``: the graph of a model with both kinds of routing, its weights beside it."""
 
     @cache
-    def make(main: str, complementary: str, kind: str) -> Graph:
-        trained = model(main, complementary, kind)
+    def make(main: str, complementary: str) -> Graph:
+        trained = model(main, complementary, "both")
         config = exporter_config(trained)
         file = tmp_path_factory.mktemp("graphs") / "model.onnx"
-        save(trace(to_static(trained), config), file)
+        save(trace(to_static(trained), config), file, external=True)
         return Graph(trained, config, file)
 
     return make

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers import ResNetConfig, ResNetModel, ViTImageProcessor
 
+from tests.families.oracles.beit import BeitOracle
 from tests.families.oracles.bert import BertOracle
 from tests.families.oracles.deberta import DebertaOracle
 from tests.families.oracles.distilbert import DistilBertOracle
@@ -24,9 +25,9 @@ from tests.families.oracles.modernbert import ModernBertOracle
 from tests.families.oracles.mpnet import MPNetOracle
 from tests.families.oracles.swin import SwinOracle
 from tests.families.oracles.vit import ViTOracle
-from tests.tiny import bert_folder, timm_folder, vit_folder
+from tests.tiny import bert_folder, scatter_weights, timm_folder, vit_folder
 
-__all__ = ["FAMILIES", "GRAPHS", "MAIN", "PRECISIONS", "PREFIX_FORM", "Family", "by_name", "partner"]
+__all__ = ["FAMILIES", "FUSED_GRAPHS", "GRAPHS", "MAIN", "PRECISIONS", "PREFIX_FORM", "Family", "by_name", "partner"]
 
 Array = NDArray[Any]
 
@@ -67,7 +68,8 @@ class Family:
         oracle: an independent float64 implementation, see :mod:`tests.families.oracles`; None for encoders that are
             never run layer by layer.
         main: whether it can be the main encoder.
-        graphs: routing kinds it is exported with as the main encoder; ``"dense"``, ``"top2"``.
+        beside: the row that is the complementary encoder in the graph where this one is main; the rows between them
+            need every row in each of its roles, and every fusable one beside a fusable one.
         fused: whether ONNX Runtime's attention fusion knows its attention.
         longest: tokens of the longest text of the tiny encoder; 0 for other modalities.
         tolerance: allowed max|a − b| / max|b| in float64; more only where the library itself computes in float32.
@@ -82,7 +84,7 @@ class Family:
     pooled: Callable[[Any, Mapping[str, Tensor]], Tensor]
     oracle: Callable[[Mapping[str, NDArray[np.float64]], Any], Any] | None
     main: bool = True
-    graphs: tuple[str, ...] = ("dense", "top2")
+    beside: str | None = None
     fused: bool = True
     longest: int = 0
     tolerance: float = 1e-11
@@ -107,6 +109,17 @@ def image_folder(architecture: str, **model_args: Any) -> Callable[[Path], Path]
     """Makes a tiny timm transformer of 32×24 pixels in 8×8 patches, width 32, 2 layers."""
     args = {"img_size": (32, 24), "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "mlp_ratio": 2}
     return timm_pooled_folder(architecture, **(args | model_args))
+
+
+def vision_folder(folder: Path) -> Path:
+    """A tiny ResNet of transformers' with its image processor, 32×24 pixels."""
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    encoder = ResNetModel(config)
+    scatter_weights(encoder, seed=2)
+    encoder.save_pretrained(folder)
+    size = {"height": 32, "width": 24}
+    ViTImageProcessor(size=size, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4]).save_pretrained(folder)
+    return folder
 
 
 def swin_outputs(encoder: Any) -> list[nn.Module]:
@@ -149,39 +162,40 @@ FAMILIES = (
         name="DeiT",
         covers="timm DeiT, distilled",
         modality="image",
+        beside="MPNet",
         make=image_folder("deit_tiny_distilled_patch16_224"),
         layers=2,
         outputs=blocks,
         pooled=timm_pooled,
         oracle=ViTOracle,
-        graphs=("dense",),
     ),
     Family(
         name="DINOv2",
         covers="timm DINOv2, with registers",
         modality="image",
+        beside="DeBERTa-v3",
         make=image_folder("vit_small_patch14_reg4_dinov2", reg_tokens=2),
         layers=2,
         outputs=blocks,
         pooled=timm_pooled,
         oracle=ViTOracle,
-        graphs=("top2",),
     ),
     Family(
         name="SigLIP",
         covers="timm SigLIP's image tower",
         modality="image",
+        beside="DeBERTa-v2",
         make=image_folder("vit_base_patch16_siglip_224"),
         layers=2,
         outputs=blocks,
         pooled=timm_pooled,
         oracle=ViTOracle,
-        graphs=("dense",),
     ),
     Family(
         name="EVA02",
         covers="timm EVA02",
         modality="image",
+        beside="RoBERTa",
         make=image_folder("eva02_base_patch14_224"),
         layers=2,
         outputs=blocks,
@@ -193,6 +207,7 @@ FAMILIES = (
         name="DINOv3",
         covers="timm DINOv3",
         modality="image",
+        beside="ELECTRA",
         make=image_folder("vit_small_patch16_dinov3", num_reg_tokens=2),
         layers=2,
         outputs=blocks,
@@ -204,18 +219,30 @@ FAMILIES = (
         name="RoPE-ViT",
         covers="timm RoPE-ViT, mixed frequencies",
         modality="image",
+        beside="DistilBERT",
         make=image_folder("vit_small_patch16_rope_mixed_224"),
         layers=2,
         outputs=blocks,
         pooled=timm_pooled,
         oracle=EvaOracle,
-        graphs=("dense",),
         tolerance=1e-6,
+    ),
+    Family(
+        name="BEiT",
+        covers="timm BEiT, BEiT v2",
+        modality="image",
+        beside="ALBERT",
+        make=image_folder("beit_base_patch16_224"),
+        layers=2,
+        outputs=blocks,
+        pooled=timm_pooled,
+        oracle=BeitOracle,
     ),
     Family(
         name="Swin",
         covers="timm Swin Transformer v1",
         modality="image",
+        beside="ModernBERT",
         # 8×6 patches in windows of 3×3, so that windows hang over the edge; the second stage has 4×3 tokens.
         make=timm_pooled_folder(
             "swin_tiny_patch4_window7_224",
@@ -235,7 +262,7 @@ FAMILIES = (
     ),
     Family(
         name="ConvNeXt",
-        covers="timm ConvNeXt",
+        covers="any other timm image encoder: ConvNeXt",
         modality="image",
         make=timm_pooled_folder("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 16, 24, 32)),
         layers=0,
@@ -246,7 +273,7 @@ FAMILIES = (
     ),
     Family(
         name="ResNet",
-        covers="timm ResNet",
+        covers="timm ResNet and other convolutional ones",
         modality="image",
         make=timm_pooled_folder("resnet10t", channels=(8, 8, 16, 32)),
         layers=0,
@@ -256,9 +283,21 @@ FAMILIES = (
         main=False,
     ),
     Family(
+        name="ResNet (transformers)",
+        covers="any other transformers image encoder: ResNet, ConvNeXt, ViT, DINOv2, Swin",
+        modality="image",
+        make=vision_folder,
+        layers=0,
+        outputs=lambda encoder: [],
+        pooled=lambda encoder, inputs: encoder(**inputs).pooler_output.flatten(1),
+        oracle=None,
+        main=False,
+    ),
+    Family(
         name="BERT",
         covers="transformers BERT, MiniLM",
         modality="text",
+        beside="DeiT",
         make=bert_folder,
         layers=2,
         outputs=bert_layers,
@@ -270,48 +309,48 @@ FAMILIES = (
         name="RoBERTa",
         covers="transformers RoBERTa, XLM-R, CamemBERT",
         modality="text",
+        beside="DINOv2",
         make=text_folder("roberta", pad_token_id=1),
         layers=2,
         outputs=bert_layers,
         pooled=class_token,
         oracle=BertOracle,
-        graphs=("dense",),
         longest=38,
     ),
     Family(
         name="ELECTRA",
         covers="transformers ELECTRA (discriminator)",
         modality="text",
+        beside="SigLIP",
         make=text_folder("electra"),
         layers=2,
         outputs=bert_layers,
         pooled=class_token,
         oracle=BertOracle,
-        graphs=("dense",),
         longest=40,
     ),
     Family(
         name="DistilBERT",
         covers="transformers DistilBERT",
         modality="text",
+        beside="ConvNeXt",
         make=text_folder("distilbert", hidden_dim=24),
         layers=2,
         outputs=lambda encoder: list(encoder.transformer.layer),
         pooled=class_token,
         oracle=DistilBertOracle,
-        graphs=("dense",),
         longest=40,
     ),
     Family(
         name="MPNet",
         covers="transformers MPNet",
         modality="text",
+        beside="EVA02",
         make=text_folder("mpnet", pad_token_id=1),
         layers=2,
         outputs=bert_layers,
         pooled=class_token,
         oracle=MPNetOracle,
-        graphs=("dense",),
         fused=False,
         longest=38,
     ),
@@ -319,6 +358,7 @@ FAMILIES = (
         name="DeBERTa-v3",
         covers="transformers DeBERTa-v3",
         modality="text",
+        beside="DINOv3",
         # Heads of 12 features: the scale sqrt(3 · 12) is exact in the library's float32 too. 4 buckets: a text of
         # 5 tokens reaches logarithmic ones.
         make=text_folder(
@@ -343,6 +383,7 @@ FAMILIES = (
         name="DeBERTa-v2",
         covers="transformers DeBERTa-v2, with the convolution of its larger sizes",
         modality="text",
+        beside="RoPE-ViT",
         make=text_folder(
             "deberta-v2",
             hidden_size=24,
@@ -356,7 +397,6 @@ FAMILIES = (
         outputs=lambda encoder: [encoder.encoder.conv, *encoder.encoder.layer[1:]],
         pooled=class_token,
         oracle=DebertaOracle,
-        graphs=("dense",),
         fused=False,
         longest=40,
     ),
@@ -364,6 +404,7 @@ FAMILIES = (
         name="ModernBERT",
         covers="transformers ModernBERT",
         modality="text",
+        beside="BEiT",
         # Windows of 2 tokens to either side: shorter than the texts. Layers 0 and 2 are global.
         make=text_folder(
             "modernbert",
@@ -379,7 +420,6 @@ FAMILIES = (
         outputs=lambda encoder: list(encoder.layers),
         pooled=class_token,
         oracle=ModernBertOracle,
-        fused=False,
         longest=40,
         tolerance=1e-5,  # the library turns queries and keys in float32
     ),
@@ -410,20 +450,26 @@ def partner(family: Family) -> Family:
     return by_name("BERT" if family.modality == "image" else "ViT")
 
 
-def _graphs() -> tuple[tuple[str, str, str], ...]:
-    """(main, complementary, routing) of every graph that is exported: each row in each of its roles, no pair twice.
+def _graphs() -> tuple[tuple[str, str], ...]:
+    """(main, complementary) of every graph that is exported. Each costs seconds: there are no more than needed."""
+    found = [(family.name, family.beside or partner(family).name) for family in MAIN]
+    taken = {complementary for _, complementary in found}
+    return (*found, *((partner(family).name, family.name) for family in FAMILIES if family.name not in taken))
 
-    Rows of two modalities share their graphs: those of the other modality take turns as the complementary encoder.
-    """
-    found = []
-    for modality in ("image", "text"):
-        others = cycle([family for family in FAMILIES if family.modality != modality])
-        for family in (row for row in MAIN if row.modality == modality):
-            found += [(family.name, next(others).name, kind) for kind in family.graphs]
-    for family in FAMILIES:
-        if all(family.name != complementary for _, complementary, _ in found):
-            found.append((partner(family).name, family.name, "dense"))
+
+def _fused_graphs() -> tuple[tuple[str, str], ...]:
+    """Of those, some in which every row shows once whether it can be fused: that needs a partner that can."""
+    found: list[tuple[str, str]] = []
+    shown: set[str] = set()
+    for names in GRAPHS:
+        # A graph that fails to be fused tells of the row to blame alone.
+        to_blame = {name for name in names if not by_name(name).fused}
+        telling = to_blame or set(names)
+        if telling - shown:
+            found.append(names)
+            shown |= telling
     return tuple(found)
 
 
 GRAPHS = _graphs()
+FUSED_GRAPHS = _fused_graphs()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from export.cases import generated_cases
+from export.fused import attention_layers, fuse, routers
 from export.parity import measure
+from mope_deploy.errors import ConfigError, ExportError
 from mope_deploy.model import EncoderSpec, MoPE
 from mope_deploy.model.backbones import load_encoder
 from tests.export.rtx import parse_and_build
 from tests.families.conftest import Graph, build, inputs_of
 from tests.families.oracles.fusion import mope
-from tests.families.table import FAMILIES, GRAPHS, MAIN, Family, by_name, partner
+from tests.families.table import FAMILIES, FUSED_GRAPHS, GRAPHS, MAIN, Family, by_name, partner
 
 every = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 mains = pytest.mark.parametrize("family", MAIN, ids=lambda family: family.name)
@@ -116,7 +119,8 @@ def test_a_gradient_for_every_trained_tensor_and_none_else(family: Family, top_k
     """Accumulated until every expert was chosen."""
     trained = copy.deepcopy(model(*pair(family), "top2" if top_k else "dense")).train()
     for layer in trained.layers:
-        layer.router.temperature = 100.0  # undecided enough for the noise in training to choose every expert
+        # Undecided enough for the noise in training to choose every expert, however large y is.
+        layer.router.temperature, layer.router.sigma = 1000.0, 1.0
     chosen = torch.zeros(trained.main.depth, 5)
     for seed in range(40):
         inputs = inputs_of(trained, batch=16, seed=seed)
@@ -197,6 +201,17 @@ def test_equals_the_oracle(family: Family, role: str, model: Models) -> None:
     np.testing.assert_allclose(out.routing.numpy(), routing, rtol=0, atol=family.tolerance)
 
 
+@pytest.mark.parametrize("family", [row for row in FAMILIES if not row.main], ids=lambda family: family.name)
+def test_an_encoder_without_layers_says_what_can_be_prompted(family: Family, folder: Callable[[Family], Path]) -> None:
+    spec = EncoderSpec(modality=family.modality, source=f"dir:{folder(family)}")
+    with pytest.raises(ConfigError, match=r"complementary encoder only") as caught:
+        load_encoder(spec, main=True)
+    for known in ("timm VisionTransformer", "timm SwinTransformer", "transformers BERT-like"):
+        assert known in str(caught.value)
+    with pytest.raises(ConfigError, match="with prompts=0"):
+        load_encoder(replace(spec, prompts=2))
+
+
 @every
 def test_lone_samples_of_the_shortest_and_the_longest_length(family: Family, model: Models) -> None:
     trained = model(*pair(family))
@@ -228,11 +243,52 @@ def test_a_standalone_checkpoint_loads_without_the_source(
         assert torch.equal(loaded(inputs).logits, trained(inputs).logits)
 
 
-@pytest.mark.parametrize("names", GRAPHS, ids="-".join)
-def test_the_graph_is_faithful_and_builds(names: tuple[str, str, str], graph: Callable[..., Graph]) -> None:
-    """Other batch sizes and text lengths than the traced ones; then TensorRT-RTX in fp32."""
+graphs = pytest.mark.parametrize("names", GRAPHS, ids="-".join)
+
+
+@graphs
+def test_the_prompted_graph_is_faithful(names: tuple[str, str], graph: Callable[..., Graph]) -> None:
+    """At other batch sizes and text lengths than the traced ones, with dense and with top-k layers."""
     exported = graph(*names)
+    kinds = {layer.router.top_k for layer in exported.model.layers}
+    assert kinds == {0, 2}
     report = measure(exported.model, exported.file, exported.config, generated_cases(exported.config.graph))
     assert report.passed, report.problems()
-    longest = max(by_name(name).longest for name in names[:2])
-    assert parse_and_build(exported.file, longest=longest) == []
+    # The prompts do reach the graph: another model's file is not this one's.
+    changed = copy.deepcopy(exported.model)
+    with torch.no_grad():
+        changed.layers[-1].static.tokens += torch.arange(changed.main.widths[-1]) % 3
+    cases = generated_cases(exported.config.graph)
+    assert not measure(changed, exported.file, exported.config, cases).passed
+
+
+@graphs
+def test_tensorrt_rtx_builds_the_graph(names: tuple[str, str], graph: Callable[..., Graph]) -> None:
+    """NVIDIA's own parser and compiler, without a GPU, in float32."""
+    longest = max(by_name(name).longest for name in names)
+    assert parse_and_build(graph(*names).file, longest=longest) == []
+
+
+@pytest.mark.parametrize("names", FUSED_GRAPHS, ids="-".join)
+def test_fusing_for_onnx_runtime_works_or_says_that_it_cannot(
+    names: tuple[str, str], graph: Callable[..., Graph]
+) -> None:
+    exported = graph(*names)
+    fused = exported.file.with_name("model.fused.onnx")
+    counts = {"layers": attention_layers(exported.model), "routers": routers(exported.model)}
+    if not all(by_name(name).fused for name in names):
+        with pytest.raises(ExportError, match="did not find every attention layer"):
+            fuse(exported.file, fused, **counts)
+        assert not fused.exists()
+        return
+    fuse(exported.file, fused, **counts)
+    report = measure(exported.model, fused, exported.config, generated_cases(exported.config.graph))
+    assert report.passed, report.problems()
+
+
+def test_the_graphs_cover_every_row_in_each_of_its_roles() -> None:
+    assert {main for main, _ in GRAPHS} == {family.name for family in MAIN}
+    assert {complementary for _, complementary in GRAPHS} == {family.name for family in FAMILIES}
+    fused = {name for names in FUSED_GRAPHS for name in names if all(by_name(name).fused for name in names)}
+    assert fused == {family.name for family in FAMILIES if family.fused}
+    assert {name for names in FUSED_GRAPHS for name in names} == {family.name for family in FAMILIES}

@@ -12,11 +12,13 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from transformers import DebertaV2Config
+from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention, build_relative_position
 
 from mope_deploy.errors import ConfigError
 from mope_deploy.model import EncoderSpec, MoPE
 from mope_deploy.model.backbones import Backbone, load_encoder
-from mope_deploy.model.backbones.deberta import DebertaBackbone
+from mope_deploy.model.backbones.deberta import DebertaBackbone, table_rows
 from mope_deploy.model.backbones.modernbert import ModernBertBackbone
 from tests.families.conftest import inputs_of
 from tests.families.table import FAMILIES, Family, by_name
@@ -268,16 +270,17 @@ def test_other_mixes_of_relative_terms_equal_the_library(
 
 def test_buckets_equal_the_library_s_at_the_sizes_of_deberta_v3() -> None:
     """256 buckets over 512 positions: distances to 511 either way, as the library counts them for a whole text."""
-    from transformers.models.deberta_v2.modeling_deberta_v2 import build_relative_position
-
-    from mope_deploy.model.backbones.deberta import _rows
-
-    class Attention:
-        pos_ebd_size = position_buckets = 256
-        max_relative_positions = 512
-
+    attention = DisentangledSelfAttention(
+        DebertaV2Config(
+            hidden_size=8,
+            num_attention_heads=2,
+            relative_attention=True,
+            position_buckets=256,
+            max_position_embeddings=512,
+        )
+    )
     for length in (5, 128, 129, 512):
-        rows, reach = _rows(Attention, length)
+        rows, reach = table_rows(attention, length)
         text = torch.empty(length, 1)
         theirs = (build_relative_position(text, text, 256, 512)[0] + 256).clamp(0, 511)
         place = torch.arange(length)

@@ -86,11 +86,24 @@ class _Family:
 
 def _families() -> tuple[_Family, ...]:
     # Imported here: each family imports its library, and a text-only user should not wait for timm.
-    from mope_deploy.model.backbones import bert, deberta, eva, modernbert, mpnet, pooled, pooled_text, swin, vit
+    from mope_deploy.model.backbones import (
+        beit,
+        bert,
+        deberta,
+        eva,
+        modernbert,
+        mpnet,
+        pooled,
+        pooled_text,
+        pooled_vision,
+        swin,
+        vit,
+    )
 
     return (
         _Family("timm VisionTransformer", "image", vit.accepts, vit.wrap),
         _Family("timm Eva", "image", eva.accepts, eva.wrap),
+        _Family("timm Beit", "image", beit.accepts, beit.wrap),
         _Family("timm SwinTransformer", "image", swin.accepts, swin.wrap),
         _Family("transformers BERT-like", "text", bert.accepts, bert.wrap),
         _Family("transformers DeBERTa-v2", "text", deberta.accepts, deberta.wrap),
@@ -98,5 +111,6 @@ def _families() -> tuple[_Family, ...]:
         _Family("transformers MPNet", "text", mpnet.accepts, mpnet.wrap),
         # Last: they take whatever no family before them runs layer by layer.
         _Family("another timm image encoder", "image", pooled.accepts, pooled.wrap, main=False),
+        _Family("another transformers image encoder", "image", pooled_vision.accepts, pooled_vision.wrap, main=False),
         _Family("another transformers text encoder", "text", pooled_text.accepts, pooled_text.wrap, main=False),
     )

@@ -1,0 +1,89 @@
+"""timm's Beit (BEiT, BEiT v2): relative-position bias in every layer, zero for prompts.
+
+The library's attention adds a bias of exactly its own tokens' shape, so a prompted layer computes attention here, from
+the library's weights. docs/add-an-encoder.md walks through this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from timm.models.beit import Beit
+from torch import Tensor, nn
+
+from mope_deploy.model.backbones.sources import LoadedEncoder
+from mope_deploy.model.backbones.timm_image import TimmBackbone, frozen_image
+from mope_deploy.model.config import EncoderSpec
+
+__all__ = ["BeitBackbone", "accepts", "wrap"]
+
+
+def accepts(module: nn.Module) -> bool:
+    """Whether ``module`` is an encoder of this family."""
+    return isinstance(module, Beit)
+
+
+def wrap(loaded: LoadedEncoder, spec: EncoderSpec) -> Any:
+    """The frozen encoder with its preprocessing.
+
+    Raises:
+        ConfigError: for an encoder without a pooled feature (``global_pool=''``).
+    """
+    return frozen_image(BeitBackbone(loaded), spec)
+
+
+class BeitBackbone(TimmBackbone):
+    """A timm Beit, layer by layer."""
+
+    def __init__(self, loaded: LoadedEncoder) -> None:
+        encoder: Any = loaded.module
+        super().__init__(
+            loaded, width=encoder.embed_dim, depth=len(encoder.blocks), feature_width=encoder.head_hidden_size
+        )
+
+    def embed(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Class token and patches, and the bias that all layers share, (1, heads, N, N), or None.
+
+        pixel_values (B, 3, H, W) → (B, N, D).
+        """
+        x = self.encoder.patch_embed(inputs["pixel_values"])
+        x = torch.cat([self.encoder.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+        if self.encoder.pos_embed is not None:
+            x = x + self.encoder.pos_embed
+        return x, None if self.encoder.rel_pos_bias is None else self.encoder.rel_pos_bias()
+
+    def layer(self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Block ``index`` on [x ; prompts], without the prompts' outputs. (B, N, D), (B, P, D) → (B, N, D)."""
+        block = self.encoder.blocks[index]
+        if prompts is None:
+            return block(x, shared_rel_pos_bias=mask)
+        tokens = block.norm1(torch.cat([x, prompts], dim=1))  # (B, N + P, D)
+        attended, mlp = (1.0, 1.0) if block.gamma_1 is None else (block.gamma_1, block.gamma_2)
+        x = x + attended * _attention(block.attn, tokens, prompts.shape[1], mask)
+        return x + mlp * block.mlp(block.norm2(x))
+
+    def pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """The class token. (B, N, D) → (B, D)."""
+        return x[:, 0]
+
+    def finish(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """timm's own final norm and pooling, without a classifier. (B, N, D) → (B, feature_width)."""
+        return self.encoder.forward_head(self.encoder.norm(x), pre_logits=True)
+
+
+def _attention(attention: Any, tokens: Tensor, P: int, shared: Tensor | None) -> Tensor:
+    """Attention of the first N tokens over all N + P, without a bias towards the last P. (B, N + P, D) → (B, N, D)."""
+    qkv = attention.qkv(tokens)
+    if attention.q_bias is not None:
+        qkv = qkv + torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
+    q, k, v = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N + P, d) each
+    bias = shared
+    if attention.relative_position_bias_table is not None:
+        own = attention._get_rel_pos_bias()  # (1, heads, N, N)
+        bias = own if shared is None else own + shared
+    if bias is not None:
+        bias = nn.functional.pad(bias, (0, P))  # (1, heads, N, N + P)
+    x = nn.functional.scaled_dot_product_attention(q[:, :, :-P], k, v, attn_mask=bias)
+    return attention.proj(x.transpose(1, 2).flatten(2))
