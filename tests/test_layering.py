@@ -26,7 +26,7 @@ LEVELS = (
     {"errors", "extras", "console", "progress", "fields"},
     {"preprocess", "manifest", "bundle", "data", "metrics", "targets"},
     {"engines"},
-    {"predictor", "cli", "__init__"},
+    {"predictor", "bench", "cli", "__init__"},
 )
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
 BELOW_MODEL = {"errors", "extras", "fields", "preprocess"}
