@@ -7,6 +7,7 @@ nor than reading its weights once at the rate of a large copy. Both rates are me
 from __future__ import annotations
 
 import json
+import statistics
 from collections import Counter
 from pathlib import Path
 
@@ -34,17 +35,11 @@ def operators(workshop: Workshop) -> Result:
     specs = {"bare pair": Spec(kind="bare"), "MoPE": Spec()}
     spent = {name: _profile(workshop, spec) for name, spec in specs.items()}
     names = [name for name, _ in sum(spent.values(), Counter()).most_common(_SHOWN)]
-    shares = [
-        (name, *(f"{spent[graph][name] / _RUNS / 1e3:.3f}" for graph in specs), *_difference(spent, name))
-        for name in names
-    ]
-    rest = [sum(found.values()) - sum(found[name] for name in names) for found in spent.values()]
-    shares.append(
-        ("others", *(f"{value / _RUNS / 1e3:.3f}" for value in rest), f"{(rest[1] - rest[0]) / _RUNS / 1e3:+.3f}")
-    )
+    shares = [_share(name, *(found[name] for found in spent.values())) for name in names]
+    shares.append(_share("others", *(found.total() - sum(found[name] for name in names) for found in spent.values())))
     return Result(
-        about=f"ONNX Runtime's own profile of {_RUNS} runs, batch 1, {settings.encoders.names['vit']}, {settings.form} "
-        "form; and the time of a run against the least that its arithmetic and its weights could take here.",
+        about=f"ONNX Runtime's own profile, medians of {_RUNS} runs, batch 1, {settings.encoders.names['vit']}, "
+        f"{settings.form} form; and the time of a run against the least that arithmetic and weights could take here.",
         tables=(
             Table("time by operator", ("operator", *(f"{name} ms" for name in specs), "difference ms"), tuple(shares)),
             _roofline(workshop, specs),
@@ -52,12 +47,12 @@ def operators(workshop: Workshop) -> Result:
     )
 
 
-def _difference(spent: dict[str, Counter[str]], name: str) -> tuple[str]:
-    return (f"{(spent['MoPE'][name] - spent['bare pair'][name]) / _RUNS / 1e3:+.3f}",)
+def _share(name: str, bare: float, mope: float) -> tuple[str, ...]:
+    return name, f"{bare / 1e3:.3f}", f"{mope / 1e3:.3f}", f"{(mope - bare) / 1e3:+.3f}"
 
 
 def _profile(workshop: Workshop, spec: Spec) -> Counter[str]:
-    """Operator → microseconds of all runs together."""
+    """Operator → microseconds in one run, the median of several."""
     prefix = workshop.settings.folder / f"profile-{spec.name}"
     session = open_graph(workshop.graph(spec), workshop.settings, profile=prefix)
     call = graph_call(session, workshop.feeds(spec, batch=1))
@@ -67,11 +62,14 @@ def _profile(workshop: Workshop, spec: Spec) -> Counter[str]:
     events = json.loads(file.read_text(encoding="utf-8"))
     file.unlink()
     kernels = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
-    first = len(kernels) // (1 + _RUNS)  # of the run that warms up
-    found: Counter[str] = Counter()
-    for event in kernels[first:]:
-        found[event["args"]["op_name"]] += event["dur"]
-    return found
+    each = len(kernels) // (1 + _RUNS)
+    runs = []
+    for start in range(each, len(kernels), each):  # without the first, which warms up
+        spent: Counter[str] = Counter()
+        for event in kernels[start : start + each]:
+            spent[event["args"]["op_name"]] += event["dur"]
+        runs.append(spent)
+    return Counter({name: statistics.median(run[name] for run in runs) for name in runs[0]})
 
 
 def _roofline(workshop: Workshop, specs: dict[str, Spec]) -> Table:
@@ -95,7 +93,7 @@ def _roofline(workshop: Workshop, specs: dict[str, Spec]) -> Table:
     table = 4 * settings.encoders.bert["vocab_size"] * settings.encoders.bert["hidden_size"]
     rows = []
     for name, spec in specs.items():
-        module, feeds = workshop.model(spec).eval(), workshop.feeds(spec, batch=1)
+        module, feeds = workshop.model(spec).eval().requires_grad_(False), workshop.feeds(spec, batch=1)
         counter = FlopCounterMode(display=False)
         with torch.no_grad(), counter:
             module({key: torch.from_numpy(array) for key, array in feeds.items()})

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -132,7 +133,8 @@ def _plot(temporary: Path, curve: Mapping[str, Any]) -> bytes:
         axes.grid(alpha=0.3)
     latency.legend(fontsize=8)
     try:
-        figure.savefig(temporary, metadata={"Date": None})
+        with rc_context({"svg.fonttype": "none"}):  # text stays text
+            figure.savefig(temporary, metadata={"Date": None})
         return temporary.read_bytes()
     finally:
         temporary.unlink(missing_ok=True)
