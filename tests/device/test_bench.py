@@ -7,7 +7,9 @@ import io
 import json
 import time
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -366,6 +368,16 @@ def test_energy_per_sample(two_graphs: Path, monkeypatch: pytest.MonkeyPatch) ->
         )
     heat = found["board"]["celsius"]["cpu"]
     assert heat["first"] == heat["least"] < heat["greatest"] == heat["last"]
+
+
+def test_energy_is_shared_among_the_samples_of_all_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: Counter[str] = Counter()
+    monkeypatch.setattr(measuring, "_ENERGY_S", 0.03)
+    monkeypatch.setattr(measuring, "_run", lambda variant, arrays: (calls.update([variant.name]), time.sleep(0.002)))
+    two: Any = [SimpleNamespace(name="a"), SimpleNamespace(name="b")]
+    found = measuring._energy(two, {}, 4, Steady(), 10.0, lambda _: None)
+    for name in ("a", "b"):  # the counter gains 2 J from the look before to the look after
+        assert found[name]["package-0"]["joules_per_sample"] == pytest.approx(2.0 / (4 * calls[name]))
 
 
 def test_wrong_outputs_are_not_measured(bundle_copy: Path, graph_file: Path, tmp_path: Path) -> None:
