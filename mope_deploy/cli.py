@@ -1,4 +1,4 @@
-"""``mope``: run, evaluate, verify and describe a bundle. No torch.
+"""``mope``: run, evaluate, verify, measure and describe a bundle. No torch.
 
 Results go to standard output, everything else to standard error, so that output can be piped. Exit codes: 0 success,
 1 failure, 2 misuse.
@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mope_deploy import console
+from mope_deploy.bench.command import bench
 from mope_deploy.errors import DataError, EngineError, MopeError, UsageError
 from mope_deploy.progress import track
 
@@ -286,6 +287,9 @@ def info(bundle: Path = BUNDLE, as_json: bool = JSON) -> None:
     for key, value in _engines(opened):
         table.add_row(_plain(key), _plain(value))
     _print_table(table)
+
+
+app.command("bench")(bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

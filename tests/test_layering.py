@@ -26,7 +26,7 @@ LEVELS = (
     {"errors", "extras", "console", "progress", "fields"},
     {"preprocess", "manifest", "bundle", "data", "metrics", "targets"},
     {"engines"},
-    {"predictor", "cli", "__init__"},
+    {"predictor", "bench", "cli", "__init__"},
 )
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
 BELOW_MODEL = {"errors", "extras", "fields", "preprocess"}
@@ -206,6 +206,7 @@ for arguments in (
     ["eval", bundle, data],
     ["verify", bundle],
     ["info", bundle],
+    ["bench", bundle, "--duration", "0.1", "--json", folder / "figures.json", "--plot", folder / "figures.png"],
 ):
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         codes.append(console.run_app(app, [str(a) for a in arguments]))
@@ -236,7 +237,7 @@ def test_device_side_runs_with_torch_blocked(tmp_path: Path) -> None:
     assert found == {
         "routing": [tiny.LAYERS, tiny.EXPERTS],
         "samples": 6,
-        "codes": [0, 0, 0, 0, 0],
+        "codes": [0, 0, 0, 0, 0, 0],
         "rows": 6,
         "heavy": [],
     }

@@ -14,7 +14,7 @@ from mope_deploy.fields import nearest
 if TYPE_CHECKING:
     from mope_deploy.engines.sidecar import EngineFiles
 
-__all__ = ["ENGINES", "Session", "built_engines", "open_built", "open_session", "providers_here"]
+__all__ = ["ENGINES", "Providers", "Session", "built_engines", "open_built", "open_session", "providers_here"]
 
 ENGINES = ("tensorrt", "onnxruntime")  # in the order of "auto"; the first stands for all its libraries
 
@@ -29,6 +29,7 @@ def open_session(
     threads: int | None = None,
     providers: Providers | None = None,
     rebuild: bool = False,
+    spinning: bool = True,
 ) -> Session:
     """Load a graph of ``bundle`` into an engine.
 
@@ -39,6 +40,7 @@ def open_session(
         graph: its name; by default the canonical one.
         threads, providers: see :class:`mope_deploy.engines.ort.OnnxRuntimeSession`; they make ``"auto"`` that one.
         rebuild: build the TensorRT engine again, from the bundle's own ONNX, where there is none or it is refused.
+        spinning: whether ONNX Runtime's idle threads may spin; other engines have none.
 
     Raises:
         UsageError: no such engine or graph; options that belong to another engine.
@@ -64,11 +66,11 @@ def open_session(
     if engine == "tensorrt" or rebuild:
         return _tensorrt(bundle, graph, rebuild=rebuild)
     if engine == "auto" and not for_ort:
-        return _auto(bundle, graph)
-    return _onnxruntime(bundle, graph, threads, providers)
+        return _auto(bundle, graph, spinning=spinning)
+    return _onnxruntime(bundle, graph, threads, providers, spinning=spinning)
 
 
-def _auto(bundle: Bundle, graph: str | None) -> Session:
+def _auto(bundle: Bundle, graph: str | None, *, spinning: bool) -> Session:
     """The first engine that runs here; ``why`` names what stood against those before it."""
     reasons = []
     refused: MopeError | None = None  # an engine that was built, and what is wrong with it
@@ -94,17 +96,19 @@ def _auto(bundle: Bundle, graph: str | None) -> Session:
         reasons.append("this onnxruntime has no CUDA")
     else:
         try:
-            session = _onnxruntime(bundle, graph, None, [CUDA, CPU])
+            session = _onnxruntime(bundle, graph, None, [CUDA, CPU], spinning=spinning)
             session.why = reasons[0]
             return session
         except EngineError as error:
             reasons.append(str(error))
-    session = _onnxruntime(bundle, graph, None, None)
+    session = _onnxruntime(bundle, graph, None, None, spinning=spinning)
     session.why = "; ".join(reasons)
     return session
 
 
-def _onnxruntime(bundle: Bundle, graph: str | None, threads: int | None, providers: Providers | None) -> Session:
+def _onnxruntime(
+    bundle: Bundle, graph: str | None, threads: int | None, providers: Providers | None, *, spinning: bool
+) -> Session:
     from mope_deploy.engines.ort import OnnxRuntimeSession
     from mope_deploy.engines.profiles import make_profile
     from mope_deploy.engines.providers import cache_folder, plans_shapes
@@ -119,6 +123,7 @@ def _onnxruntime(bundle: Bundle, graph: str | None, threads: int | None, provide
         profile=make_profile(bundle.manifest, chosen.inputs) if plans_shapes(providers) else None,
         cache=cache_folder(bundle.sha256, chosen.file),
         pad_id=text.pad_id if text else 0,
+        spinning=spinning,
     )
 
 

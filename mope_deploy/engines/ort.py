@@ -61,6 +61,7 @@ class OnnxRuntimeSession:
             padded to fit.
         cache: folder in which those providers may keep their engines; made if it is not there.
         pad_id: of the tokenizer, for such padding.
+        spinning: whether idle threads of the pool spin, ONNX Runtime's default: faster alone, slower beside other work.
 
     Raises:
         UsageError: no provider is called that.
@@ -81,6 +82,7 @@ class OnnxRuntimeSession:
         profile: Profile | None = None,
         cache: Path | None = None,
         pad_id: int = 0,
+        spinning: bool = True,
     ) -> None:
         ort = _import()
         chosen = choose_providers(
@@ -96,6 +98,8 @@ class OnnxRuntimeSession:
             if threads < 1:
                 raise UsageError("threads", received=threads, expected="at least 1")
             options.intra_op_num_threads = threads
+        if not spinning:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             # Falling back to other providers prints to standard output, where a command's JSON goes; in 1.18 no option
             # keeps it from that.

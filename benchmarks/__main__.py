@@ -1,0 +1,178 @@
+"""``python -m benchmarks``: every figure of docs/performance.md, together or one by one.
+
+python -m benchmarks all --out report.json            # base encoders: an hour or more, and 20 GB of temporary files
+python -m benchmarks all --quick --out report.json    # small encoders, few points: two minutes
+python -m benchmarks fp32-ratio --out fp32.json       # one of them
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.settings import FORMS, SIZES, Settings
+from mope_deploy.console import err, out, run_app
+from mope_deploy.errors import MopeError, UsageError
+
+__all__ = ["BENCHMARKS", "app", "main"]
+
+# name → what it measures. Module and function have the same name; imported when run: some need what others do not.
+BENCHMARKS = {
+    "fp32-ratio": "Exported MoPE ÷ bare encoder pair, fp32, batch 1 and 8.",
+    "text-main": "Prompted BERT with its image feature given ÷ bare BERT.",
+    "cached-y": "MoPE with its text feature given ÷ image encoder alone.",
+    "int8-ratio": "Exported MoPE ÷ bare encoder pair, both in int8.",
+    "int8-speed": "Exported MoPE in int8 ÷ in fp32.",
+    "experts-ratio": "K = 256 ÷ K = 16, top-1 and soft.",
+    "eager-ratio": "Exported MoPE ÷ eager PyTorch.",
+    "device-process": "A new process up to its first prediction: time and memory.",
+    "training-step": "One training step: time and memory.",
+    "growth": "Latency against batch size, text length, K and L.",
+    "memory": "Memory of a process that runs one graph.",
+    "operators": "Time by operator, and the distance to the roofline.",
+}
+# Seconds and rounds of each comparison, processes; tiny encoders only show that it works.
+_LENGTHS = {"full": (60.0, 20, 11), "quick": (1.0, 5, 3), "tiny": (0.05, 3, 1)}
+
+# Read once, when torch is first imported: threads of PyTorch that spin would slow down whatever is called next.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+_HELP = "Measure what MoPE costs, and say which targets are missed."
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=_HELP)
+
+OUT = typer.Option("--out", metavar="FILE", help="JSON to write; a page in Markdown and plots go beside it.")
+QUICK = typer.Option("--quick", help="Small encoders, few points, few rounds: about two minutes.")
+SIZE = typer.Option(help=f"Encoders: {', '.join(SIZES)}; base by default, small with --quick. Targets are about base.")
+FORM = typer.Option(help=f"Of MoPE's layers: {' or '.join(FORMS)}.")
+THREADS = typer.Option(min=1, help="Of ONNX Runtime and PyTorch.")
+SECONDS = typer.Option(min=0.01, max=86_400, help="Of each comparison; by default 60, or 1 with --quick.")
+BUNDLE = typer.Option(help="For device-process, instead of one of digits-ve's encoders.")
+WORK = typer.Option(help="Folder that keeps the graphs for the next run; by default a temporary one.")
+
+
+def _command(names: Sequence[str]) -> Callable[..., None]:
+    """The command that runs these benchmarks."""
+
+    def command(
+        to: Annotated[Path | None, OUT] = None,
+        quick: Annotated[bool, QUICK] = False,
+        size: Annotated[str | None, SIZE] = None,
+        form: Annotated[str, FORM] = "token",
+        threads: Annotated[int, THREADS] = 2,
+        seconds: Annotated[float | None, SECONDS] = None,
+        bundle: Annotated[Path | None, BUNDLE] = None,
+        work: Annotated[Path | None, WORK] = None,
+    ) -> None:
+        if to is not None and (to.suffix != ".json" or not to.absolute().parent.is_dir()):
+            raise UsageError("--out", received=to, expected="a file ending in .json, in a folder that is there")
+        if work is not None and not work.is_dir():
+            raise UsageError("--work", received=work, expected="a folder")
+        settings = _settings(size, form, threads=threads, seconds=seconds, quick=quick, bundle=bundle)
+        with tempfile.TemporaryDirectory(prefix="mope-benchmarks-") as temporary:
+            run(names, dataclasses.replace(settings, folder=work or Path(temporary)), to=to)
+
+    return command
+
+
+for _name, _about in BENCHMARKS.items():
+    app.command(_name, help=_about)(_command([_name]))
+app.command("all", help="All of these.")(_command(list(BENCHMARKS)))
+
+
+def run(names: Sequence[str], settings: Settings, *, to: Path | None) -> dict[str, Any]:
+    """Run benchmarks one after the other; the report is written anew after each, so that an interruption loses one.
+
+    Args:
+        names: keys of :data:`BENCHMARKS`.
+        settings: how.
+        to: the report's JSON file, if one is wanted.
+
+    Returns:
+        The report.
+
+    Raises:
+        MopeError: one or more of them failed; the others ran.
+    """
+    from benchmarks.graphs import Workshop
+    from benchmarks.machine import describe_machine
+    from benchmarks.report import section, target_lines, write_report
+    from benchmarks.targets import judge
+
+    report: dict[str, Any] = {
+        "schema": 1,
+        "command": f"python -m benchmarks {shlex.join(sys.argv[1:])}",
+        "machine": describe_machine(),
+        "settings": {key: value for key, value in vars(settings).items() if key not in ("folder", "bundle")},
+        "results": {},
+        "targets": [],
+    }
+    workshop = Workshop(settings)
+    failed = []
+    for number, name in enumerate(names, start=1):
+        err.print(f"{name} ({number} of {len(names)})", style="bold", markup=False)
+        try:
+            report["results"][name] = _function(name)(workshop).to_dict()
+        except Exception as error:  # the others are still worth having after an hour
+            if os.environ.get("MOPE_DEBUG"):
+                raise
+            said = str(error) if isinstance(error, MopeError) else f"{type(error).__name__}: {error}"
+            failed.append(f"{name}: {said}")
+            report["results"][name] = {"error": said}
+        report["targets"] = judge(report["results"], size=settings.size, chosen=names)
+        if to is not None:
+            write_report(to, report)
+        out.print("\n".join(section(name, report["results"][name])) + "\n", markup=False)
+    asked = [row for row in report["targets"] if len(names) > 1 or row["benchmark"] in names]
+    for line in target_lines(asked):
+        out.print(line, markup=False)
+    if to is not None:
+        err.print(f"wrote {to} and {to.with_suffix('.md')}", markup=False)
+    if failed:
+        raise MopeError("; ".join(failed))
+    return report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0 success, 1 failure, 2 misuse."""
+    return run_app(app, argv, name="python -m benchmarks")
+
+
+def _settings(
+    size: str | None, form: str, *, threads: int, seconds: float | None, quick: bool, bundle: Path | None
+) -> Settings:
+    from benchmarks.graphs import check_form
+
+    size = size or ("small" if quick else "base")
+    if size not in SIZES:
+        raise UsageError("--size", received=size, expected=" or ".join(SIZES))
+    check_form(form)
+    default, rounds, processes = _LENGTHS["tiny" if size == "tiny" else "quick" if quick else "full"]
+    return Settings(
+        folder=Path(),
+        size=size,
+        form=form,
+        threads=threads,
+        seconds=default if seconds is None else seconds,
+        rounds=rounds,
+        few=quick,
+        processes=processes,
+        bundle=bundle,
+    )
+
+
+def _function(name: str) -> Callable[..., Any]:
+    module = name.replace("-", "_")
+    return getattr(importlib.import_module(f"benchmarks.{module}"), module)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,38 @@
+"""Processes of their own, for what a process can only show once: its start, and its peak of memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from mope_deploy.errors import MopeError
+
+__all__ = ["run_child"]
+
+_ROOT = Path(__file__).parents[1]
+
+
+def run_child(code: str, *arguments: object, threads: int) -> dict[str, Any]:
+    """Run Python ``code`` in a process of its own and return the JSON of its last line.
+
+    Args:
+        code: what to run; ``sys.argv[1:]`` are ``arguments``.
+        arguments: as texts.
+        threads: that OpenMP may use there.
+
+    Raises:
+        MopeError: it failed; with the end of what it said.
+    """
+    paths = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    call = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(call, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        said = " ".join(done.stderr.split())[-300:]
+        raise MopeError(f"a process that was to be measured left with exit code {done.returncode}: {said}")
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found

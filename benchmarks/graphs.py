@@ -1,0 +1,225 @@
+"""The graphs that are measured, exported by the project's own exporter: MoPE, its bare encoders, its main part alone.
+
+Every kind goes through ``export.to_onnx`` and ``export.precision``, so that no ratio compares two exporters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import export
+import mope_deploy
+from benchmarks.encoders import BarePair, Encoders
+from benchmarks.settings import FORMS, TEXT_LENGTH, Settings, Size
+from export.exporter_config import EXAMPLE_BATCH, EXAMPLE_LENGTH, exporter_config
+from export.precision import lowering
+from export.static import StaticMoPE, to_static
+from export.to_onnx import save, trace
+from mope_deploy.console import err
+from mope_deploy.errors import UsageError
+from mope_deploy.model import MoPE
+
+__all__ = ["FORMS_HERE", "Spec", "Workshop", "check_form", "give_y", "make_feeds", "static_model"]
+
+FORMS_HERE = ("token",)
+_AXES = {"input_ids": {0: "batch", 1: "text_length"}, "attention_mask": {0: "batch", 1: "text_length"}}
+_CALIBRATION = (2, 2)  # batches, samples in each: ranges of random weights have no meaning, only their number counts
+_VERSIONS = ("torch", "timm", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One graph.
+
+    Attributes:
+        kind: ``mope``; ``bare``, both encoders without prompts and a linear head; ``bare-main``, the main encoder alone
+            and its head; ``given-y``, a MoPE whose complementary feature y is an input.
+        image: ``vit`` or ``swin``.
+        main: ``image`` or ``text``.
+        experts, top_k, prompt_length: of a MoPE.
+        precision: ``fp32``, ``int8-dynamic`` or ``int8``.
+    """
+
+    kind: str = "mope"
+    image: str = "vit"
+    main: str = "image"
+    experts: int = 16
+    top_k: int = 0
+    prompt_length: int = 6
+    precision: str = "fp32"
+
+    @property
+    def name(self) -> str:
+        """For files and tables."""
+        parts = [self.kind, f"{self.image}-main" if self.main == "image" else f"text-main-{self.image}"]
+        if self.kind in ("mope", "given-y"):
+            parts.append(f"K{self.experts}-L{self.prompt_length}-{f'top{self.top_k}' if self.top_k else 'soft'}")
+        return "-".join([*parts, self.precision])
+
+
+class Workshop:
+    """Makes graphs, each once.
+
+    Args:
+        settings: its folder may hold graphs of an earlier run; they are used again if nothing that made them changed.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.encoders = Encoders(settings.encoders)
+        self._state = _state_of_the_code()
+
+    def graph(self, spec: Spec) -> Path:
+        """The ONNX file.
+
+        Raises:
+            NotRun: an encoder family that is not there.
+            ExportError: the exporter failed.
+        """
+        key = hashlib.sha256(f"{self._state} {self.settings.size} {self.settings.form}".encode()).hexdigest()[:12]
+        path = self.settings.folder / f"{spec.name}-{self.settings.size}-{self.settings.form}-{key}.onnx"
+        if not path.is_file():
+            err.print(f"exporting {spec.name}", markup=False)
+            temporary = path.with_name(f".{path.name}")
+            if spec.precision == "fp32":
+                self._export(spec, temporary)
+            else:
+                source = self.graph(Spec(**{**vars(spec), "precision": "fp32"}))
+                self._lower(source, spec, temporary)
+            os.replace(temporary, path)
+        return path
+
+    def model(self, spec: Spec) -> nn.Module:
+        """The eager module that the graph is exported from, the same values each time: a MoPE, or bare encoders."""
+        if spec.kind in ("mope", "given-y"):
+            return self.encoders.mope(
+                image=spec.image,
+                main=spec.main,
+                experts=spec.experts,
+                top_k=spec.top_k,
+                prompt_length=spec.prompt_length,
+            )
+        sides = {"image": self.encoders.image(spec.image), "text": self.encoders.text}
+        main = sides.pop(spec.main)
+        torch.manual_seed(0)
+        return BarePair(main, *(sides.values() if spec.kind == "bare" else ())).eval()
+
+    def feeds(
+        self, spec: Spec, *, batch: int, text_length: int = TEXT_LENGTH, seed: int = 0
+    ) -> dict[str, NDArray[Any]]:
+        """Arrays that the graph takes: random pixels and tokens, all of them real."""
+        made = make_feeds(self.settings.encoders, batch=batch, text_length=text_length, seed=seed)
+        text = ("input_ids", "attention_mask")
+        sides = {"image": ("pixel_values",), "text": text}
+        names = [*sides[spec.main]]
+        if spec.kind in ("mope", "bare"):
+            names += sides["text" if spec.main == "image" else "image"]
+        feeds = {name: made[name] for name in names}
+        if spec.kind == "given-y":
+            other = "text" if spec.main == "image" else "image"
+            width = (self.encoders.text if other == "text" else self.encoders.image(spec.image)).backbone.feature_width
+            feeds[f"y_{other}"] = np.random.default_rng(seed).standard_normal((batch, width), np.float32)
+        return feeds
+
+    def _export(self, spec: Spec, path: Path) -> None:
+        module = self.model(spec)
+        if isinstance(module, MoPE):
+            static = static_model(module, self.settings.form)
+            if spec.kind == "mope":
+                save(trace(static, exporter_config(module)), path)
+                return
+            give_y(static)
+            module = static
+        save(trace(module, _Interface(self, spec, module.output_names)), path)  # type: ignore[arg-type]
+
+    def _lower(self, source: Path, spec: Spec, path: Path) -> None:
+        calibration = None
+        if spec.precision == "int8":
+            batches, samples = _CALIBRATION
+            calibration = (self.feeds(spec, batch=samples, seed=seed) for seed in range(batches))
+        lowering(source, spec.precision, calibration=calibration).write(path)
+
+
+class _Interface:
+    """What ``export.to_onnx.trace`` asks of a model's description, for modules that are no whole MoPE."""
+
+    def __init__(self, workshop: Workshop, spec: Spec, outputs: tuple[str, ...]) -> None:
+        feeds = workshop.feeds(spec, batch=EXAMPLE_BATCH, text_length=EXAMPLE_LENGTH)
+        self._examples = {name: torch.from_numpy(array) for name, array in feeds.items()}
+        self.inputs = {name: dict(_AXES.get(name, {0: "batch"})) for name in feeds}
+        self.outputs = {name: {0: "batch"} for name in outputs}
+
+    def generate_dummy_inputs(self, framework: str) -> dict[str, Tensor]:
+        """Inputs to trace with."""
+        assert framework == "pt"
+        return self._examples
+
+
+class _Given(nn.Module):
+    """Stands where a complementary encoder was: y comes from outside."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        return inputs[self.name]
+
+
+def give_y(static: StaticMoPE) -> None:
+    """Take the complementary encoders out of a static model, in place: it reads ``y_<modality>`` (B, D_y) instead."""
+    static.complementary = nn.ModuleDict({name: _Given(f"y_{name}") for name in static.complementary})
+
+
+def static_model(model: MoPE, form: str) -> StaticMoPE:
+    """The exporter's rewrite of a model, in the form asked for; see :func:`check_form` for what is raised."""
+    check_form(form)
+    return to_static(model)
+
+
+def check_form(form: str) -> None:
+    """The one place that knows which forms can be measured.
+
+    Raises:
+        UsageError: there is no such form, or not in this release.
+    """
+    if form not in FORMS:
+        raise UsageError("the form", received=repr(form), expected=" or ".join(FORMS))
+    if form not in FORMS_HERE:
+        raise UsageError(f"the {form} form cannot be measured: this release does not have it", expected="token")
+
+
+def make_feeds(size: Size, *, batch: int, text_length: int = TEXT_LENGTH, seed: int = 0) -> dict[str, NDArray[Any]]:
+    """All three inputs of a pair of encoders."""
+    random = np.random.default_rng(seed)
+    return {
+        "pixel_values": random.standard_normal((batch, 3, size.image, size.image), np.float32),
+        "input_ids": random.integers(4, size.bert["vocab_size"], (batch, text_length)),
+        "attention_mask": np.ones((batch, text_length), np.int64),
+    }
+
+
+def _state_of_the_code() -> str:
+    """Changes when anything does that decides what a graph looks like."""
+    digest = hashlib.sha256(" ".join(f"{name}={version(name)}" for name in _VERSIONS).encode())
+    for file in _sources():
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _sources() -> Iterator[Path]:
+    for package in (export, mope_deploy):
+        assert package.__file__ is not None
+        yield from sorted(Path(package.__file__).parent.rglob("*.py"))
+    yield from (Path(__file__).with_name(name) for name in ("encoders.py", "graphs.py", "settings.py"))

@@ -1,0 +1,111 @@
+"""One training step: forward, cross entropy and importance loss, backward, AdamW. Time, and memory at its peak."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.child import run_child
+from benchmarks.encoders import Encoders
+from benchmarks.graphs import FORMS_HERE, Spec, Workshop, make_feeds
+from benchmarks.measuring import compare, eager_call
+from benchmarks.result import LATENCY, Result, Table, latency_columns
+from benchmarks.settings import SIZES, NotRun
+from mope_deploy.model import MoPE, importance_loss
+
+__all__ = ["peak_of_steps", "training_step"]
+
+BATCH, EXPERTS = 4, 16
+_IMPORTANCE = 0.01  # its weight in the loss
+_STEPS = 3
+_TARGETS = ("training-time", "training-memory")
+_CODE = """
+import json, sys
+from benchmarks.training_step import peak_of_steps
+print(json.dumps({"bytes": peak_of_steps(*sys.argv[1:4], threads=int(sys.argv[4]))}))
+"""
+
+
+def training_step(workshop: Workshop) -> Result:
+    """A step of each form against the bare encoders' forward pass, for a ViT and for a Swin, batch 4."""
+    settings, rows, values = workshop.settings, [], {}
+    not_run: dict[str, str] = {}
+    for image in ("vit", "swin"):
+        try:
+            pair = workshop.model(Spec(kind="bare", image=image)).eval()
+        except NotRun as reason:
+            not_run |= dict.fromkeys(_TARGETS, str(reason))
+            continue
+        feeds = make_feeds(settings.encoders, batch=BATCH)
+        calls: dict[str, Callable[[], object]] = {"bare pair, forward": eager_call(pair, feeds)}
+        for form in FORMS_HERE:
+            calls[f"step, {form} form"] = step(_model(workshop.encoders, image, form), feeds)
+        found = compare(calls, settings, samples=BATCH)
+        peaks = {
+            f"step, {form} form": run_child(
+                _CODE, form, settings.size, image, settings.threads, threads=settings.threads
+            )["bytes"]
+            for form in FORMS_HERE
+        }
+        for name, row in found.items():
+            peak = f"{peaks[name] / 2**20:,.0f}" if name in peaks else "–"
+            encoder, ratio = settings.encoders.names[image], f"{row['ratio']['value']:.3f}"
+            rows.append((encoder, name, *latency_columns(row), ratio, peak))
+        token, prefix = "step, token form", "step, prefix form"
+        if prefix not in found:
+            not_run |= dict.fromkeys(_TARGETS, "no prefix form in this release")
+        elif image == "swin":
+            value = found[prefix]["p50_ms"] / found[token]["p50_ms"]
+            values["training-time"] = {"value": value, "error": None}
+            values["training-memory"] = {"value": peaks[prefix] / peaks[token], "error": None}
+    columns = ("image encoder", "", *LATENCY, "÷ bare forward", "peak MiB")
+    return Result(
+        about=f"Eager PyTorch, batch {BATCH}, K={EXPERTS}, L=6: forward, cross entropy + {_IMPORTANCE} importance "
+        f"loss, backward, AdamW. Peak: what {_STEPS} steps take beyond the loaded model, in a process of their own.",
+        tables=(Table("training step", columns, tuple(rows)),),
+        values=values,
+        not_run=not_run,
+    )
+
+
+def step(model: MoPE, feeds: dict[str, Any]) -> Callable[[], object]:
+    """One whole step, ready to be called again and again."""
+    inputs = {name: torch.from_numpy(array) for name, array in feeds.items()}
+    targets = torch.arange(len(feeds["pixel_values"])) % len(model.config.labels)
+    optimiser = torch.optim.AdamW(model.trained_parameters().values(), lr=4e-4, weight_decay=1e-3)
+    model.train()
+
+    def call() -> object:
+        out = model(inputs)
+        loss = nn.functional.cross_entropy(out.logits, targets) + _IMPORTANCE * importance_loss(out.soft_routing)
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        return loss
+
+    return call
+
+
+def peak_of_steps(form: str, size: str, image: str, *, threads: int) -> int:
+    """Bytes that a few steps take at their peak beyond the loaded model; for a process of its own."""
+    from mope_deploy.bench.board import peak_memory, resident_memory
+
+    torch.set_num_threads(threads)
+    call = step(_model(Encoders(SIZES[size]), image, form), make_feeds(SIZES[size], batch=BATCH))
+    before = resident_memory()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the peak of building the model
+    for _ in range(_STEPS):
+        call()
+    after = peak_memory()
+    assert before is not None
+    assert after is not None
+    return after - before
+
+
+def _model(encoders: Encoders, image: str, form: str) -> MoPE:
+    assert form == "token", form
+    return encoders.mope(image=image, experts=EXPERTS)

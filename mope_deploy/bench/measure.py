@@ -1,0 +1,348 @@
+"""Bundle → figures: latency of every variant with and without preprocessing, memory, energy, and the board's state.
+
+All variants run in one process, one call of each in turn, warm (timing.py). End to end is what ``Predictor.predict``
+does with the golden samples as files: decode, resize, tokenise, run, decide. Engine only is the graph on arrays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mope_deploy.bench.board import Board, Reading, peak_memory, resident_memory
+from mope_deploy.bench.energy import EnergyMeter
+from mope_deploy.bench.timing import interleave, ratio_of_medians, summary, warm_up
+from mope_deploy.bundle import Bundle
+from mope_deploy.data import Sample, open_samples
+from mope_deploy.engines import Providers, open_session
+from mope_deploy.engines.device import this_device
+from mope_deploy.engines.golden import check_outputs_are_golden
+from mope_deploy.errors import ConfigError, EngineError, MopeError, UsageError
+from mope_deploy.predictor import Predictor
+from mope_deploy.preprocess import Preprocessing
+from mope_deploy.progress import track
+
+__all__ = ["FORMAT", "SCHEMA", "measure"]
+
+FORMAT, SCHEMA = "mope-bench", 1
+_SLICE_S = 1.0  # of measuring, between two looks at the board
+_LEAST_ROUNDS = 5
+_WARM_UP_S = 1.0
+_ENERGY_S = 3.0  # of each variant alone; sensors of a Jetson answer about ten times a second
+_ENGINE, _WHOLE, _PREPARING = "engine", "end_to_end", "preprocessing"
+_PACKAGES = (
+    "mope-deploy",
+    "numpy",
+    "pillow",
+    "tokenizers",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx",
+)
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """One graph in its engine, ready."""
+
+    predictor: Predictor
+    load_s: float
+    loaded_bytes: int | None
+
+    @property
+    def name(self) -> str:
+        return self.predictor.graph
+
+
+def measure(
+    path: str | Path,
+    *,
+    variants: Sequence[str] | None = (),
+    engine: str = "auto",
+    providers: Providers | None = None,
+    threads: int | None = None,
+    spinning: bool = False,
+    batch: int = 1,
+    text_length: int | None = None,
+    seconds: float = 10.0,
+    board: Board | None = None,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure a bundle on this device.
+
+    Args:
+        path: the bundle's folder.
+        variants: names of graphs; empty for the canonical one, None for all that run here.
+        engine, providers, threads, spinning: see :func:`mope_deploy.engines.open_session`.
+        batch: samples of each call, golden ones, again and again if there are fewer.
+        text_length: tokens of every text, whose words are repeated and cut to it; by default the golden texts as they
+            are.
+        seconds: of measuring, all variants together; reading energy comes on top where the board reports any.
+        board: whose sensors; by default this machine's.
+        on_step: called with a few words before each step.
+
+    Returns:
+        JSON-ready figures; docs/performance.md describes them.
+
+    Raises:
+        UsageError: an argument cannot be used, or there is no such graph or bundle.
+        BundleError: the bundle is damaged.
+        EngineError: no variant runs here, or one failed while it ran.
+        ParityError: a variant does not compute the golden outputs, so its speed says nothing.
+    """
+    board = board or Board()
+    bundle = Bundle.open(path)
+    preprocessing = _preprocessing(bundle, text_length)
+    samples = _samples(bundle, batch)
+    given = _given(bundle, samples, text_length)
+    on_step("loading")
+    open_one = partial(
+        _open,
+        bundle,
+        preprocessing,
+        engine=engine,
+        providers=providers,
+        threads=threads,
+        spinning=spinning,
+    )
+    loaded, unusable = _load(bundle, variants, engine, open_one)
+    prepare = partial(_prepare, preprocessing, given)
+    arrays = prepare()
+    calls: dict[tuple[str, str], Callable[[], object]] = {}
+    for variant in loaded:
+        calls[_ENGINE, variant.name] = partial(_run, variant, arrays)
+        calls[_WHOLE, variant.name] = partial(variant.predictor.predict, **given, batch_size=batch)  # type: ignore[arg-type]
+    calls[_PREPARING, ""] = prepare
+    times, readings = _timed(calls, seconds, board)
+    energy = _energy(loaded, arrays, batch, board, seconds, on_step)
+    first = loaded[0].name
+    rows = []
+    for variant in loaded:
+        row = _described(bundle, variant)
+        for kind in (_ENGINE, _WHOLE):
+            mine, base = times[kind, variant.name], times[kind, first]
+            row[kind] = summary(mine, samples=batch) | {"ratio_to_first": ratio_of_medians(mine, base).to_dict()}
+        rows.append(row | {"energy": energy.get(variant.name, {})})
+    return {
+        "format": FORMAT,
+        "schema": SCHEMA,
+        "bundle": {"name": bundle.manifest.name, "sha256": bundle.sha256},
+        "machine": board.describe() | _machine(),
+        "settings": {
+            "engine": engine,
+            "providers": [p if isinstance(p, str) else [p[0], dict(p[1])] for p in providers or ()],
+            "threads": threads,
+            "spinning": spinning,
+            "batch": batch,
+            "text_length": int(arrays["input_ids"].shape[1]) if "input_ids" in arrays else None,
+            "seconds": seconds,
+        },
+        "variants": rows,
+        "unusable": unusable,
+        "preprocessing": summary(times[_PREPARING, ""], samples=batch),
+        "idle_w": energy.get("", {}),
+        "memory": {"peak_bytes": peak_memory()},
+        "board": _ranges(readings),
+    }
+
+
+def _preprocessing(bundle: Bundle, text_length: int | None) -> Preprocessing:
+    """The bundle's, or the one that makes every longer text ``text_length`` tokens."""
+    made, text = bundle.preprocessing, bundle.preprocessing.text
+    if text_length is None:
+        return made
+    if text is None:
+        raise UsageError("the length of texts", received=text_length, expected="a bundle that reads text")
+    if not 1 <= text_length <= text.max_length:
+        raise UsageError(
+            "the length of texts",
+            received=text_length,
+            expected=f"1 to {text.max_length} tokens, the bundle's own limit",
+        )
+    shorter = dataclasses.replace(made, text=dataclasses.replace(text, max_length=text_length))
+    try:
+        shorter.check_tokenizer()
+    except ConfigError as error:  # no room for anything but special tokens
+        raise UsageError(f"the length of texts: {error}") from error
+    return shorter
+
+
+def _samples(bundle: Bundle, batch: int) -> list[Sample]:
+    """The golden samples, repeated or cut to a batch."""
+    if batch < 1:
+        raise UsageError("batch", received=batch, expected="at least 1")
+    manifest = bundle.manifest
+    found = list(
+        open_samples(
+            bundle.file(manifest.golden.samples),
+            multi_label=manifest.task.multi_label,
+            require_label=False,
+            modalities=(manifest.main, *manifest.complementary),
+        )
+    )
+    return (found * math.ceil(batch / len(found)))[:batch]
+
+
+def _given(bundle: Bundle, samples: Sequence[Sample], text_length: int | None) -> dict[str, list[Any]]:
+    """What :meth:`Predictor.predict` takes, a list by modality."""
+    names = (bundle.manifest.main, *bundle.manifest.complementary)
+    given = {name: [getattr(sample, name) for sample in samples] for name in names}
+    if text_length is not None:  # a word has a token at least
+        given["text"] = [" ".join([text] * text_length) for text in given["text"]]
+    return given
+
+
+def _prepare(preprocessing: Preprocessing, given: Mapping[str, Sequence[Any]]) -> dict[str, NDArray[Any]]:
+    """Raw samples → arrays, as on the way to a prediction."""
+    rows: list[dict[str, Any]] = [{} for _ in next(iter(given.values()))]
+    for name, values in given.items():
+        for row, value in zip(rows, values, strict=True):
+            row[name] = value
+    return preprocessing.collate(rows)
+
+
+def _load(
+    bundle: Bundle, wanted: Sequence[str] | None, engine: str, open_one: Callable[[str], _Variant]
+) -> tuple[list[_Variant], dict[str, str]]:
+    """The variants in their engines, checked on the golden samples, and why others do not run here.
+
+    Only where all were asked for may one be missing: a graph that is newer than this engine, or made for another one.
+    """
+    if wanted:
+        return [open_one(name) for name in dict.fromkeys(wanted)], {}
+    graphs = bundle.manifest.graphs
+    if wanted is not None:
+        return [open_one(graphs[0].name if engine == "auto" else bundle.graph(engine=engine).name)], {}
+    loaded: list[_Variant] = []
+    refused: dict[str, MopeError] = {}
+    for graph in graphs:
+        try:
+            loaded.append(open_one(graph.name))
+        except (EngineError, UsageError) as error:
+            refused[graph.name] = error
+    if not loaded:
+        raise next(iter(refused.values()))
+    return loaded, {name: str(error) for name, error in refused.items()}
+
+
+def _open(bundle: Bundle, preprocessing: Preprocessing, name: str, **how: Any) -> _Variant:
+    before, began = resident_memory(), time.perf_counter()
+    session = open_session(bundle, graph=name, **how)
+    load_s = time.perf_counter() - began
+    check_outputs_are_golden(bundle, session, graph=name)
+    after = resident_memory()
+    predictor = Predictor(bundle=bundle, session=session, preprocessing=preprocessing, graph=name)
+    return _Variant(predictor, load_s, None if after is None or before is None else after - before)
+
+
+def _run(variant: _Variant, arrays: Mapping[str, NDArray[Any]]) -> object:
+    session = variant.predictor.session
+    return session.run({spec.name: arrays[spec.name] for spec in session.inputs}, ("logits",))
+
+
+def _timed(
+    calls: Mapping[tuple[str, str], Callable[[], object]], seconds: float, board: Board
+) -> tuple[dict[tuple[str, str], NDArray[np.float64]], list[Reading]]:
+    """Milliseconds of every call, and the board's state before, in between and after."""
+    keyed = {"/".join(key): call for key, call in calls.items()}
+    warm_up(keyed, seconds=min(_WARM_UP_S, seconds / 2))
+    readings, parts = [board.read()], []
+    slices = max(1, math.ceil(seconds / _SLICE_S))
+    began = time.perf_counter()
+    for _ in track(range(slices), what="measuring", total=slices):
+        parts.append(interleave(keyed, seconds=seconds / slices))
+        readings.append(board.read())
+        if time.perf_counter() - began >= seconds:  # a round may take longer than a slice
+            break
+    if (missing := _LEAST_ROUNDS - sum(len(part[next(iter(keyed))]) for part in parts)) > 0:
+        parts.append(interleave(keyed, seconds=0.0, rounds=missing))
+    return {key: np.concatenate([part["/".join(key)] for part in parts]) for key in calls}, readings
+
+
+def _energy(
+    variants: Sequence[_Variant],
+    arrays: Mapping[str, NDArray[Any]],
+    batch: int,
+    board: Board,
+    seconds: float,
+    on_step: Callable[[str], None],
+) -> dict[str, dict[str, Any]]:
+    """Name of a variant → source → joules per sample and watts, of the engine alone; under ``""`` the idle watts.
+
+    Interleaved calls cannot be told apart by sensors this slow, so each variant runs alone for a while.
+    """
+    state = board.read()
+    if not state.joules and not state.watts:
+        return {}
+    each = min(_ENERGY_S, max(seconds / 2, 0.1))
+    on_step(f"energy: {each:g} s idle, then of each variant alone")
+    with EnergyMeter(board) as idle:
+        time.sleep(each)
+    found: dict[str, dict[str, Any]] = {"": {name: joules / idle.seconds for name, joules in idle.joules.items()}}
+    for variant in variants:
+        done, began = 0, time.perf_counter()
+        with EnergyMeter(board) as meter:
+            while not done or time.perf_counter() - began < each:
+                _run(variant, arrays)
+                done += 1
+        found[variant.name] = {
+            name: {"joules_per_sample": joules / (done * batch), "watts": joules / meter.seconds}
+            for name, joules in meter.joules.items()
+        }
+    return found
+
+
+def _described(bundle: Bundle, variant: _Variant) -> dict[str, Any]:
+    graph = bundle.graph(variant.name, engine=variant.predictor.session.name)
+    return {
+        "graph": graph.name,
+        "precision": graph.precision,
+        "bytes": sum(bundle.manifest.files[name].bytes for name in (graph.file, *graph.data)),
+        "engine_name": variant.predictor.session.name,
+        "device": variant.predictor.session.device,
+        "why": variant.predictor.session.why,
+        "load_s": variant.load_s,
+        "loaded_bytes": variant.loaded_bytes,
+    }
+
+
+def _machine() -> dict[str, Any]:
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {"device": dataclasses.asdict(this_device()), "cores": _cores(), "versions": versions}
+
+
+def _cores() -> int | None:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _ranges(readings: Sequence[Reading]) -> dict[str, Any]:
+    """Least and greatest of what was read while measuring, and the temperatures before and after."""
+
+    def over(name: str) -> dict[str, dict[str, float]]:
+        values: dict[str, list[float]] = {}
+        for reading in readings:
+            for key, value in getattr(reading, name).items():
+                values.setdefault(key, []).append(value)
+        return {
+            key: {"first": found[0], "last": found[-1], "least": min(found), "greatest": max(found)}
+            for key, found in values.items()
+        }
+
+    return {"celsius": over("celsius"), "megahertz": over("megahertz")}

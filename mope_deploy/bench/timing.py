@@ -1,0 +1,101 @@
+"""Timing calls against each other: in turn, in one process, warm; the ratio of medians is the figure to quote."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Ratio", "interleave", "ratio_of_medians", "summary", "warm_up"]
+
+Calls = Mapping[str, Callable[[], object]]
+Times = NDArray[np.float64]
+
+_BLOCKS = 20  # of neighbouring rounds, whose ratios tell how steady a ratio is
+_ROUNDS_PER_BLOCK = 3
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio of medians.
+
+    Attributes:
+        value: median of one ÷ median of the other, over all rounds.
+        error: standard error, from the ratios of blocks of neighbouring rounds; None if there were too few rounds.
+    """
+
+    value: float
+    error: float | None
+
+    def to_dict(self) -> dict[str, float | None]:
+        """JSON-ready."""
+        return {"value": self.value, "error": self.error}
+
+
+def warm_up(calls: Calls, *, calls_each: int = 3, seconds: float = 0.0) -> None:
+    """Call each in turn, ``calls_each`` times and for at least ``seconds`` in all, without timing anything."""
+    began, done = time.perf_counter(), 0
+    while done < calls_each or time.perf_counter() - began < seconds:
+        for call in calls.values():
+            call()
+        done += 1
+
+
+def interleave(calls: Calls, *, seconds: float, rounds: int = 1) -> dict[str, Times]:
+    """Time every call, one of each per round, so that a slow spell of the machine meets all of them.
+
+    The order is drawn anew for every round: what a call finds in the caches depends on the one before it.
+
+    Args:
+        calls: what to time, by name; warm already.
+        seconds: how long to go on.
+        rounds: at least so many, however long they take.
+
+    Returns:
+        Name → milliseconds of each round (rounds,).
+    """
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    named = list(calls.items())
+    random = np.random.default_rng(0)
+    began, done = time.perf_counter(), 0
+    while done < rounds or time.perf_counter() - began < seconds:
+        for index in random.permutation(len(named)):
+            name, call = named[index]
+            start = time.perf_counter()
+            call()
+            taken[name].append((time.perf_counter() - start) * 1e3)
+        done += 1
+    return {name: np.array(values) for name, values in taken.items()}
+
+
+def summary(times: Times, *, samples: int) -> dict[str, Any]:
+    """Percentiles and throughput, JSON-ready.
+
+    Args:
+        times: milliseconds of each call (calls,).
+        samples: in each call.
+    """
+    p50, p95, p99 = (float(p) for p in np.percentile(times, [50, 95, 99]))
+    return {
+        "p50_ms": p50,
+        "p95_ms": p95,
+        "p99_ms": p99,
+        "samples_per_s": samples * len(times) / (float(times.sum()) / 1e3),
+        "calls": len(times),
+    }
+
+
+def ratio_of_medians(a: Times, b: Times) -> Ratio:
+    """Median of ``a`` ÷ median of ``b``, both from the same rounds of :func:`interleave`."""
+    assert len(a) == len(b)
+    value = float(np.median(a) / np.median(b))
+    blocks = min(_BLOCKS, len(a) // _ROUNDS_PER_BLOCK)
+    if blocks < 2:
+        return Ratio(value, None)
+    pairs = zip(np.array_split(a, blocks), np.array_split(b, blocks), strict=True)
+    found = np.array([np.median(one) / np.median(other) for one, other in pairs])
+    return Ratio(value, float(found.std(ddof=1) / np.sqrt(blocks)))
