@@ -66,7 +66,7 @@ def _command(names: Sequence[str]) -> Callable[..., None]:
         to: Annotated[Path | None, OUT] = None,
         quick: Annotated[bool, QUICK] = False,
         size: Annotated[str | None, SIZE] = None,
-        form: Annotated[str, FORM] = "token",
+        form: Annotated[str, FORM] = "prefix",
         threads: Annotated[int, THREADS] = 2,
         seconds: Annotated[float | None, SECONDS] = None,
         bundle: Annotated[Path | None, BUNDLE] = None,

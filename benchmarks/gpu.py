@@ -31,6 +31,7 @@ from mope_deploy.errors import UsageError
 from mope_deploy.model import EncoderSpec, MoPE, MoPEConfig
 from mope_deploy.model.backbones import FrozenEncoder
 from mope_deploy.model.backbones.bert import BertBackbone
+from mope_deploy.model.backbones.sources import LoadedEncoder
 from mope_deploy.model.backbones.vit import ViTBackbone
 from mope_deploy.model.fusion import assemble
 from mope_deploy.preprocess import ImageSpec, Preprocessing, TextSpec
@@ -160,7 +161,8 @@ class BarePair(nn.Module):
 def make_model(*, experts: int, top_k: int, depth: int, width: int, heads: int, vocabulary: int) -> MoPE:
     """A MoPE over a ViT of 224×224 pixels in patches of 16 and a BERT, random weights throughout."""
     args = {"embed_dim": width, "depth": depth, "num_heads": heads}
-    image = ViTBackbone(timm.create_model("vit_base_patch16_224", num_classes=0, **args), model_args=args)
+    module = timm.create_model("vit_base_patch16_224", num_classes=0, **args)
+    image = ViTBackbone(LoadedEncoder(module, "", args))
     config = AutoConfig.for_model(
         "bert",
         hidden_size=width,

@@ -30,9 +30,8 @@ from mope_deploy.console import err
 from mope_deploy.errors import UsageError
 from mope_deploy.model import MoPE
 
-__all__ = ["FORMS_HERE", "Spec", "Workshop", "check_form", "give_y", "make_feeds", "static_model"]
+__all__ = ["Spec", "Workshop", "check_form", "give_y", "make_feeds", "static_model"]
 
-FORMS_HERE = ("token",)
 _AXES = {"input_ids": {0: "batch", 1: "text_length"}, "attention_mask": {0: "batch", 1: "text_length"}}
 _CALIBRATION = (2, 2)  # batches, samples in each: ranges of random weights have no meaning, only their number counts
 _VERSIONS = ("torch", "timm", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
@@ -183,21 +182,15 @@ def give_y(static: StaticMoPE) -> None:
 
 
 def static_model(model: MoPE, form: str) -> StaticMoPE:
-    """The exporter's rewrite of a model, in the form asked for; see :func:`check_form` for what is raised."""
+    """The exporter's rewrite of a model: in prefix form folded as the exporter does by default, or in token form."""
     check_form(form)
-    return to_static(model)
+    return to_static(model, fold="token" if form == "token" else "auto")
 
 
 def check_form(form: str) -> None:
-    """The one place that knows which forms can be measured.
-
-    Raises:
-        UsageError: there is no such form, or not in this release.
-    """
+    """Raise :class:`UsageError` unless there is such a form."""
     if form not in FORMS:
         raise UsageError("the form", received=repr(form), expected=" or ".join(FORMS))
-    if form not in FORMS_HERE:
-        raise UsageError(f"the {form} form cannot be measured: this release does not have it", expected="token")
 
 
 def make_feeds(size: Size, *, batch: int, text_length: int = TEXT_LENGTH, seed: int = 0) -> dict[str, NDArray[Any]]:

@@ -96,7 +96,7 @@ class Settings:
 
     folder: Path = field(repr=False)
     size: str = "base"
-    form: str = "token"
+    form: str = "prefix"
     threads: int = 2
     seconds: float = 60.0
     rounds: int = 20

@@ -11,11 +11,12 @@ from torch import nn
 
 from benchmarks.child import run_child
 from benchmarks.encoders import Encoders
-from benchmarks.graphs import FORMS_HERE, Spec, Workshop, make_feeds
+from benchmarks.graphs import Spec, Workshop, make_feeds
 from benchmarks.measuring import compare, eager_call
 from benchmarks.result import LATENCY, Result, Table, latency_columns
-from benchmarks.settings import SIZES, NotRun
+from benchmarks.settings import FORMS, SIZES, NotRun
 from mope_deploy.model import MoPE, importance_loss
+from mope_deploy.model.fusion import Form
 
 __all__ = ["peak_of_steps", "training_step"]
 
@@ -42,23 +43,21 @@ def training_step(workshop: Workshop) -> Result:
             continue
         feeds = make_feeds(settings.encoders, batch=BATCH)
         calls: dict[str, Callable[[], object]] = {"bare pair, forward": eager_call(pair, feeds)}
-        for form in FORMS_HERE:
-            calls[f"step, {form} form"] = step(_model(workshop.encoders, image, form), feeds)
+        for form in FORMS:
+            calls[f"step, {form} form"] = step(_model(workshop.encoders, image), feeds, form)
         found = compare(calls, settings, samples=BATCH)
         peaks = {
             f"step, {form} form": run_child(
                 _CODE, form, settings.size, image, settings.threads, threads=settings.threads
             )["bytes"]
-            for form in FORMS_HERE
+            for form in FORMS
         }
         for name, row in found.items():
             peak = f"{peaks[name] / 2**20:,.0f}" if name in peaks else "–"
             encoder, ratio = settings.encoders.names[image], f"{row['ratio']['value']:.3f}"
             rows.append((encoder, name, *latency_columns(row), ratio, peak))
         token, prefix = "step, token form", "step, prefix form"
-        if prefix not in found:
-            not_run |= dict.fromkeys(_TARGETS, "no prefix form in this release")
-        elif image == "swin":
+        if image == "swin":
             value = found[prefix]["p50_ms"] / found[token]["p50_ms"]
             values["training-time"] = {"value": value, "error": None}
             values["training-memory"] = {"value": peaks[prefix] / peaks[token], "error": None}
@@ -72,15 +71,15 @@ def training_step(workshop: Workshop) -> Result:
     )
 
 
-def step(model: MoPE, feeds: dict[str, Any]) -> Callable[[], object]:
-    """One whole step, ready to be called again and again."""
+def step(model: MoPE, feeds: dict[str, Any], form: Form) -> Callable[[], object]:
+    """One whole step in a form, ready to be called again and again."""
     inputs = {name: torch.from_numpy(array) for name, array in feeds.items()}
     targets = torch.arange(len(feeds["pixel_values"])) % len(model.config.labels)
     optimiser = torch.optim.AdamW(model.trained_parameters().values(), lr=4e-4, weight_decay=1e-3)
     model.train()
 
     def call() -> object:
-        out = model(inputs)
+        out = model(inputs, form=form)
         loss = nn.functional.cross_entropy(out.logits, targets) + _IMPORTANCE * importance_loss(out.soft_routing)
         loss.backward()
         optimiser.step()
@@ -90,12 +89,12 @@ def step(model: MoPE, feeds: dict[str, Any]) -> Callable[[], object]:
     return call
 
 
-def peak_of_steps(form: str, size: str, image: str, *, threads: int) -> int:
+def peak_of_steps(form: Form, size: str, image: str, *, threads: int) -> int:
     """Bytes that a few steps take at their peak beyond the loaded model; for a process of its own."""
     from mope_deploy.bench.board import peak_memory, resident_memory
 
     torch.set_num_threads(threads)
-    call = step(_model(Encoders(SIZES[size]), image, form), make_feeds(SIZES[size], batch=BATCH))
+    call = step(_model(Encoders(SIZES[size]), image), make_feeds(SIZES[size], batch=BATCH), form)
     before = resident_memory()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the peak of building the model
     for _ in range(_STEPS):
@@ -106,6 +105,5 @@ def peak_of_steps(form: str, size: str, image: str, *, threads: int) -> int:
     return after - before
 
 
-def _model(encoders: Encoders, image: str, form: str) -> MoPE:
-    assert form == "token", form
+def _model(encoders: Encoders, image: str) -> MoPE:
     return encoders.mope(image=image, experts=EXPERTS)

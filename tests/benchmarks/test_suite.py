@@ -22,7 +22,7 @@ from benchmarks.result import Curve, Result, Table, exponent
 from benchmarks.settings import SIZES, NotRun, Settings
 from benchmarks.targets import TARGETS, judge
 from benchmarks.training_step import step
-from mope_deploy.errors import MopeError, UsageError
+from mope_deploy.errors import MopeError
 from mope_deploy.model import MoPE
 
 
@@ -327,7 +327,6 @@ def test_one_that_fails_does_not_stop_the_others(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["all", "--form", "prefix"], "this release does not have it"),
         (["all", "--form", "fused"], "token or prefix"),
         (["all", "--size", "huge"], "tiny or small or base"),
         (["all", "--out", "report.txt"], "a file ending in .json"),
@@ -352,7 +351,3 @@ def test_misuse(
 def test_what_is_not_there_is_not_run(workshop: Workshop) -> None:
     with pytest.raises(NotRun, match="no encoder family resnet"):
         workshop.encoders.image("resnet")
-    from benchmarks.graphs import static_model
-
-    with pytest.raises(UsageError, match="prefix form cannot be measured"):
-        static_model(workshop.model(Spec()), "prefix")  # type: ignore[arg-type]
