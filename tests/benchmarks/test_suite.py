@@ -24,6 +24,7 @@ from benchmarks.targets import TARGETS, judge
 from benchmarks.training_step import step
 from mope_deploy.errors import MopeError
 from mope_deploy.model import MoPE
+from mope_deploy.model.fusion import Form
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +123,12 @@ def test_feeds(workshop: Workshop) -> None:
     assert workshop.feeds(Spec(), batch=1)["input_ids"].shape == (1, 32)
 
 
-def test_a_training_step_trains_what_trains(workshop: Workshop) -> None:
+@pytest.mark.parametrize("form", ["token", "prefix"])
+def test_a_training_step_trains_what_trains(form: Form, workshop: Workshop) -> None:
     model = workshop.encoders.mope()
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     before = {name: p.detach().clone() for name, p in model.trained_parameters().items()}
-    call = step(model, make_feeds(SIZES["tiny"], batch=4))
+    call = step(model, make_feeds(SIZES["tiny"], batch=4), form)
     for _ in range(2):
         call()
     changed = {name for name, p in model.trained_parameters().items() if not torch.equal(p, before[name])}
