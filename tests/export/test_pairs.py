@@ -49,6 +49,7 @@ FAMILIES = (
     Family("roberta", "text", (partial(bert, model_type="roberta", pad_token_id=1),), 6),
     Family("xlm-roberta", "text", (partial(bert, model_type="xlm-roberta"),), 6),
     Family("camembert", "text", (partial(bert, model_type="camembert"),), 6),
+    Family("distilbert", "text", (partial(bert, model_type="distilbert", hidden_dim=24),), 6),
     Family("electra", "text", (partial(bert, model_type="electra"),), 6),
 )
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
