@@ -45,6 +45,7 @@ PREFIX_FORM: tuple[str, ...] = (
     "EVA02",
     "DINOv3",
     "RoPE-ViT",
+    "BEiT",
     "Swin",
     "BERT",
     "RoBERTa",

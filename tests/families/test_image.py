@@ -5,20 +5,22 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
+from timm.layers import apply_rot_embed_cat
 from torch import Tensor
 from transformers import BertConfig, BertModel, CLIPImageProcessor
 
 from mope_deploy.errors import ConfigError
 from mope_deploy.model import EncoderSpec, MoPE, MoPEConfig
-from mope_deploy.model.backbones import FrozenEncoder, eva, load_encoder, swin
+from mope_deploy.model.backbones import FrozenEncoder, eva, load_encoder, swin, timm_attention
 from mope_deploy.model.backbones.bert import BertBackbone
 from mope_deploy.model.backbones.sources import LoadedEncoder
-from mope_deploy.model.fusion import assemble
+from mope_deploy.model.fusion import Form, assemble
 from mope_deploy.preprocess import Preprocessing, TextSpec
 from tests.families.conftest import inputs_of
 from tests.families.table import by_name
@@ -28,10 +30,10 @@ from tests.tiny import LABELS, timm_folder
 Models = Callable[..., MoPE]
 
 
-def differs_from_the_oracle(trained: MoPE, name: str) -> bool:
+def differs_from_the_oracle(trained: MoPE, name: str, form: Form = "prefix") -> bool:
     inputs = inputs_of(trained, batch=2, text_length=5, double=True)
     with torch.no_grad():
-        logits = trained(inputs).logits.numpy()
+        logits = trained(inputs, form=form).logits.numpy()
     expected, _ = run_oracle(trained, (by_name(name), by_name("BERT")), inputs)
     return bool(np.abs(logits - expected).max() > 1e-4 * np.abs(expected).max())
 
@@ -40,16 +42,13 @@ def test_windows_that_see_another_samples_prompts_are_noticed(model: Models, mon
     """The leak of a window order that is batch-major beside prompts that are batch-minor."""
     trained = copy.deepcopy(model("Swin", "BERT")).double()
     inputs = inputs_of(trained, batch=16, double=True)
-    right = swin._with_prompts
 
-    def leaking(rows: Tensor, P: int, A: int) -> Tensor:
-        out = right(rows, P, A).clone()
-        B, W, heads, _, d = out.shape
-        prompts = rows[:, :, -P:].repeat(W, 1, 1, 1)  # window after window instead of sample after sample
-        out[..., -P:, :] = prompts.view(B, W, heads, P, d)
-        return out
+    def leaking(own: Tensor, prompts: Tensor) -> Tensor:
+        B, W = own.shape[:2]
+        mixed = prompts.repeat(W, 1, 1, 1)  # window after window instead of sample after sample
+        return torch.cat([own, mixed.view(B, W, *prompts.shape[1:])], dim=3)
 
-    monkeypatch.setattr(swin, "_with_prompts", leaking)
+    monkeypatch.setattr(swin, "_in_each", leaking)
     with torch.no_grad():
         together = trained(inputs).logits
         errors = [(trained(sample(inputs, i)).logits[0] - together[i]).abs().max() for i in range(16)]
@@ -65,10 +64,7 @@ def test_faults_in_a_swin_block_are_noticed(fault: str, model: Models, monkeypat
         for stage in trained.main.encoder.layers:
             stage.blocks[1].attn_mask = None
     else:
-        right = torch.nn.functional.pad
-        monkeypatch.setattr(
-            torch.nn.functional, "pad", lambda x, by: right(x, by, value=0.5) if len(by) == 2 else right(x, by)
-        )
+        monkeypatch.setattr(swin, "prompts_seen", lambda x, P: torch.nn.functional.pad(x, (0, P), value=0.5))
     assert differs_from_the_oracle(trained, "Swin")
 
 
@@ -76,8 +72,21 @@ def test_faults_in_a_swin_block_are_noticed(fault: str, model: Models, monkeypat
 def test_prompts_with_a_position_are_noticed(name: str, model: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = copy.deepcopy(model(name, "BERT")).double()
     assert not differs_from_the_oracle(trained, name)
-    monkeypatch.setattr(eva, "_no_angle", lambda tokens, *, like: like[..., -tokens:, :])
+    right = timm_attention._rotated
+
+    def all_turned(attention: Any, x: Tensor, tokens: int, angles: Tensor) -> Tensor:
+        P = x.shape[2] - tokens
+        found = right(attention, x, tokens, angles)
+        if P == 0:
+            return found
+        turned = apply_rot_embed_cat(x[:, :, tokens:], angles[..., -P:, :], half=attention.rotate_half)
+        return torch.cat([found[:, :, :-P], turned], dim=2)
+
+    monkeypatch.setattr(timm_attention, "_rotated", all_turned)
     assert differs_from_the_oracle(trained, name)
+    assert not differs_from_the_oracle(trained, name, "token")
+    monkeypatch.setattr(eva, "_no_angle", lambda tokens, *, like: like[..., -tokens:, :])
+    assert differs_from_the_oracle(trained, name, "token")
 
 
 def test_every_block_of_swin_is_as_wide_as_its_stage(model: Models) -> None:

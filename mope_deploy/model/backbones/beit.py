@@ -13,7 +13,9 @@ import torch
 from timm.models.beit import Beit
 from torch import Tensor, nn
 
+from mope_deploy.model.backbones.prefix import Projection, inside, joined, prompts_seen, split_heads, thirds
 from mope_deploy.model.backbones.sources import LoadedEncoder
+from mope_deploy.model.backbones.timm_attention import projection
 from mope_deploy.model.backbones.timm_image import TimmBackbone, frozen_image
 from mope_deploy.model.config import EncoderSpec
 
@@ -37,6 +39,8 @@ def wrap(loaded: LoadedEncoder, spec: EncoderSpec) -> Any:
 class BeitBackbone(TimmBackbone):
     """A timm Beit, layer by layer."""
 
+    has_prefix_form = True
+
     def __init__(self, loaded: LoadedEncoder) -> None:
         encoder: Any = loaded.module
         super().__init__(
@@ -59,10 +63,18 @@ class BeitBackbone(TimmBackbone):
         block = self.encoder.blocks[index]
         if prompts is None:
             return block(x, shared_rel_pos_bias=mask)
-        tokens = block.norm1(torch.cat([x, prompts], dim=1))  # (B, N + P, D)
-        attended, mlp = (1.0, 1.0) if block.gamma_1 is None else (block.gamma_1, block.gamma_2)
-        x = x + attended * _attention(block.attn, tokens, prompts.shape[1], mask)
-        return x + mlp * block.mlp(block.norm2(x))
+        return self.prefix_layer(index, x, prompts, mask)
+
+    def prefix_layer(
+        self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None, kv: Tensor | None = None
+    ) -> Tensor:
+        """Block ``index`` in prefix form. (B, N, D), (B, P, D), (B, 2, P', inner) → (B, N, D)."""
+        block = self.encoder.blocks[index]
+        return inside(block, _prefix_block, block, x, prompts, kv, mask)
+
+    def projection(self, index: int) -> Projection:
+        """How block ``index`` makes keys and values of prompts."""
+        return projection(self.encoder.blocks[index])
 
     def pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """The class token. (B, N, D) → (B, D)."""
@@ -73,17 +85,25 @@ class BeitBackbone(TimmBackbone):
         return self.encoder.forward_head(self.encoder.norm(x), pre_logits=True)
 
 
-def _attention(attention: Any, tokens: Tensor, P: int, shared: Tensor | None) -> Tensor:
-    """Attention of the first N tokens over all N + P, without a bias towards the last P. (B, N + P, D) → (B, N, D)."""
-    qkv = attention.qkv(tokens)
+def _prefix_block(block: Any, x: Tensor, prompts: Tensor | None, kv: Tensor | None, shared: Tensor | None) -> Tensor:
+    rows = block.norm1(x if prompts is None else torch.cat([x, prompts], dim=1))  # (B, N + P, D)
+    attended, mlp = (1.0, 1.0) if block.gamma_1 is None else (block.gamma_1, block.gamma_2)
+    x = x + attended * inside(block.attn, _attention, block.attn, rows, x.shape[1], kv, shared)
+    return x + mlp * block.mlp(block.norm2(x))
+
+
+def _attention(attention: Any, rows: Tensor, N: int, kv: Tensor | None, shared: Tensor | None) -> Tensor:
+    """Attention of the first N rows to all of them and to ``kv``, without a bias towards prompts. → (B, N, D)."""
+    qkv = attention.qkv(rows)
     if attention.q_bias is not None:
         qkv = qkv + torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
-    q, k, v = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N + P, d) each
+    q, k, v = thirds(qkv, N)
+    q, k, v = (split_heads(each, attention.num_heads) for each in (q, joined(k, kv, 0), joined(v, kv, 1)))
     bias = shared
     if attention.relative_position_bias_table is not None:
         own = attention._get_rel_pos_bias()  # (1, heads, N, N)
         bias = own if shared is None else own + shared
     if bias is not None:
-        bias = nn.functional.pad(bias, (0, P))  # (1, heads, N, N + P)
-    x = nn.functional.scaled_dot_product_attention(q[:, :, :-P], k, v, attn_mask=bias)
+        bias = prompts_seen(bias, k.shape[2] - N)  # (1, heads, N, N + P)
+    x = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     return attention.proj(x.transpose(1, 2).flatten(2))

@@ -17,14 +17,13 @@ from torch import Tensor, nn
 from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
 
 from mope_deploy.errors import ConfigError
-from mope_deploy.model.backbones.prefix import Projection, inside, joined, split_heads, thirds
+from mope_deploy.model.backbones.prefix import Projection, inside, joined, prompts_seen, split_heads, thirds
 from mope_deploy.model.backbones.sources import LoadedEncoder
 from mope_deploy.model.backbones.text import (
     TextBackbone,
     blocked,
     frozen_text,
     longest_text,
-    prompts_seen,
     with_prompts,
 )
 from mope_deploy.model.config import EncoderSpec

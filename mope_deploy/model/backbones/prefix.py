@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Projection", "inside", "joined", "split_heads", "thirds"]
+__all__ = ["Projection", "inside", "joined", "prompts_seen", "split_heads", "thirds"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,6 +54,11 @@ def joined(own: Tensor, kv: Tensor | None, which: int) -> Tensor:
     (B, N, inner), (B, 2, P, inner) → (B, N + P, inner).
     """
     return own if kv is None else torch.cat([own, kv[:, which]], dim=1)
+
+
+def prompts_seen(unseen: Tensor, P: int) -> Tensor:
+    """An additive mask or bias of N keys, and 0 for P prompts behind them. (…, N) → (…, N + P)."""
+    return torch.cat([unseen, unseen.new_zeros(*unseen.shape[:-1], P)], dim=-1)
 
 
 def thirds(qkv: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,7 +16,7 @@ import torch
 from timm.models.swin_transformer import SwinTransformer, window_partition, window_reverse
 from torch import Tensor, nn
 
-from mope_deploy.model.backbones.prefix import Projection, inside, split_heads
+from mope_deploy.model.backbones.prefix import Projection, inside, prompts_seen, split_heads
 from mope_deploy.model.backbones.sources import LoadedEncoder
 from mope_deploy.model.backbones.timm_attention import projection
 from mope_deploy.model.backbones.timm_image import TimmBackbone, frozen_image
@@ -170,7 +170,9 @@ def _mix(attention: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -
     if mask is not None:
         bias = bias + mask.unsqueeze(1)  # (W, heads, A, A)
     A = bias.shape[-1]
-    bias = nn.functional.pad(bias, (0, k.shape[3] - A, 0, q.shape[3] - A))  # zero for prompts
+    bias = prompts_seen(bias, k.shape[3] - A)  # (…, A, A + P)
+    if q.shape[3] > A:  # token form: prompts ask as well
+        bias = nn.functional.pad(bias, (0, 0, 0, q.shape[3] - A))
     x = torch.softmax((q * attention.scale) @ k.transpose(-2, -1) + bias, dim=-1) @ v  # (B, W, heads, …, d)
     return attention.proj(x.transpose(2, 3).flatten(3))
 

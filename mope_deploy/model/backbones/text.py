@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from mope_deploy.errors import ConfigError
 from mope_deploy.model.backbones.base import Backbone
-from mope_deploy.model.backbones.prefix import joined, split_heads
+from mope_deploy.model.backbones.prefix import joined, prompts_seen, split_heads
 from mope_deploy.model.backbones.sources import LoadedEncoder, quiet_transformers
 from mope_deploy.model.config import EncoderSpec
 from mope_deploy.preprocess import TextSpec
 
-__all__ = ["TextBackbone", "blocked", "frozen_text", "longest_text", "prefix_attention", "prompts_seen", "with_prompts"]
+__all__ = ["TextBackbone", "blocked", "frozen_text", "longest_text", "prefix_attention", "with_prompts"]
 
 _DEFAULT_MAX_LENGTH = 128
 _SLOW_VOCABULARIES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "spm.model")
@@ -120,11 +120,6 @@ def prefix_attention(
     unseen = prompts_seen(unseen, k.shape[2] - x.shape[1])
     mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=unseen)
     return mixed.transpose(1, 2).flatten(2)
-
-
-def prompts_seen(unseen: Tensor, P: int) -> Tensor:
-    """An additive mask of the text's keys with P more, which are never masked. (…, N) → (…, N + P)."""
-    return torch.cat([unseen, unseen.new_zeros(*unseen.shape[:-1], P)], dim=-1)
 
 
 def _tokenizer_json(location: str, source: str) -> str:
