@@ -355,7 +355,6 @@ FAMILIES = (
         outputs=bert_layers,
         pooled=class_token,
         oracle=MPNetOracle,
-        fused=False,
         longest=38,
     ),
     Family(

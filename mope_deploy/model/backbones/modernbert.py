@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
+from transformers.models.modernbert.modeling_modernbert import rotate_half
 
 from mope_deploy.errors import ConfigError
 from mope_deploy.model.backbones.prefix import Projection, inside, joined, prompts_seen, split_heads, thirds
@@ -95,7 +95,8 @@ class ModernBertBackbone(TextBackbone):
         """Layer ``index`` in prefix form. (B, N, D), (B, P, D), (B, 2, P', inner) → (B, N, D)."""
         assert mask is not None
         layer = self.encoder.layers[index]
-        angles = self._angles(layer.attention_type, text=x.shape[1], prompts=0)
+        P = (0 if prompts is None else prompts.shape[1]) + (0 if kv is None else kv.shape[2])
+        angles = self._angles(layer.attention_type, text=x.shape[1], prompts=P)
         unseen = blocked(mask, x.dtype)  # (B, 1, 1, N)
         if layer.attention_type == _WINDOWED:
             unseen = self._beyond_window(unseen, text=x.shape[1])  # (B, 1, N, N)
@@ -153,8 +154,14 @@ def _prefix_attention(
     heads = attention.config.num_attention_heads
     q, k, v = thirds(attention.Wqkv(rows), N)
     q, k, v = (split_heads(each, heads) for each in (q, joined(k, kv, 0), joined(v, kv, 1)))
-    q, turned = apply_rotary_pos_emb(q, k[:, :, :N], *angles)
-    k = torch.cat([turned, k[:, :, N:]], dim=2)
+    # Angles of all keys: one rotation of everything is what ONNX Runtime's fusion knows.
+    q, k = _turned(q, *(each[:, :N] for each in angles)), _turned(k, *angles)
     unseen = prompts_seen(unseen, k.shape[2] - N)
     mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=unseen)
     return attention.Wo(mixed.transpose(1, 2).flatten(2))
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Queries or keys by their angles, in float32 as in the library. (B, heads, n, d), (1, n, d) → (B, heads, n, d)."""
+    wide = x.float()
+    return (wide * cos.unsqueeze(1) + rotate_half(wide) * sin.unsqueeze(1)).to(x.dtype)
