@@ -156,7 +156,8 @@ def _show(found: dict[str, Any]) -> None:
 def _lines(found: dict[str, Any]) -> Iterator[str]:
     """Everything but latency; the same lines on every board."""
     for row in found["variants"]:
-        memory = _ABSENT if row["loaded_bytes"] is None else f"{row['loaded_bytes'] / 2**20:,.0f} MiB"
+        loaded = row["loaded_bytes"]  # not more than before where it fits into what an earlier variant gave back
+        memory = _ABSENT if loaded is None else f"{loaded / 2**20:,.0f} MiB" if loaded > 0 else "no new memory"
         size = f"{row['bytes'] / 1e6:,.1f} MB on disk, {memory} when loaded"
         yield f"{row['graph']}: {row['precision']}, {size}, ready after {row['load_s']:.2f} s, on {row['device']}"
         for source, spent in row["energy"].items():
