@@ -36,7 +36,7 @@ from mope_deploy.model import MoPE
 from mope_deploy.preprocess import present_name
 from mope_deploy.targets import get_target
 
-__all__ = ["Exported", "check_bundle", "export_bundle", "export_model"]
+__all__ = ["Exported", "check_bundle", "check_sizes", "export_bundle", "export_model"]
 
 TOKENIZER, REPORT = "tokenizer.json", "parity.json"
 GOLDEN_COUNT = 8
@@ -163,6 +163,7 @@ def export_model(
         engines = check_engine_options(
             engines, options.precisions, get_target(options.target) if options.target is not None else None
         )
+    check_sizes(model, options)
     on_step("reading samples")
     samples = _samples(model, data, options)
     config = exporter_config(model, routing_output=options.routing)
@@ -401,15 +402,21 @@ def _manifest(
     }
 
 
-def _build(model: MoPE, options: Options) -> dict[str, Any] | None:
-    """What engines should be built with, where the export was told."""
+def check_sizes(model: MoPE, options: Options) -> dict[str, Sizes]:
+    """Sizes that engines are built for, as far as the export was told, by axis.
+
+    Raises:
+        UsageError: sizes that the model's preprocessing never makes.
+    """
     profile = {axis: Sizes.parse(sizes, axis=axis) for axis, sizes in options.profile().items()}
     text = model.preprocessing.text
     if "text_length" in profile and (text is None or profile["text_length"].max > text.max_length):
         raise UsageError(
             "--text-len",
             received=str(profile["text_length"]),
-            expected="nothing: this model reads no text" if text is None else f"at most {text.max_length:,} tokens",
+            expected="nothing: this model reads no text"
+            if text is None
+            else f"at most {text.max_length:,} tokens: longer texts are cut to that",
         )
     sound = model.preprocessing.audio
     if "audio_length" in profile and (
@@ -423,6 +430,12 @@ def _build(model: MoPE, options: Options) -> dict[str, Any] | None:
             if sound is None
             else f"{sound.min_samples:,} to {sound.max_samples:,} samples",
         )
+    return profile
+
+
+def _build(model: MoPE, options: Options) -> dict[str, Any] | None:
+    """What engines should be built with, where the export was told."""
+    profile = check_sizes(model, options)
     workspace = options.workspace or (get_target(options.target).workspace if options.target else None)
     if not profile and workspace is None and options.target is None:
         return None

@@ -252,11 +252,12 @@ def export(
     with _steps() as step:
         step("loading PyTorch and the exporter")
         require_packages()
-        from export.bundling import export_model
+        from export.bundling import check_sizes, export_model
         from export.summary import summary_table
 
         step(f"loading {source.checkpoint}")
         model = _load(source)
+        check_sizes(model, options)
         if dry_run:
             step(None)
             _print_plan(source, model, target, options, formats)

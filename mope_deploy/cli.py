@@ -7,6 +7,7 @@ Results go to standard output, everything else to standard error, so that output
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import sys
@@ -523,11 +524,14 @@ def _judged(gate: Gate) -> str:
     """How a graph of lower precision compared with the eager model."""
     figures, asked = gate.figures, gate.thresholds
     parts = []
-    for name, words in (("labels", "of labels"), ("experts", "of top experts")):
-        share = figures.get(f"{name}_agreement")
+    for key, threshold, words in (
+        ("labels_agreement", "labels", "of labels"),
+        ("experts_worst_layer_agreement", "routing", "of top experts in the worst layer"),
+    ):
+        share, least = figures.get(key), asked.get(threshold)
         if isinstance(share, float | int):
-            least = asked.get("labels" if name == "labels" else "routing")
-            parts.append(f"{share:.2%} {words} equal" + (f" (≥ {least:.1%})" if least is not None else ""))
+            shown = math.floor(round(share * 1e4, 6)) / 100  # as the exporter's tables round: 100 means all
+            parts.append(f"{shown:.2f} % {words} equal" + (f" (≥ {least:.1%})" if least is not None else ""))
     before, after = figures.get("metric_before"), figures.get("metric_after")
     if isinstance(before, float | int) and isinstance(after, float | int):
         parts.append(f"{figures.get('metric', 'metric')} {before:.4f} → {after:.4f}")

@@ -17,8 +17,8 @@ from mope_deploy.errors import MopeError
 
 __all__ = ["err", "out", "run_app"]
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, emoji=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def run_app(app: typer.Typer, argv: Sequence[str] | None = None, *, name: str | None = None) -> int:

@@ -75,6 +75,7 @@ MISUSE = {
     ("{run}", "--format", "trt", "--backend", "tensorflow"): "tensorflow",
     ("{run}", "--format", "trt", "--compute", "9.9"): "--compute",
     ("{run}", "--batch", "4:1:8"): "1 <= min <= opt <= max",
+    ("{run}", "--batch", "1:x:4"): "--batch; received '1:x:4'; expected min:opt:max",  # no emoji
     ("{run}", "--text-len", "short"): "--text-len; received 'short'",
     ("{run}", "--workspace", "0"): "Invalid value for '--workspace'",
     ("{run}", "--opset", "23"): "the opset; received 23; expected 17 to 20",
