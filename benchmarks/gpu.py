@@ -12,7 +12,6 @@ Products of float32 are not rounded to TF32.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
 from benchmarks.machine import describe_machine
+from mope_deploy.bench.timing import interleave, warm_up
 from mope_deploy.console import err, out, run_app
 from mope_deploy.errors import UsageError
 from mope_deploy.model import EncoderSpec, MoPE, MoPEConfig
@@ -113,7 +113,8 @@ def measure(
         err.print(f"batch {size}", markup=False)
         inputs = _inputs(size, sizes["vocabulary"], device)
         calls = {name: _call(variant, inputs, device, dtype) for name, variant in variants.items()}
-        taken = _interleaved(calls, seconds=seconds)
+        warm_up(calls, calls_each=_WARM_UP)
+        taken = interleave(calls, seconds=seconds)
         for name, values in taken.items():
             p50, p95 = (float(p) for p in np.percentile(values, [50, 95]))
             row = {"batch": size, "name": name, "p50_ms": p50, "p95_ms": p95, "calls": len(values)}
@@ -218,21 +219,6 @@ def _call(variant: nn.Module, inputs: dict[str, Tensor], device: str, dtype: tor
             torch.cuda.synchronize()
 
     return call
-
-
-def _interleaved(calls: dict[str, Callable[[], None]], *, seconds: float) -> dict[str, list[float]]:
-    """Milliseconds of each call, taken in turn."""
-    for _ in range(_WARM_UP):
-        for call in calls.values():
-            call()
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        for name, call in calls.items():
-            started = time.perf_counter()
-            call()
-            taken[name].append((time.perf_counter() - started) * 1e3)
-    return taken
 
 
 def _describe_gpu(device: str) -> dict[str, Any]:

@@ -9,17 +9,17 @@ ratio of medians is the figure to quote. Preprocessing is left out of both.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
+from numpy.typing import NDArray
 
 from benchmarks.machine import describe_machine
 from mope_deploy import load
+from mope_deploy.bench.timing import interleave, warm_up
 from mope_deploy.console import out, run_app
 from mope_deploy.data import open_samples
 from mope_deploy.model import MoPE
@@ -64,7 +64,9 @@ def measure(run: Path, bundle: Path, *, batch: int, seconds: float, threads: int
     def exported() -> None:
         predictor.session.run(arrays, ("logits",))
 
-    taken = _interleaved({"eager": eager, "bundle": exported}, seconds=seconds)
+    calls = {"eager": eager, "bundle": exported}
+    warm_up(calls, calls_each=_WARM_UP)
+    taken = interleave(calls, seconds=seconds)
     figures: dict[str, Any] = {name: _summary(values) for name, values in taken.items()}
     ratio = figures["bundle"]["p50_ms"] / figures["eager"]["p50_ms"]
     return figures | {
@@ -76,22 +78,7 @@ def measure(run: Path, bundle: Path, *, batch: int, seconds: float, threads: int
     }
 
 
-def _interleaved(calls: dict[str, Callable[[], None]], *, seconds: float) -> dict[str, list[float]]:
-    """Milliseconds of each call, taken in turn."""
-    for _ in range(_WARM_UP):
-        for call in calls.values():
-            call()
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        for name, call in calls.items():
-            started = time.perf_counter()
-            call()
-            taken[name].append((time.perf_counter() - started) * 1e3)
-    return taken
-
-
-def _summary(values: list[float]) -> dict[str, float]:
+def _summary(values: NDArray[np.float64]) -> dict[str, float]:
     p50, p95 = np.percentile(values, [50, 95])
     return {"p50_ms": float(p50), "p95_ms": float(p95), "calls": len(values)}
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
 from export.cases import rows_needed, sample_cases
 from export.engines import EngineOptions, ExportedEngine, check_engine_options, export_engines
 from export.exporter_config import MoPEExporterConfig, exporter_config
 from export.golden import INPUTS, OUTPUTS, SAMPLES, Golden, golden_samples, make_golden, pick_samples
+from export.interface import cpu_session, run_graph
 from export.options import CALIBRATION_SAMPLES, DEFAULT_OPSET, GATE_SAMPLES, Options, check_target
 from export.precision_gate import THRESHOLDS, Evaluation, PrecisionReport, Thresholds, measure_precision
 from export.report import ParityReport
@@ -30,7 +30,6 @@ from export.variants import Feeds, ParityGate, Variant, make_variants
 from mope_deploy.bundle import Bundle, write_bundle
 from mope_deploy.data import Sample
 from mope_deploy.engines.profiles import Sizes
-from mope_deploy.engines.session import alone
 from mope_deploy.errors import UsageError
 from mope_deploy.model import MoPE
 from mope_deploy.preprocess import present_name
@@ -342,16 +341,9 @@ def _tolerance(
 
 def _golden_errors(variant: Variant, golden: Golden, config: MoPEExporterConfig) -> dict[str, float]:
     """``logits``: max|a − b| / max|b|; ``routing``: max|a − b|, as :mod:`mope_deploy.engines.golden` measures them."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    session = ort.InferenceSession(str(variant.runnable), options, providers=["CPUExecutionProvider"])
-    shapes = {name: shape for name, (_, shape) in config.input_shapes.items()}
-    parts = alone(golden.inputs, shapes) if variant.precision == "int8-dynamic" else [golden.inputs]
-    names = list(golden.outputs)
-    found = [session.run(names, part) for part in parts]
-    errors = {}
-    for name, arrays in zip(names, zip(*found, strict=True), strict=True):
-        errors[name] = float(np.abs(np.concatenate(arrays) - golden.outputs[name]).max())
+    session = cpu_session(variant.runnable)
+    found = run_graph(session, golden.inputs, list(golden.outputs), config=config, precision=variant.precision)
+    errors = {name: float(np.abs(array - golden.outputs[name]).max()) for name, array in found.items()}
     errors["logits"] /= max(float(np.abs(golden.outputs["logits"]).max()), float(np.finfo(np.float32).tiny))
     return errors
 

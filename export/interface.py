@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 from export.exporter_config import MoPEExporterConfig
 from export.report import InterfaceCheck
+from mope_deploy.engines.session import alone
 
-__all__ = ["RUNTIME", "open_graph", "reason"]
+__all__ = ["RUNTIME", "cpu_session", "open_graph", "reason", "run_graph"]
 
 RUNTIME = f"onnxruntime {ort.__version__} on the CPU"
+
+
+def cpu_session(file: Path) -> ort.InferenceSession:
+    """A fresh session on the CPU; raises whatever ONNX Runtime raises."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # every error is raised as well
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads starve busy machines
+    return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+
+def run_graph(
+    session: ort.InferenceSession,
+    feeds: Mapping[str, NDArray[Any]],
+    outputs: Sequence[str],
+    *,
+    config: MoPEExporterConfig,
+    precision: str,
+) -> dict[str, NDArray[Any]]:
+    """Outputs by name, run as a device does: int8-dynamic one sample at a time, as its ranges are of whole tensors."""
+    shapes = {name: shape for name, (_, shape) in config.input_shapes.items()}
+    parts = alone(feeds, shapes) if precision == "int8-dynamic" else [feeds]
+    found = [session.run(list(outputs), dict(part)) for part in parts]
+    return {name: np.concatenate(arrays) for name, arrays in zip(outputs, zip(*found, strict=True), strict=True)}
 
 
 def open_graph(file: Path, config: MoPEExporterConfig) -> tuple[ort.InferenceSession | None, list[InterfaceCheck]]:
@@ -22,11 +49,8 @@ def open_graph(file: Path, config: MoPEExporterConfig) -> tuple[ort.InferenceSes
         file: the graph as saved.
         config: what it was asked to be: inputs, outputs, dtypes, axes, in order.
     """
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # every error is raised as well
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads starve busy machines
     try:
-        session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        session = cpu_session(file)
     except Exception as error:  # the library's own exceptions share no base class but this
         return None, [InterfaceCheck("loading in ONNX Runtime", reason(error), "a session")]
     checks = []

@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import onnxruntime as ort
+import numpy as np
 from numpy.typing import NDArray
+
+from export.interface import cpu_session
+from mope_deploy.bench.timing import interleave, warm_up
 
 __all__ = ["cpu_runner", "median_seconds"]
 
-_WARM_UP, _ROUNDS, _LIMIT_S = 3, 21, 5.0
+_SECONDS, _ROUNDS = 1.0, 5  # at least, of all graphs together and of each
 
 
 def cpu_runner(file: Path, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
-    """Runs a graph once in ONNX Runtime on the CPU; its threads do not spin, which would slow down whatever follows."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    """Runs a graph once in ONNX Runtime on the CPU."""
+    session = cpu_session(file)
     return lambda: session.run(None, dict(feeds))
 
 
 def median_seconds(runners: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     """Median seconds of each, one call of each in turn, so that a slow spell of the machine meets all of them."""
-    for run in runners.values():
-        for _ in range(_WARM_UP):
-            run()
-    times: dict[str, list[float]] = {name: [] for name in runners}
-    began = time.perf_counter()
-    for _ in range(_ROUNDS):
-        for name, run in runners.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-        if time.perf_counter() - began > _LIMIT_S:
-            break
-    return {name: statistics.median(found) for name, found in times.items()}
+    warm_up(runners)
+    taken = interleave(runners, seconds=_SECONDS, rounds=_ROUNDS)
+    return {name: float(np.median(milliseconds)) / 1e3 for name, milliseconds in taken.items()}

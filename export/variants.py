@@ -146,9 +146,8 @@ def make_variants(
     """
     routed = exporter_config(model)
     config = exporter_config(model, routing_output=options.routing)
-    hidden = len(config.outputs) < len(
-        routed.outputs
-    )  # which experts a file chooses cannot be seen without that output
+    # Which experts a file chooses cannot be seen without that output: judged first, then dropped.
+    hidden = len(config.outputs) < len(routed.outputs)
     on_step("rewriting the routing and tracing the graph")
     graph = trace(to_static(model, fold=options.fold), routed, opset=options.opset)
     source = folder / ("model-with-routing.onnx" if hidden else "model.onnx")

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from mope_deploy import console
@@ -287,7 +286,7 @@ def info(bundle: Path = BUNDLE, as_json: bool = JSON) -> None:
     table.add_row(_plain("sha256"), _plain(opened.sha256))
     for key, value in _engines(opened):
         table.add_row(_plain(key), _plain(value))
-    _print_table(table)
+    console.print_table(table)
 
 
 app.command("bench")(bench)
@@ -435,11 +434,6 @@ def _plain(value: object) -> Any:
     return Text(str(value))
 
 
-def _print_table(table: Table) -> None:
-    """At its full width, so that nothing is cut where output is piped or the terminal is narrow."""
-    Console(width=10_000, highlight=False).print(table)
-
-
 def _warn(notices: tuple[str, ...]) -> None:
     for notice in notices:
         console.err.print(f"note: {notice}", markup=False)
@@ -454,7 +448,7 @@ def _print_prediction(prediction: Prediction) -> None:
         table.add_row(_plain(name), _plain(f"{probability:.4f}"))
     if len(ranked) > 10:
         table.add_row(_plain(f"… {len(ranked) - 10:,} more"), "")
-    _print_table(table)
+    console.print_table(table)
     if prediction.routing is None:
         return
     layers = Table(box=None, pad_edge=False)
@@ -463,7 +457,7 @@ def _print_prediction(prediction: Prediction) -> None:
         layers.add_column(f"expert {k + 1}", justify="right")
     for i, weights in enumerate(prediction.routing):
         layers.add_row(f"layer {i + 1}", *(f"{weight:.3f}" for weight in weights))
-    _print_table(layers)
+    console.print_table(layers)
 
 
 def _print_report(found: dict[str, Any]) -> None:
@@ -477,7 +471,7 @@ def _print_report(found: dict[str, Any]) -> None:
         table.add_column(name, justify="left" if name == "label" else "right")
     for label, figures in found["per_class"].items():
         table.add_row(_plain(label), f"{figures['f1']:.4f}", f"{figures['support']:,}")
-    _print_table(table)
+    console.print_table(table)
     cells, labels = found.get("confusion_matrix"), list(found["per_class"])
     if cells is None or len(labels) > 12:
         return
@@ -487,7 +481,7 @@ def _print_report(found: dict[str, Any]) -> None:
         confusion.add_column(_plain(label), justify="right")
     for label, row in zip(labels, cells, strict=True):
         confusion.add_row(_plain(label), *(f"{cell:,}" for cell in row))
-    _print_table(confusion)
+    console.print_table(confusion)
 
 
 def _engines(bundle: Bundle) -> Iterator[tuple[str, str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
@@ -15,10 +16,18 @@ from typer.main import get_command
 
 from mope_deploy.errors import MopeError
 
-__all__ = ["err", "out", "run_app"]
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["err", "out", "print_table", "run_app"]
 
 out = Console(highlight=False, soft_wrap=True, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+
+
+def print_table(table: Table) -> None:
+    """At its full width, so that nothing is cut where output is piped or the terminal is narrow."""
+    Console(width=10_000, highlight=False).print(table)
 
 
 def run_app(app: typer.Typer, argv: Sequence[str] | None = None, *, name: str | None = None) -> int:

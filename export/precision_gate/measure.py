@@ -6,7 +6,7 @@ Letters: n samples · C classes · K experts.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from export.exporter_config import MoPEExporterConfig
-from export.interface import RUNTIME, open_graph, reason
+from export.interface import RUNTIME, open_graph, reason, run_graph
 from export.precision_gate.evaluation import Batch, Evaluation
 from export.precision_gate.report import Flip, LogitsError, Metric, PrecisionReport, Share
 from export.precision_gate.thresholds import Thresholds
 from export.report import InterfaceCheck
-from mope_deploy.engines.session import alone
 from mope_deploy.metrics import report as scores
 
 __all__ = ["measure_precision"]
@@ -58,12 +57,11 @@ def measure_precision(
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     session, interface = open_graph(file, config)
-    shapes = {name: shape for name, (_, shape) in config.input_shapes.items()}
     outputs = tuple(config.outputs)
     runs: list[tuple[Batch, Arrays]] = []
     if session is not None:
         for batch in evaluation.batches(limit=limit, what=file.name):
-            lowered, failures = _run(session, batch, outputs, shapes if precision == "int8-dynamic" else None)
+            lowered, failures = _run(session, batch, config, precision)
             interface += failures
             if lowered is None:
                 break
@@ -103,20 +101,13 @@ def measure_precision(
 
 
 def _run(
-    session: ort.InferenceSession,
-    batch: Batch,
-    outputs: tuple[str, ...],
-    one_by_one: Mapping[str, Sequence[int | str]] | None,
+    session: ort.InferenceSession, batch: Batch, config: MoPEExporterConfig, precision: str
 ) -> tuple[Arrays | None, list[InterfaceCheck]]:
-    """The file's outputs for one batch, and what is wrong with them.
-
-    Sample by sample where ``one_by_one`` gives the inputs' axes: as the device runs what depends on batch-mates.
-    """
+    """The file's outputs for one batch, and what is wrong with them."""
+    outputs = tuple(config.outputs)
     where = f"samples {batch.start + 1} to {batch.stop}"
     try:
-        parts = [batch.feeds] if one_by_one is None else alone(batch.feeds, one_by_one)
-        found = [session.run(list(outputs), part) for part in parts]
-        lowered = {name: np.concatenate(arrays) for name, arrays in zip(outputs, zip(*found, strict=True), strict=True)}
+        lowered = run_graph(session, batch.feeds, outputs, config=config, precision=precision)
     except Exception as error:  # the library's own exceptions share no base class but this
         return None, [InterfaceCheck(f"running {where}", reason(error), "outputs")]
     checks = [

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -146,7 +145,7 @@ def _show(found: dict[str, Any]) -> None:
             )
     preparing = found["preprocessing"]
     table.add_row("", "", "preprocessing", *(f"{preparing[key]:.3f}" for key in ("p50_ms", "p95_ms", "p99_ms")))
-    Console(width=10_000, highlight=False).print(table)
+    console.print_table(table)
     for line in _lines(found):
         say(line, markup=False)
     for name, reason in found["unusable"].items():
