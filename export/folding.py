@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from export.options import FOLDS
-from mope_deploy.model.backbones.prefix import Projection
+from mope_deploy.model.backbones.prefix import Made, Projection
 
 __all__ = ["AppendedExperts", "Cost", "FoldedExperts", "LayerSize", "Mixture", "choose", "constants", "costs"]
 
@@ -205,12 +205,13 @@ class FoldedExperts(nn.Module):
         else:
             self.register_buffer("centred", centred.flatten(1).to(experts.dtype))
 
-    def forward(self, mixture: Mixture) -> Tensor:
-        """Keys and values (B, 2, L, inner)."""
+    def forward(self, mixture: Mixture) -> Made:
+        """Keys and values, (B, L, inner) each."""
         kv = mixture.of(self.table).view(-1, 2, self.length, self.inner)
-        if self.form == "table":
-            return kv
-        return kv / torch.sqrt(self._variance(mixture) + self.eps).view(-1, 1, self.length, 1) + self.offset
+        if self.form != "table":
+            kv = kv / torch.sqrt(self._variance(mixture) + self.eps).view(-1, 1, self.length, 1) + self.offset
+        rows = kv.view(-1, 2 * self.length, self.inner)  # by slices: a split has no conversion to opset 17
+        return Made((rows[:, : self.length],), (rows[:, self.length :],))
 
     def _variance(self, mixture: Mixture) -> Tensor:
         """Of each token of the mixture over its D features, (B, L)."""

@@ -15,6 +15,7 @@ The result shares its tensors with the trained model and changes nothing of it: 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -25,7 +26,7 @@ from torch.nn.utils import parametrize
 from export.folding import AppendedExperts, FoldedExperts, LayerSize, Mixture, choose, constants
 from mope_deploy.model import MoPE
 from mope_deploy.model.backbones import Backbone
-from mope_deploy.model.backbones.prefix import Projection
+from mope_deploy.model.backbones.prefix import Made, Projection
 from mope_deploy.model.experts import PromptExperts
 from mope_deploy.model.fusion import ComplementaryEncoder
 from mope_deploy.model.prompts import LayerPrompts, StaticPrompt
@@ -95,6 +96,8 @@ class StaticMoPE(nn.Module):
         self.output_names = ("logits", "routing") if routing_output else ("logits",)
         self.main = main
         self.prefix = prefix and main.has_prefix_form
+        if self.prefix:
+            _separate(main)
         self.complementary = nn.ModuleDict(complementary)
         self.layers = nn.ModuleList(layers)
         self.mappers = nn.ModuleDict(mappers)
@@ -139,6 +142,8 @@ class StaticEncoder(nn.Module):
             StaticTokens(prompt, _projection(trained.backbone, i, fold))  # type: ignore[arg-type]
             for i, prompt in enumerate(trained.prompts)
         )
+        if self.prefix and len(self.prompts):
+            _separate(self.backbone)
         self.standardise = trained.standardise
         if trained.standardise:
             self.register_buffer("y_mean", trained.y_mean)
@@ -163,7 +168,8 @@ class StaticTokens(nn.Module):
     """
 
     tokens: Tensor
-    kv: Tensor
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, trained: StaticPrompt, projection: Projection | None) -> None:
         super().__init__()
@@ -172,12 +178,13 @@ class StaticTokens(nn.Module):
         if projection is None:
             self.register_buffer("tokens", tokens)
         else:
-            self.register_buffer("kv", constants(projection, tokens))  # (2, L, inner)
+            for name, constant in zip(("keys", "values"), constants(projection, tokens), strict=True):
+                self.register_buffer(name, constant.unsqueeze(0).contiguous())  # (1, L, inner)
 
-    def forward(self, batch: int) -> tuple[Tensor | None, Tensor | None]:
-        """Tokens (B, L, D), or keys and values (B, 2, L, inner); the other is None."""
+    def forward(self, batch: int) -> tuple[Tensor | None, Made | None]:
+        """Tokens (B, L, D), or keys and values; the other is None."""
         if self.folded:
-            return None, self.kv.unsqueeze(0).expand(batch, -1, -1, -1)
+            return None, Made((self.keys.expand(batch, -1, -1),), (self.values.expand(batch, -1, -1),))
         return self.tokens.unsqueeze(0).expand(batch, -1, -1), None
 
 
@@ -202,7 +209,7 @@ class StaticLayer(nn.Module):
 
     def forward(
         self, pooled_x: Tensor, y: Mapping[str, Tensor], mapped: list[Tensor]
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor | None, Made | None, Tensor | None]:
         """The prompts of a batch.
 
         Args:
@@ -211,11 +218,10 @@ class StaticLayer(nn.Module):
             mapped: tokens of shared mappers, (B, 1, D) each.
 
         Returns:
-            Tokens (B, P, D), keys and values of further prompts (B, 2, P', inner), routing (B, K); None where there are
-            none.
+            Tokens (B, P, D), keys and values of further prompts, routing (B, K); None where there are none.
         """
         tokens: list[Tensor] = []
-        kv: list[Tensor] = []
+        kv: list[Made] = []
         weights = None
         if self.static is not None:
             own, made = self.static(pooled_x.shape[0])
@@ -224,10 +230,14 @@ class StaticLayer(nn.Module):
         if self.router is not None and self.dynamic is not None:
             mixture = self.router(pooled_x, y)
             weights = mixture.weights
-            (kv if isinstance(self.dynamic, FoldedExperts) else tokens).append(self.dynamic(mixture))
+            if isinstance(self.dynamic, FoldedExperts):
+                kv.append(self.dynamic(mixture))
+            else:
+                tokens.append(self.dynamic(mixture))
         tokens += mapped
         tokens += [mapper(y[name])[pooled_x.shape[1]].unsqueeze(1) for name, mapper in self.mappers.items()]
-        return _joined(tokens, dim=1), _joined(kv, dim=2), weights
+        made = Made(*(tuple(itertools.chain(*parts)) for parts in zip(*kv, strict=True))) if kv else None
+        return (torch.cat(tokens, dim=1) if tokens else None), made, weights
 
 
 class StaticRouter(nn.Module):
@@ -265,6 +275,12 @@ class StaticRouter(nn.Module):
         return Mixture((values * hot).sum(dim=1), values, index)
 
 
+def _separate(backbone: Backbone) -> None:
+    """A weight each for queries, keys and values in every layer, which all run in prefix form."""
+    for index in range(backbone.depth):
+        backbone.separate(index)
+
+
 def _projection(backbone: Backbone, index: int, fold: str) -> Projection | None:
     """How a layer makes keys and values, if anything is to be folded into it."""
     return backbone.projection(index) if backbone.has_prefix_form and fold not in ("token", "none") else None
@@ -279,18 +295,12 @@ def _experts(
     return AppendedExperts(E) if projection is None or form == "append" else FoldedExperts(projection, E, form)
 
 
-def _joined(parts: list[Tensor], *, dim: int) -> Tensor | None:
-    if not parts:
-        return None
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
-
-
 def _run(
     backbone: Backbone,
     index: int,
     x: Tensor,
     prompts: Tensor | None,
-    kv: Tensor | None,
+    kv: Made | None,
     mask: Tensor | None,
     *,
     prefix: bool,

@@ -20,7 +20,7 @@ from export.static import to_static
 from export.to_onnx import save, trace
 from mope_deploy.errors import UsageError
 from mope_deploy.model import MoPE
-from mope_deploy.model.backbones.prefix import Projection
+from mope_deploy.model.backbones.prefix import Made, Projection
 from tests.tiny import bert_folder, tiny_inputs, tiny_model, vit_folder
 
 VIT_B = {"length": 6, "width": 768, "inner": 768, "product": 3 * 768, "norm": "layer"}
@@ -43,6 +43,11 @@ def mixture(r: Tensor, top_k: int) -> Mixture:
     values, chosen = r.topk(top_k, dim=-1)
     values = values / values.sum(dim=-1, keepdim=True)
     return Mixture(torch.zeros_like(r).scatter(-1, chosen, values), values.unsqueeze(-1), chosen)
+
+
+def stacked(made: Made) -> np.ndarray:
+    """Keys and values as one array (B, 2, L, inner)."""
+    return np.stack([torch.cat(parts, dim=1).numpy() for parts in made], axis=1)
 
 
 def by_loops(p: Projection, experts: Tensor, weights: Tensor) -> np.ndarray:
@@ -74,11 +79,11 @@ def test_every_form_is_exact(form: str, norm: bool, top_k: int) -> None:
     mixed = mixture(torch.softmax(random(4, K, seed=6), dim=-1), top_k)
     folded = FoldedExperts(p, E, form)
     expected = by_loops(p, E, mixed.weights)
-    np.testing.assert_allclose(folded(mixed).numpy(), expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+    np.testing.assert_allclose(stacked(folded(mixed)), expected, rtol=0, atol=1e-12 * np.abs(expected).max())
     np.testing.assert_allclose(p(AppendedExperts(E)(mixed)).detach().numpy(), expected, rtol=0, atol=1e-12 * 50)
     other = copy.deepcopy(folded)
     other.table *= 1.0001
-    assert np.abs(other(mixed).numpy() - expected).max() > 1e-6
+    assert np.abs(stacked(other(mixed)) - expected).max() > 1e-6
 
 
 @pytest.mark.parametrize("form", ["gram", "mixed"])
@@ -87,9 +92,9 @@ def test_experts_that_cancel_leave_the_offset_and_no_nan(form: str) -> None:
     p = projection(10, 8, norm=True, dtype=torch.float32)
     one = random(1, 2, 10, seed=7, dtype=torch.float32) * 100
     folded = FoldedExperts(p, torch.cat([one, -one, one]), form)
-    found = folded(mixture(torch.tensor([[0.3, 0.5, 0.2]]), 0))
-    scale = float(p(one).abs().max())
-    assert (found - folded.offset).abs().max() < 1e-3 * scale
+    found = stacked(folded(mixture(torch.tensor([[0.3, 0.5, 0.2]]), 0)))
+    scale = float(p(one).detach().abs().max())
+    assert np.abs(found - folded.offset.numpy()).max() < 1e-3 * scale
 
 
 def test_float32_tables_are_the_rounded_float64_ones() -> None:

@@ -102,7 +102,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "a router without the image": (lambda m: edit(m, "layers.0.router.project_x.weight", np.zeros_like), "routing"),
     "the layers of routing in another order": (swap_layers_of_routing, "experts differ"),
     "no dynamic prompt": (drop_the_dynamic_prompt_of(1), "logits"),
-    "no static prompt": (lambda m: edit(m, "layers.0.static.kv", np.zeros_like), "logits"),
+    "no static prompt": (lambda m: edit(m, "layers.0.static.values", np.zeros_like), "logits"),
     "no mapped prompt": (lambda m: edit(m, "mappers.text.up.weight", np.zeros_like), "logits"),
     "padding attended to": (attend_to_padding, "logits"),
     "a weight off by 1e-3": (lambda m: edit(m, "head.classifier.weight", lambda w: nudge(w, 1e-3)), "logits"),

@@ -87,9 +87,9 @@ def test_weights_and_nodes_are_called_after_their_modules(exports: dict[str, Exp
         graph = exports[kind].proto().graph
         names = {tensor.name for tensor in graph.initializer}
         assert {
-            "main.encoder.blocks.1.attn.qkv.weight.T",
+            "main.encoder.blocks.1.attn.k_proj.weight.T",
             "complementary.text.backbone.encoder.encoder.layer.0.intermediate.dense.weight.T",
-            "complementary.text.prompts.0.kv",
+            "complementary.text.prompts.0.keys",
             "layers.0.dynamic.table",
             "layers.1.router.keys.T",
             "head.classifier.weight",
@@ -98,14 +98,14 @@ def test_weights_and_nodes_are_called_after_their_modules(exports: dict[str, Exp
         assert [name for name in large if "." not in name] == []
         nodes = [node.name for node in graph.node]
         assert len(set(nodes)) == len(nodes)
-        assert {"layers.0.router/Softmax", "main.encoder.blocks.0.attn.qkv/MatMul"} <= set(nodes)
+        assert {"layers.0.router/Softmax", "main.encoder.blocks.0.attn.q_proj/MatMul"} <= set(nodes)
 
 
 def test_the_named_weight_is_the_parameter(exports: dict[str, Export]) -> None:
     export = exports["dense"]
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in export.proto().graph.initializer}
     weight = export.model.main.encoder.blocks[1].attn.qkv.weight.detach().numpy()
-    assert np.array_equal(stored["main.encoder.blocks.1.attn.qkv.weight.T"], weight.T)
+    assert np.array_equal(stored["main.encoder.blocks.1.attn.k_proj.weight.T"], weight.T)
 
 
 @pytest.mark.parametrize("kind", KINDS)

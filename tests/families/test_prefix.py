@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mope_deploy.model import EncoderSpec, MoPE
 from mope_deploy.model.backbones import Backbone, load_encoder
+from mope_deploy.model.backbones.prefix import Made
 from mope_deploy.model.backbones.sources import LoadedEncoder
 from mope_deploy.model.backbones.vit import ViTBackbone
 from tests.families.conftest import inputs_of
@@ -87,11 +88,11 @@ def test_keys_and_values_may_be_made_beforehand(family: Family, folder: Folders)
             expected = backbone.layer(i, x, prompts, mask)
             for made in (0, 2, P):
                 tokens = prompts[:, made:] if made < P else None
-                kv = backbone.projection(i)(prompts[:, :made]) if made else None
+                kv = Made.of(backbone.projection(i)(prompts[:, :made])) if made else None
                 found = backbone.prefix_layer(i, x, tokens, mask, kv)
                 assert close(found, expected, family.tolerance), (i, made)
                 if kv is not None:
-                    for part in (kv[:, 0], kv[:, 1]):
+                    for part in (kv.keys[0], kv.values[0]):
                         part += 0.1 * torch.arange(part.shape[-1]) % 3
                         assert not close(backbone.prefix_layer(i, x, tokens, mask, kv), found, 1e-4), (i, made)
             x = expected
@@ -142,7 +143,7 @@ def test_prompts_reach_neither_queries_nor_mlp(family: Family, folder: Folders) 
     made = drawn(len(x), 4, backbone.width)
     tokens = x.shape[0] * x.shape[1]
     with torch.no_grad():
-        kv = backbone.projection(0)(made)
+        kv = Made.of(backbone.projection(0)(made))
         backbone.prefix_layer(0, x, None, mask, kv)
         if family.name != "Swin":  # its windows hang over the edge
             assert set(rows) == {tokens}
@@ -176,7 +177,7 @@ def test_other_attentions_of_the_library(architecture: str, changes: dict[str, A
         for i in range(2):
             prompts = drawn(3, 5, 32, seed=i)
             expected = backbone.layer(i, x, prompts, mask)
-            kv = backbone.projection(i)(prompts[:, :3])
+            kv = Made.of(backbone.projection(i)(prompts[:, :3]))
             assert close(backbone.prefix_layer(i, x, prompts[:, 3:], mask, kv), expected, 1e-6)
             x = expected
 

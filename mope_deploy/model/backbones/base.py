@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mope_deploy.model.backbones.prefix import Projection
+from mope_deploy.model.backbones.prefix import Made, Projection
 
 __all__ = ["Backbone", "masked_mean"]
 
@@ -57,7 +57,7 @@ class Backbone(nn.Module, ABC):
         """
 
     def prefix_layer(
-        self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None, kv: Tensor | None = None
+        self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None, kv: Made | None = None
     ) -> Tensor:
         """:meth:`layer` in prefix form: equal up to rounding, see :mod:`mope_deploy.model.backbones.prefix`.
 
@@ -66,13 +66,20 @@ class Backbone(nn.Module, ABC):
             x: (B, N, D).
             prompts: tokens (B, P, D) whose keys and values the layer's own product makes, or None.
             mask: from :meth:`embed`.
-            kv: keys and values (B, 2, P', inner) of further prompts, as :meth:`projection` makes them, or None.
+            kv: keys and values of further prompts, as :meth:`projection` makes them, or None.
         """
         raise AssertionError(f"{type(self).__name__} has no prefix form")
 
     def projection(self, index: int) -> Projection:
         """How layer ``index`` makes keys and values of prompts."""
         raise AssertionError(f"{type(self).__name__} has no prefix form")
+
+    def separate(self, index: int) -> None:
+        """Give layer ``index`` a weight each for queries, keys and values where it has one for all, in place.
+
+        For export: :meth:`prefix_layer` then needs no slices of a joint product, which are copies in a graph. Nothing
+        else of the layer works afterwards.
+        """
 
     def run_layer(self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None, *, form: str) -> Tensor:
         """:meth:`layer`, in prefix form if ``form`` is ``"prefix"``, there are prompts, and the encoder has that."""

@@ -13,9 +13,9 @@ import torch
 from timm.models.beit import Beit
 from torch import Tensor, nn
 
-from mope_deploy.model.backbones.prefix import Projection, inside, joined, prompts_seen, split_heads, thirds
+from mope_deploy.model.backbones.prefix import Made, Projection, inside, joined, prompts_seen, split_heads
 from mope_deploy.model.backbones.sources import LoadedEncoder
-from mope_deploy.model.backbones.timm_attention import projection
+from mope_deploy.model.backbones.timm_attention import projection, queries_keys_values, separate
 from mope_deploy.model.backbones.timm_image import TimmBackbone, frozen_image
 from mope_deploy.model.config import EncoderSpec
 
@@ -66,15 +66,19 @@ class BeitBackbone(TimmBackbone):
         return self.prefix_layer(index, x, prompts, mask)
 
     def prefix_layer(
-        self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None, kv: Tensor | None = None
+        self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None, kv: Made | None = None
     ) -> Tensor:
-        """Block ``index`` in prefix form. (B, N, D), (B, P, D), (B, 2, P', inner) → (B, N, D)."""
+        """Block ``index`` in prefix form. (B, N, D), (B, P, D), keys and values → (B, N, D)."""
         block = self.encoder.blocks[index]
         return inside(block, _prefix_block, block, x, prompts, kv, mask)
 
     def projection(self, index: int) -> Projection:
         """How block ``index`` makes keys and values of prompts."""
         return projection(self.encoder.blocks[index])
+
+    def separate(self, index: int) -> None:
+        """Three weights in place of a joint one in block ``index``."""
+        separate(self.encoder.blocks[index].attn)
 
     def pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """The class token. (B, N, D) → (B, D)."""
@@ -85,19 +89,19 @@ class BeitBackbone(TimmBackbone):
         return self.encoder.forward_head(self.encoder.norm(x), pre_logits=True)
 
 
-def _prefix_block(block: Any, x: Tensor, prompts: Tensor | None, kv: Tensor | None, shared: Tensor | None) -> Tensor:
-    rows = block.norm1(x if prompts is None else torch.cat([x, prompts], dim=1))  # (B, N + P, D)
+def _prefix_block(block: Any, x: Tensor, prompts: Tensor | None, kv: Made | None, shared: Tensor | None) -> Tensor:
+    normed = None if prompts is None else block.norm1(prompts)
     attended, mlp = (1.0, 1.0) if block.gamma_1 is None else (block.gamma_1, block.gamma_2)
-    x = x + attended * inside(block.attn, _attention, block.attn, rows, x.shape[1], kv, shared)
+    x = x + attended * inside(block.attn, _attention, block.attn, block.norm1(x), normed, kv, shared)
     return x + mlp * block.mlp(block.norm2(x))
 
 
-def _attention(attention: Any, rows: Tensor, N: int, kv: Tensor | None, shared: Tensor | None) -> Tensor:
-    """Attention of the first N rows to all of them and to ``kv``, without a bias towards prompts. → (B, N, D)."""
-    qkv = attention.qkv(rows)
-    if attention.q_bias is not None:
-        qkv = qkv + torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
-    q, k, v = thirds(qkv, N)
+def _attention(
+    attention: Any, x: Tensor, prompts: Tensor | None, kv: Made | None, shared: Tensor | None
+) -> Tensor:
+    """Attention of x to itself, to prompts and to ``kv``, without a bias towards these two. → (B, N, D)."""
+    N = x.shape[1]
+    q, k, v = queries_keys_values(attention, x, prompts)
     q, k, v = (split_heads(each, attention.num_heads) for each in (q, joined(k, kv, 0), joined(v, kv, 1)))
     bias = shared
     if attention.relative_position_bias_table is not None:
@@ -105,5 +109,5 @@ def _attention(attention: Any, rows: Tensor, N: int, kv: Tensor | None, shared: 
         bias = own if shared is None else own + shared
     if bias is not None:
         bias = prompts_seen(bias, k.shape[2] - N)  # (1, heads, N, N + P)
-    x = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    return attention.proj(x.transpose(1, 2).flatten(2))
+    mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    return attention.proj(mixed.transpose(1, 2).flatten(2))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mope_deploy.model.backbones.prefix import Projection, inside
+from mope_deploy.model.backbones.prefix import Made, Projection, inside
 from mope_deploy.model.backbones.sources import LoadedEncoder
 from mope_deploy.model.backbones.text import (
     TextBackbone,
@@ -77,9 +77,9 @@ class BertBackbone(TextBackbone):
         return _layers(self.encoder)[index](everything, blocked(mask, x.dtype))[:, : x.shape[1]]
 
     def prefix_layer(
-        self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None, kv: Tensor | None = None
+        self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None, kv: Made | None = None
     ) -> Tensor:
-        """Layer ``index`` in prefix form. (B, N, D), (B, P, D), (B, 2, P', inner) → (B, N, D)."""
+        """Layer ``index`` in prefix form. (B, N, D), (B, P, D), keys and values → (B, N, D)."""
         assert mask is not None
         layer = _layers(self.encoder)[index]
         form = _prefix_distilbert if hasattr(layer, "ffn") else _prefix_bert
@@ -105,14 +105,14 @@ def _linears(layer: Any) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
     return own.query, own.key, own.value
 
 
-def _prefix_bert(layer: Any, x: Tensor, prompts: Tensor | None, kv: Tensor | None, unseen: Tensor) -> Tensor:
+def _prefix_bert(layer: Any, x: Tensor, prompts: Tensor | None, kv: Made | None, unseen: Tensor) -> Tensor:
     own = layer.attention.self
     mixed = inside(own, prefix_attention, *_linears(layer), own.num_attention_heads, x, prompts, kv, unseen)
     h = layer.attention.output(mixed, x)
     return layer.output(layer.intermediate(h), h)
 
 
-def _prefix_distilbert(layer: Any, x: Tensor, prompts: Tensor | None, kv: Tensor | None, unseen: Tensor) -> Tensor:
+def _prefix_distilbert(layer: Any, x: Tensor, prompts: Tensor | None, kv: Made | None, unseen: Tensor) -> Tensor:
     own = layer.attention
     mixed = inside(own, prefix_attention, *_linears(layer), own.n_heads, x, prompts, kv, unseen)
     h = layer.sa_layer_norm(own.out_lin(mixed) + x)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.models.modernbert.modeling_modernbert import rotate_half
 
 from mope_deploy.errors import ConfigError
-from mope_deploy.model.backbones.prefix import Projection, inside, joined, prompts_seen, split_heads, thirds
+from mope_deploy.model.backbones.prefix import Made, Projection, inside, joined, prompts_seen, split_heads, thirds
 from mope_deploy.model.backbones.sources import LoadedEncoder
 from mope_deploy.model.backbones.text import (
     TextBackbone,
@@ -90,12 +90,12 @@ class ModernBertBackbone(TextBackbone):
         return layer(everything, attention_mask=unseen, position_embeddings=angles)[:, : x.shape[1]]
 
     def prefix_layer(
-        self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None, kv: Tensor | None = None
+        self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None, kv: Made | None = None
     ) -> Tensor:
-        """Layer ``index`` in prefix form. (B, N, D), (B, P, D), (B, 2, P', inner) → (B, N, D)."""
+        """Layer ``index`` in prefix form. (B, N, D), (B, P, D), keys and values → (B, N, D)."""
         assert mask is not None
         layer = self.encoder.layers[index]
-        P = (0 if prompts is None else prompts.shape[1]) + (0 if kv is None else kv.shape[2])
+        P = (0 if prompts is None else prompts.shape[1]) + (0 if kv is None else kv.count)
         angles = self._angles(layer.attention_type, text=x.shape[1], prompts=P)
         unseen = blocked(mask, x.dtype)  # (B, 1, 1, N)
         if layer.attention_type == _WINDOWED:
@@ -139,7 +139,7 @@ class ModernBertBackbone(TextBackbone):
 
 
 def _prefix_layer(
-    layer: Any, x: Tensor, prompts: Tensor | None, kv: Tensor | None, unseen: Tensor, angles: tuple[Tensor, Tensor]
+    layer: Any, x: Tensor, prompts: Tensor | None, kv: Made | None, unseen: Tensor, angles: tuple[Tensor, Tensor]
 ) -> Tensor:
     rows = layer.attn_norm(x if prompts is None else torch.cat([x, prompts], dim=1))
     x = x + inside(layer.attn, _prefix_attention, layer.attn, rows, kv, unseen, angles)
@@ -147,7 +147,7 @@ def _prefix_layer(
 
 
 def _prefix_attention(
-    attention: Any, rows: Tensor, kv: Tensor | None, unseen: Tensor, angles: tuple[Tensor, Tensor]
+    attention: Any, rows: Tensor, kv: Made | None, unseen: Tensor, angles: tuple[Tensor, Tensor]
 ) -> Tensor:
     """rows (B, N + P, D) normed, text first → (B, N, D)."""
     N = unseen.shape[-1]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mope_deploy.model.backbones.prefix import Projection, inside
+from mope_deploy.model.backbones.prefix import Made, Projection, inside
 from mope_deploy.model.backbones.sources import LoadedEncoder
 from mope_deploy.model.backbones.text import (
     TextBackbone,
@@ -80,9 +80,9 @@ class MPNetBackbone(TextBackbone):
         return self.encoder.encoder.layer[index](everything, blocked(mask, x.dtype), bias)[0][:, :N]
 
     def prefix_layer(
-        self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None, kv: Tensor | None = None
+        self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None, kv: Made | None = None
     ) -> Tensor:
-        """Layer ``index`` in prefix form. (B, N, D), (B, P, D), (B, 2, P', inner) → (B, N, D)."""
+        """Layer ``index`` in prefix form. (B, N, D), (B, P, D), keys and values → (B, N, D)."""
         assert mask is not None
         layer = self.encoder.encoder.layer[index]
         unseen = blocked(mask, x.dtype) + self._bias(x.shape[1])  # (B, heads, N, N)
@@ -101,7 +101,7 @@ class MPNetBackbone(TextBackbone):
         return self.encoder.encoder.relative_attention_bias(self.buckets[offset]).permute(2, 0, 1).unsqueeze(0)
 
 
-def _prefix_layer(layer: Any, x: Tensor, prompts: Tensor | None, kv: Tensor | None, unseen: Tensor) -> Tensor:
+def _prefix_layer(layer: Any, x: Tensor, prompts: Tensor | None, kv: Made | None, unseen: Tensor) -> Tensor:
     own = layer.attention.attn
     mixed = inside(own, prefix_attention, own.q, own.k, own.v, own.num_attention_heads, x, prompts, kv, unseen)
     h = layer.attention.LayerNorm(own.o(mixed) + x)

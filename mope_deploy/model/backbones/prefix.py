@@ -13,15 +13,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Projection", "inside", "joined", "prompts_seen", "split_heads", "thirds"]
+__all__ = ["Made", "Projection", "inside", "joined", "prompts_seen", "split_heads", "thirds"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class Made(NamedTuple):
+    """Keys and values of prompts that were made before the layer runs, in parts that stand behind one another.
+
+    Attributes:
+        keys, values: each part (B, P, inner).
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, kv: Tensor) -> Made:
+        """From what :class:`Projection` returns, (B, 2, P, inner)."""
+        return cls((kv[:, 0],), (kv[:, 1],))
+
+    @property
+    def count(self) -> int:
+        """P' of all parts together."""
+        return sum(part.shape[1] for part in self.keys)
 
 
 @dataclass(frozen=True)
@@ -48,12 +69,12 @@ class Projection:
         return kv.unflatten(-1, (2, -1)).transpose(-3, -2)
 
 
-def joined(own: Tensor, kv: Tensor | None, which: int) -> Tensor:
+def joined(own: Tensor, made: Made | None, which: int) -> Tensor:
     """A layer's own keys (``which`` 0) or values (1), and behind them those of prompts made before.
 
-    (B, N, inner), (B, 2, P, inner) → (B, N + P, inner).
+    (B, N, inner), (B, P', inner) → (B, N + P', inner).
     """
-    return own if kv is None else torch.cat([own, kv[:, which]], dim=1)
+    return own if made is None else torch.cat([own, *made[which]], dim=1)
 
 
 def prompts_seen(unseen: Tensor, P: int) -> Tensor:

@@ -12,13 +12,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from timm.models.swin_transformer import SwinTransformer, window_partition, window_reverse
 from torch import Tensor, nn
 
-from mope_deploy.model.backbones.prefix import Projection, inside, prompts_seen, split_heads
+from mope_deploy.model.backbones.prefix import Made, Projection, inside, joined, prompts_seen, split_heads
 from mope_deploy.model.backbones.sources import LoadedEncoder
-from mope_deploy.model.backbones.timm_attention import projection
+from mope_deploy.model.backbones.timm_attention import projection, queries_keys_values, separate
 from mope_deploy.model.backbones.timm_image import TimmBackbone, frozen_image
 from mope_deploy.model.config import EncoderSpec
 
@@ -76,16 +78,25 @@ class SwinBackbone(TimmBackbone):
         return self._merged(index, x)
 
     def prefix_layer(
-        self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None, kv: Tensor | None = None
+        self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None, kv: Made | None = None
     ) -> Tensor:
-        """Block ``index`` in prefix form, and merging. (B, N, D), (B, P, D), (B, 2, P', inner) → (B, N, D)."""
+        """Block ``index`` in prefix form, and merging. (B, N, D), (B, P, D), keys and values → (B, N, D)."""
         block = self._block(index)
-        x = inside(block, _block, block, x, lambda windows, seen: _prefix_attention(block, windows, prompts, kv, seen))
+        if block.attn.qkv is None:
+            x = inside(block, _gathered_block, block, x, prompts, kv)
+        else:
+            x = inside(
+                block, _block, block, x, lambda windows, seen: _prefix_attention(block, windows, prompts, kv, seen)
+            )
         return self._merged(index, x)
 
     def projection(self, index: int) -> Projection:
         """How block ``index`` makes keys and values of prompts."""
         return projection(self._block(index))
+
+    def separate(self, index: int) -> None:
+        """Three weights in place of a joint one in block ``index``, and windows by a Gather instead of by shifting."""
+        separate(self._block(index).attn)
 
     def pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """The mean of the image tokens. (B, N, D) → (B, D)."""
@@ -133,6 +144,92 @@ def _windowed(block: Any, x: Tensor, attend: _Attend) -> Tensor:
     return torch.roll(x, shifts=(down, right), dims=(1, 2)) if down or right else x
 
 
+def _gathered_block(block: Any, x: Tensor, prompts: Tensor | None, kv: Made | None) -> Tensor:
+    """A block in the form that is exported. (B, N, D), tokens (B, P, D), keys and values → (B, N, D)."""
+    normed = None if prompts is None else block.norm1(prompts)
+    x = x + inside(block.attn, _gathered_attention, block, block.norm1(x), normed, kv)
+    return x + block.mlp(block.norm2(x))
+
+
+def _gathered_attention(block: Any, x: Tensor, prompts: Tensor | None, kv: Made | None) -> Tensor:
+    """Attention in windows that are put together row by row, each with the sample's prompts in it.
+
+    One Gather of keys shifts the picture, cuts it into windows, splits heads and puts the prompts into every window:
+    nothing is expanded and nothing concatenated per window, and a row of d numbers is copied once. Another one takes
+    the results back to their places.
+
+    x (B, N, D) and prompts (B, P, D) normed, P' keys and values → (B, N, D).
+    """
+    attention, heads = block.attn, block.attn.num_heads
+    B, N, D = x.shape
+    cut = _Windows(block.input_resolution, block.window_size, block.shift_size)
+    padding = None if cut.whole else x.new_zeros(B, 1, D)  # zeros that are attended to, as in timm
+    q, k, v = queries_keys_values(attention, x, _behind(padding, prompts))
+    k, v = joined(k, kv, 0), joined(v, kv, 1)  # (B, rows, inner)
+    W, A = cut.places.shape
+    own = N if cut.whole else N + 1
+    index = cut.with_prompts(k.shape[1] - own, first=own)
+    q = _rows(q, cut.places % N, heads).view(B, W, heads, A, -1)
+    k, v = (_rows(each, index, heads).view(B, W, heads, index.shape[1], -1) for each in (k, v))
+    mask = block.get_attn_mask(x.new_zeros(B, *cut.padded, 1)) if block.dynamic_mask else block.attn_mask
+    mixed = _attend(attention, q, k, v, mask)  # (B, W, heads, A, d)
+    mixed = mixed.reshape(B, W * heads * A, -1)
+    back = torch.from_numpy(cut.back(heads)).to(x.device)
+    return attention.proj(mixed.index_select(1, back).view(B, N, -1))
+
+
+def _behind(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    parts = [part for part in (first, second) if part is not None]
+    return torch.cat(parts, dim=1) if parts else None
+
+
+def _rows(x: Tensor, index: NDArray[np.int64], heads: int) -> Tensor:
+    """The rows that ``index`` (W, n) names, head by head. (B, rows, heads · d) → (B, W · heads · n, d)."""
+    B, rows, inner = x.shape
+    each = index[:, None, :] * heads + np.arange(heads)[:, None]  # (W, heads, n)
+    chosen = torch.from_numpy(each.reshape(-1)).to(x.device)
+    return x.reshape(B, rows * heads, inner // heads).index_select(1, chosen)
+
+
+class _Windows:
+    """Which token stands where in the shifted windows of a picture.
+
+    Args:
+        resolution: height and width of the picture in tokens; N is their product.
+        window, shift: of the block.
+
+    Attributes:
+        padded: height and width in whole windows.
+        whole: whether that is the picture itself.
+        places: (W, A), the token of each place; N for padding.
+    """
+
+    def __init__(self, resolution: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]) -> None:
+        (H, W), (height, width) = resolution, window
+        self.padded = (H + -H % height, W + -W % width)
+        self.whole = self.padded == (H, W)
+        picture = np.arange(H * W).reshape(H, W)
+        picture = np.roll(picture, (-shift[0], -shift[1]), axis=(0, 1))
+        picture = np.pad(picture, ((0, -H % height), (0, -W % width)), constant_values=H * W)
+        rows, columns = self.padded[0] // height, self.padded[1] // width
+        cut = picture.reshape(rows, height, columns, width).swapaxes(1, 2)
+        self.places: NDArray[np.int64] = cut.reshape(rows * columns, height * width)
+        self.tokens = H * W
+
+    def with_prompts(self, prompts: int, *, first: int) -> NDArray[np.int64]:
+        """``places`` with ``prompts`` more in every window, rows ``first`` and following. → (W, A + prompts)."""
+        behind = np.arange(first, first + prompts)[None].repeat(len(self.places), axis=0)
+        return np.concatenate([self.places, behind], axis=1)
+
+    def back(self, heads: int) -> NDArray[np.int64]:
+        """For each token and head the row of (W, heads, A) that holds its result, (N · heads,)."""
+        W, A = self.places.shape
+        place = np.empty(self.tokens + 1, np.int64)
+        place[self.places.reshape(-1)] = np.arange(W * A)
+        place = place[: self.tokens, None]  # (N, 1)
+        return ((place // A * heads + np.arange(heads)) * A + place % A).reshape(-1)
+
+
 def _token_attention(block: Any, windows: Tensor, prompts: Tensor, mask: Tensor | None) -> Tensor:
     """Every window [tokens ; prompts] through the attention. (B, W, A, D), (B, P, D) → (B, W, A, D)."""
     attention, A = block.attn, windows.shape[2]
@@ -144,9 +241,9 @@ def _token_attention(block: Any, windows: Tensor, prompts: Tensor, mask: Tensor 
 
 
 def _prefix_attention(
-    block: Any, windows: Tensor, prompts: Tensor | None, kv: Tensor | None, mask: Tensor | None
+    block: Any, windows: Tensor, prompts: Tensor | None, kv: Made | None, mask: Tensor | None
 ) -> Tensor:
-    """(B, W, A, D), tokens (B, P, D), keys and values (B, 2, P', inner) → (B, W, A, D)."""
+    """(B, W, A, D), tokens (B, P, D), keys and values (B, P', inner) → (B, W, A, D)."""
     attention = block.attn
     W, A = windows.shape[1:3]
     rows = windows.flatten(1, 2)  # (B, W·A, D)
@@ -156,15 +253,20 @@ def _prefix_attention(
     q, own_k, own_v = (each[:, :, : W * A].unflatten(2, (W, A)).transpose(1, 2) for each in (q, k, v))
     keys, values = k[:, :, W * A :], v[:, :, W * A :]  # of the prompts, (B, heads, P, d)
     if kv is not None:
-        made = [split_heads(kv[:, i], attention.num_heads) for i in (0, 1)]
-        keys, values = torch.cat([keys, made[0]], dim=2), torch.cat([values, made[1]], dim=2)
+        made = [[split_heads(part, attention.num_heads) for part in parts] for parts in kv]
+        keys, values = torch.cat([keys, *made[0]], dim=2), torch.cat([values, *made[1]], dim=2)
     return _mix(attention, q, _in_each(own_k, keys), _in_each(own_v, values), mask)
 
 
 def _mix(attention: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention within windows, and the output projection.
+    """Attention within windows, and the output projection. → (B, W, A or A + P, D)."""
+    return attention.proj(_attend(attention, q, k, v, mask).transpose(2, 3).flatten(3))
 
-    q (B, W, heads, A or A + P, d), k and v (B, W, heads, A + P, d) → (B, W, A or A + P, D).
+
+def _attend(attention: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention within windows.
+
+    q (B, W, heads, A or A + P, d), k and v (B, W, heads, A + P, d) → (B, W, heads, A or A + P, d).
     """
     bias = attention._get_rel_pos_bias()  # (1, heads, A, A)
     if mask is not None:
@@ -173,8 +275,7 @@ def _mix(attention: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -
     bias = prompts_seen(bias, k.shape[3] - A)  # (…, A, A + P)
     if q.shape[3] > A:  # token form: prompts ask as well
         bias = nn.functional.pad(bias, (0, 0, 0, q.shape[3] - A))
-    x = torch.softmax((q * attention.scale) @ k.transpose(-2, -1) + bias, dim=-1) @ v  # (B, W, heads, …, d)
-    return attention.proj(x.transpose(2, 3).flatten(3))
+    return torch.softmax((q * attention.scale) @ k.transpose(-2, -1) + bias, dim=-1) @ v
 
 
 def _in_each(own: Tensor, prompts: Tensor) -> Tensor:

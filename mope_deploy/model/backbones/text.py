@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mope_deploy.errors import ConfigError
 from mope_deploy.model.backbones.base import Backbone
-from mope_deploy.model.backbones.prefix import joined, prompts_seen, split_heads
+from mope_deploy.model.backbones.prefix import Made, joined, prompts_seen, split_heads
 from mope_deploy.model.backbones.sources import LoadedEncoder, quiet_transformers
 from mope_deploy.model.config import EncoderSpec
 from mope_deploy.preprocess import TextSpec
@@ -98,7 +98,7 @@ def prefix_attention(
     heads: int,
     x: Tensor,
     prompts: Tensor | None,
-    kv: Tensor | None,
+    kv: Made | None,
     unseen: Tensor,
 ) -> Tensor:
     """Attention of a text to itself and to prompts, in prefix form and without the output projection.
@@ -108,7 +108,7 @@ def prefix_attention(
         heads: number of heads.
         x: (B, N, D).
         prompts: (B, P, D) or None.
-        kv: (B, 2, P', inner) or None.
+        kv: keys and values (B, P', inner) or None.
         unseen: additive mask of the text's keys (B, 1 or heads, 1 or N, N); prompts are never masked.
 
     Returns:

@@ -11,37 +11,38 @@ import torch
 from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
 
-from mope_deploy.model.backbones.prefix import Projection, joined, split_heads, thirds
+from mope_deploy.model.backbones.prefix import Made, Projection, joined, split_heads, thirds
 
-__all__ = ["prefix_attention", "projection"]
+__all__ = ["prefix_attention", "projection", "queries_keys_values", "separate"]
 
 
 def prefix_attention(
-    attention: Any, rows: Tensor, tokens: int, kv: Tensor | None, angles: Tensor | None = None
+    attention: Any, x: Tensor, prompts: Tensor | None, kv: Made | None, angles: Tensor | None = None
 ) -> Tensor:
-    """Attention of the first ``tokens`` rows to all rows and to prompts whose keys and values were made before.
+    """Attention of tokens to themselves, to prompts, and to prompts whose keys and values were made before.
 
     Args:
         attention: timm's module.
-        rows: normed tokens and, behind them, normed prompts (B, N + P, D).
-        tokens: N.
-        kv: (B, 2, P', inner) or None.
+        x: normed tokens (B, N, D).
+        prompts: normed prompts (B, P, D) or None.
+        kv: keys and values (B, P', inner) or None.
         angles: rotary angles of the patches, [sin, cos] (patches, 2 d), with an axis of heads where each has its own.
 
     Returns:
         (B, N, D).
     """
-    q, k, v = _qkv(attention, rows, tokens)
+    N = x.shape[1]
+    q, k, v = queries_keys_values(attention, x, prompts)
     k, v = joined(k, kv, 0), joined(v, kv, 1)
     q, k, v = (split_heads(each, attention.num_heads) for each in (q, k, v))  # (B, heads, …, d)
     q, k = attention.q_norm(q), attention.k_norm(k)
     if angles is not None:
-        q, k = (_rotated(attention, each, tokens, angles).type_as(v) for each in (q, k))
-    x = nn.functional.scaled_dot_product_attention(q, k, v)  # (B, heads, N, d)
-    x = attention.norm(x.transpose(1, 2).flatten(2))
+        q, k = (_rotated(attention, each, N, angles).type_as(v) for each in (q, k))
+    mixed = nn.functional.scaled_dot_product_attention(q, k, v)  # (B, heads, N, d)
+    mixed = attention.norm(mixed.transpose(1, 2).flatten(2))
     if attention.gate is not None:
-        x = x * attention.gate(rows[:, :tokens]).sigmoid()
-    return attention.proj(x)
+        mixed = mixed * attention.gate(x).sigmoid()
+    return attention.proj(mixed)
 
 
 def projection(block: Any) -> Projection:
@@ -60,15 +61,34 @@ def projection(block: Any) -> Projection:
     return Projection(norm, weight[inner:], bias[inner:], product=product)
 
 
-def _qkv(attention: Any, rows: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-    """q (B, N, inner) of the tokens, k and v (B, N + P, inner) of all rows."""
-    if getattr(attention, "qkv", None) is None:
-        return attention.q_proj(rows[:, :tokens]), attention.k_proj(rows), attention.v_proj(rows)
+def queries_keys_values(attention: Any, x: Tensor, prompts: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Of normed tokens (B, N, D) and normed prompts (B, P, D): q (B, N, inner), k and v (B, N + P, inner)."""
+    rows = x if prompts is None else torch.cat([x, prompts], dim=1)  # (B, N + P, D)
+    if attention.qkv is None:
+        return attention.q_proj(x), attention.k_proj(rows), attention.v_proj(rows)
+    N = x.shape[1]
     if getattr(attention, "q_bias", None) is None:
-        return thirds(attention.qkv(rows), tokens)
-    if attention.qkv_bias_separate:
-        return thirds(attention.qkv(rows) + _bias(attention), tokens)
-    return thirds(nn.functional.linear(rows, attention.qkv.weight, _bias(attention)), tokens)
+        return thirds(attention.qkv(rows), N)
+    return thirds(attention.qkv(rows) + _bias(attention), N)
+
+
+def separate(attention: Any) -> None:
+    """Give an attention a weight each for queries, keys and values, in place, where it has one for all.
+
+    What the library makes of such a module is undefined from then on; :func:`queries_keys_values` reads both kinds.
+    The new weights are views of the old one.
+    """
+    if attention.qkv is None:
+        return
+    weights, bias = attention.qkv.weight.detach().chunk(3), _bias(attention)
+    biases = (None,) * 3 if bias is None else bias.detach().chunk(3)
+    attention.qkv = None
+    for name, own, offset in zip(("q_proj", "k_proj", "v_proj"), weights, biases, strict=True):
+        linear = nn.Linear(*reversed(own.shape), bias=offset is not None, device="meta")
+        linear.weight = nn.Parameter(own, requires_grad=False)
+        if offset is not None:
+            linear.bias = nn.Parameter(offset, requires_grad=False)
+        setattr(attention, name, linear)
 
 
 def _bias(attention: Any) -> Tensor | None:

@@ -13,9 +13,9 @@ import torch
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
-from mope_deploy.model.backbones.prefix import Projection, inside
+from mope_deploy.model.backbones.prefix import Made, Projection, inside
 from mope_deploy.model.backbones.sources import LoadedEncoder
-from mope_deploy.model.backbones.timm_attention import prefix_attention, projection
+from mope_deploy.model.backbones.timm_attention import prefix_attention, projection, separate
 from mope_deploy.model.backbones.timm_image import TimmBackbone, frozen_image
 from mope_deploy.model.config import EncoderSpec
 
@@ -67,15 +67,19 @@ class ViTBackbone(TimmBackbone):
         return block(torch.cat([x, prompts], dim=1))[:, :N]
 
     def prefix_layer(
-        self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None, kv: Tensor | None = None
+        self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None, kv: Made | None = None
     ) -> Tensor:
-        """Block ``index`` in prefix form. (B, N, D), (B, P, D), (B, 2, P', inner) → (B, N, D)."""
+        """Block ``index`` in prefix form. (B, N, D), (B, P, D), keys and values → (B, N, D)."""
         block = self.encoder.blocks[index]
         return inside(block, _prefix_block, block, x, prompts, kv)
 
     def projection(self, index: int) -> Projection:
         """How block ``index`` makes keys and values of prompts."""
         return projection(self.encoder.blocks[index])
+
+    def separate(self, index: int) -> None:
+        """Three weights in place of a joint one in block ``index``."""
+        separate(self.encoder.blocks[index].attn)
 
     def pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """The class token, or the mean of the patches where there is none. (B, N, D) → (B, D)."""
@@ -88,8 +92,8 @@ class ViTBackbone(TimmBackbone):
         return self.encoder.forward_head(self.encoder.norm(x), pre_logits=True)
 
 
-def _prefix_block(block: Any, x: Tensor, prompts: Tensor | None, kv: Tensor | None) -> Tensor:
-    rows = block.norm1(x if prompts is None else torch.cat([x, prompts], dim=1))  # (B, N + P, D)
-    mixed = inside(block.attn, prefix_attention, block.attn, rows, x.shape[1], kv)
+def _prefix_block(block: Any, x: Tensor, prompts: Tensor | None, kv: Made | None) -> Tensor:
+    normed = None if prompts is None else block.norm1(prompts)
+    mixed = inside(block.attn, prefix_attention, block.attn, block.norm1(x), normed, kv)
     x = x + block.ls1(mixed)
     return x + block.ls2(block.mlp(block.norm2(x)))
