@@ -49,10 +49,7 @@ def projection(block: Any) -> Projection:
     attention = block.attn
     norm = None if isinstance(block.norm1, nn.Identity) else block.norm1
     if attention.qkv is None:
-        parts = [attention.k_proj, attention.v_proj]
-        weight = torch.cat([part.weight for part in parts])
-        biases = [part.weight.new_zeros(len(part.weight)) if part.bias is None else part.bias for part in parts]
-        return Projection(norm, weight, torch.cat(biases), product=len(weight))
+        return Projection.of(norm, attention.k_proj, attention.v_proj)
     product = len(attention.qkv.weight)
     inner = product // 3
     weight, bias = attention.qkv.weight, _bias(attention)
