@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, VideoMAEConfig, VideoMAEForVideo
 
 from mope_deploy.model import EncoderSpec, MoPE, MoPEConfig, build_model
 from mope_deploy.preprocess import Preprocessing, present_name
+from tests.device.clips import write_video
 from tests.tiny import LABELS, WORDS, bert_folder, scatter_weights, vit_folder
 
 RATE = 1000  # Hz at the tiny encoders
@@ -196,22 +197,6 @@ def lone(inputs: dict[str, Tensor], row: int) -> dict[str, Tensor]:
 def tone(hertz: float, seconds: float, *, rate: int, level: float = 0.5) -> NDArray[np.float32]:
     """A sine tone, float32 (samples,)."""
     return (level * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
-
-
-def write_video(path: Path, frames: NDArray[np.uint8], *, codec: str = "ffv1", rate: int = 10) -> Path:
-    """A video file; ``ffv1`` in Matroska loses nothing but what RGB → bgr0 → RGB would, which is nothing."""
-    import av
-
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "bgr0" if codec == "ffv1" else "yuv420p"
-        for frame in frames:
-            for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
-    return path
 
 
 __all__ = [

@@ -10,6 +10,7 @@ import pytest
 
 from mope_deploy.errors import ConfigError, MediaError, MissingExtraError
 from mope_deploy.preprocess import ImageSpec, Preprocessing, VideoSpec
+from tests.device.clips import write_video
 
 pytestmark = pytest.mark.device
 
@@ -23,20 +24,6 @@ def frames(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 20, 24, 3), dtype=np.uint8)
 
 
-def write(path: Path, clip: np.ndarray, *, codec: str = "ffv1", rate: int = 10) -> Path:
-    """``ffv1`` with bgr0 pixels loses nothing."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate)
-        stream.height, stream.width = clip.shape[1:3]
-        stream.pix_fmt = "bgr0" if codec == "ffv1" else "yuv420p"
-        for frame in clip:
-            for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
-    return path
-
-
 @pytest.mark.parametrize(
     ("total", "taken"),
     [(1, [0, 0, 0, 0]), (2, [0, 0, 1, 1]), (3, [0, 1, 1, 2]), (4, [0, 1, 2, 3]), (8, [1, 3, 5, 7]), (11, [1, 4, 6, 9])],
@@ -46,7 +33,7 @@ def test_frames_are_taken_uniformly_and_prepared_like_images(total: int, taken: 
     clip = frames(total)
     expected = np.stack([STILL.load_image(clip[i]) for i in taken])
     assert np.array_equal(MADE.load_video(clip), expected)
-    assert np.array_equal(MADE.load_video(write(tmp_path / "clip.mkv", clip)), expected)
+    assert np.array_equal(MADE.load_video(write_video(tmp_path / "clip.mkv", clip)), expected)
     np.savez(tmp_path / "clip.npz", frames=clip)
     assert np.array_equal(MADE.load_video(tmp_path / "clip.npz"), expected)
 
@@ -82,7 +69,7 @@ def test_a_long_video_is_cut_and_says_so(tmp_path: Path) -> None:
     clip = frames(30)
     heard: list[str] = []
     made = Preprocessing(None, None, video=VideoSpec(4, "uniform", 1.2, IMAGE))
-    found = made.load_video(write(tmp_path / "long.mkv", clip), on_notice=heard.append)
+    found = made.load_video(write_video(tmp_path / "long.mkv", clip), on_notice=heard.append)
     assert np.array_equal(found, np.stack([STILL.load_image(clip[i]) for i in (1, 4, 7, 10)]))
     assert heard == ["video cut to its first 1.2 seconds"]
     MADE.load_video(tmp_path / "long.mkv", on_notice=heard.append)
@@ -90,7 +77,7 @@ def test_a_long_video_is_cut_and_says_so(tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
-    good = write(tmp_path / "good.mp4", frames(8), codec="mpeg4").read_bytes()
+    good = write_video(tmp_path / "good.mp4", frames(8), codec="mpeg4").read_bytes()
     with av.open(str(tmp_path / "sound.mkv"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
@@ -129,7 +116,7 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_says_which_extra_reads_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path / "a.mkv", frames(4))
+    path = write_video(tmp_path / "a.mkv", frames(4))
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     with pytest.raises(MissingExtraError, match=r"mope-deploy\[video\]"):
         MADE.load_video(path)

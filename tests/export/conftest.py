@@ -16,8 +16,11 @@ from export.exporter_config import MoPEExporterConfig, exporter_config
 from export.static import to_static
 from export.to_onnx import save, trace
 from mope_deploy.model import MoPE
+from tests.encoders import bert, vit
 from tests.export.runs import write_data, write_run
-from tests.tiny import bert_folder, tiny_inputs, tiny_model, vit_folder
+from tests.tiny import tiny_inputs, tiny_model
+
+__all__ = ["bert", "vit"]  # fixtures
 
 KINDS = ("dense", "top2", "top1", "unrouted")
 OPSETS = {"dense": 18, "top2": 17, "top1": 20, "unrouted": 19}
@@ -35,16 +38,6 @@ class Export:
     def proto(self) -> onnx.ModelProto:
         """The saved graph, a fresh copy."""
         return onnx.load(self.file)
-
-
-@pytest.fixture(scope="session")
-def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return vit_folder(tmp_path_factory.mktemp("encoders") / "vit")
-
-
-@pytest.fixture(scope="session")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return bert_folder(tmp_path_factory.mktemp("encoders") / "bert")
 
 
 def make_model(kind: str, vit: Path, bert: Path) -> MoPE:

@@ -53,6 +53,12 @@ PREFIX_FORM: tuple[str, ...] = (
     "DistilBERT",
     "MPNet",
     "ModernBERT",
+    "wav2vec 2.0",
+    "HuBERT",
+    "wav2vec 2.0 base",
+    "Whisper",
+    "VideoMAE",
+    "VideoMAE fine-tuned",
 )
 
 

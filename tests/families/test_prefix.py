@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,16 @@ import pytest
 import torch
 from timm.models import vision_transformer
 from torch import Tensor, nn
+from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2AttnAdapterLayer
 
 from mope_deploy.model import EncoderSpec, MoPE
 from mope_deploy.model.backbones import Backbone, load_encoder
 from mope_deploy.model.backbones.prefix import Made
 from mope_deploy.model.backbones.sources import LoadedEncoder
+from mope_deploy.model.backbones.videomae import VideoMAEBackbone
 from mope_deploy.model.backbones.vit import ViTBackbone
 from tests.families.conftest import inputs_of
-from tests.families.table import MAIN, PREFIX_FORM, Family, partner
+from tests.families.table import MAIN, PREFIX_FORM, Family, by_name, partner
 from tests.families.test_family import close, double, run_oracle
 from tests.tiny import timm_folder
 
@@ -103,8 +106,20 @@ def states(backbone: Backbone, family: Family) -> dict[str, Tensor]:
     if family.modality == "text":
         mask = (torch.arange(6)[None] < torch.tensor([6, 4, 1])[:, None]).long()
         return {"input_ids": torch.full((3, 6), 5) + torch.arange(6), "attention_mask": mask}
-    size = backbone.encoder.patch_embed.img_size
-    return {"pixel_values": drawn(3, 3, *size).to(next(backbone.parameters()).dtype)}
+    config = getattr(backbone.encoder, "config", None)
+    shape: tuple[int, ...]
+    if family.modality == "image":
+        shape = (3, *backbone.encoder.patch_embed.img_size)
+    elif family.modality == "video":
+        shape = (config.num_frames, 3, config.image_size, config.image_size)
+    elif family.name == "Whisper":
+        shape = (config.num_mel_bins, 2 * config.max_source_positions)
+    else:
+        shape = (150,)  # samples
+    inputs = {backbone.input_names[0]: drawn(3, *shape).to(next(backbone.parameters()).dtype)}
+    if "audio_mask" in backbone.input_names:
+        inputs["audio_mask"] = (torch.arange(150)[None] < torch.tensor([150, 90, 40])[:, None]).long()
+    return inputs
 
 
 @prefixed
@@ -197,6 +212,32 @@ def test_a_gate_opens_for_the_tokens_alone() -> None:
     x, prompts = drawn(2, 17, 32), drawn(2, 3, 32)
     assert backbone.has_prefix_form
     assert close(backbone.prefix_layer(0, x, prompts, None), backbone.layer(0, x, prompts, None), 1e-11)
+
+
+def test_a_wav2vec2_may_have_adapters_in_its_layers(folder: Folders) -> None:
+    backbone = backbone_of(by_name("wav2vec 2.0"), folder)
+    layer = backbone.encoder.encoder.layers[0]
+    layer.adapter_layer = Wav2Vec2AttnAdapterLayer(SimpleNamespace(hidden_size=16, adapter_attn_dim=4))
+    backbone.double()
+    x, prompts, mask = drawn(2, 6, 16), drawn(2, 3, 16), torch.ones(2, 6).long()
+    assert close(backbone.prefix_layer(0, x, prompts, mask), backbone.layer(0, x, prompts, mask), 1e-11)
+
+
+def test_whisper_stays_finite_at_half_precision(folder: Folders) -> None:
+    """Where the sum of a layer overflows it is clamped, as in the library."""
+    backbone = backbone_of(by_name("Whisper"), folder).half()
+    x, prompts = 65000 + drawn(2, 12, 16).half(), drawn(2, 3, 16).half()
+    backbone.encoder.layers[1].fc2.bias += 2000
+    found = backbone.prefix_layer(1, x, prompts, None)
+    assert found.isfinite().all()
+    assert torch.equal(found, backbone.layer(1, x, prompts, None))
+
+
+def test_a_videomae_with_biases_of_its_own_keeps_the_token_form(folder: Folders) -> None:
+    """As transformers 5.0 builds it."""
+    encoder = backbone_of(by_name("VideoMAE"), folder).encoder
+    encoder.encoder.layer[1].attention.attention.q_bias = None
+    assert not VideoMAEBackbone(encoder, preprocessor={}).has_prefix_form
 
 
 def vit_of(**changes: Any) -> ViTBackbone:

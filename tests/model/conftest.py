@@ -1,19 +1,5 @@
 """Tiny encoders, made once a run."""
 
-from __future__ import annotations
+from tests.encoders import bert, vit
 
-from pathlib import Path
-
-import pytest
-
-from tests.tiny import bert_folder, vit_folder
-
-
-@pytest.fixture(scope="session")
-def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return vit_folder(tmp_path_factory.mktemp("encoders") / "vit")
-
-
-@pytest.fixture(scope="session")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return bert_folder(tmp_path_factory.mktemp("encoders") / "bert")
+__all__ = ["bert", "vit"]

@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mope_deploy.model.backbones.prefix import Made, Projection, inside
+from mope_deploy.model.backbones.prefix import Made, Projection, attention, inside
 from mope_deploy.model.backbones.sources import LoadedEncoder
 from mope_deploy.model.backbones.text import (
     TextBackbone,
     blocked,
     frozen_text,
     longest_text,
-    prefix_attention,
     with_prompts,
 )
 from mope_deploy.model.config import EncoderSpec
@@ -88,8 +87,7 @@ class BertBackbone(TextBackbone):
     def projection(self, index: int) -> Projection:
         """How layer ``index`` makes keys and values of prompts: post-norm, so linearly."""
         _, k, v = _linears(_layers(self.encoder)[index])
-        weight = torch.cat([k.weight, v.weight])
-        return Projection(None, weight, torch.cat([k.bias, v.bias]), product=len(weight))
+        return Projection.of(None, k, v)
 
 
 def _layers(encoder: Any) -> nn.ModuleList:
@@ -107,13 +105,13 @@ def _linears(layer: Any) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
 
 def _prefix_bert(layer: Any, x: Tensor, prompts: Tensor | None, kv: Made | None, unseen: Tensor) -> Tensor:
     own = layer.attention.self
-    mixed = inside(own, prefix_attention, *_linears(layer), own.num_attention_heads, x, prompts, kv, unseen)
+    mixed = inside(own, attention, *_linears(layer), own.num_attention_heads, x, prompts, kv, unseen)
     h = layer.attention.output(mixed, x)
     return layer.output(layer.intermediate(h), h)
 
 
 def _prefix_distilbert(layer: Any, x: Tensor, prompts: Tensor | None, kv: Made | None, unseen: Tensor) -> Tensor:
     own = layer.attention
-    mixed = inside(own, prefix_attention, *_linears(layer), own.n_heads, x, prompts, kv, unseen)
+    mixed = inside(own, attention, *_linears(layer), own.n_heads, x, prompts, kv, unseen)
     h = layer.sa_layer_norm(own.out_lin(mixed) + x)
     return layer.output_layer_norm(layer.ffn(h) + h)

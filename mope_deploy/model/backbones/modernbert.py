@@ -95,7 +95,7 @@ class ModernBertBackbone(TextBackbone):
         """Layer ``index`` in prefix form. (B, N, D), (B, P, D), keys and values → (B, N, D)."""
         assert mask is not None
         layer = self.encoder.layers[index]
-        P = (0 if prompts is None else prompts.shape[1]) + (0 if kv is None else kv.count)
+        P = (0 if prompts is None else prompts.shape[1]) + (0 if kv is None else kv.total)
         angles = self._angles(layer.attention_type, text=x.shape[1], prompts=P)
         unseen = blocked(mask, x.dtype)  # (B, 1, 1, N)
         if layer.attention_type == _WINDOWED:

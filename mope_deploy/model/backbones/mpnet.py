@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mope_deploy.model.backbones.prefix import Made, Projection, inside
+from mope_deploy.model.backbones.prefix import Made, Projection, attention, inside
 from mope_deploy.model.backbones.sources import LoadedEncoder
 from mope_deploy.model.backbones.text import (
     TextBackbone,
     blocked,
     frozen_text,
     longest_text,
-    prefix_attention,
     with_prompts,
 )
 from mope_deploy.model.config import EncoderSpec
@@ -91,8 +90,7 @@ class MPNetBackbone(TextBackbone):
     def projection(self, index: int) -> Projection:
         """How layer ``index`` makes keys and values of prompts: post-norm, so linearly."""
         own = self.encoder.encoder.layer[index].attention.attn
-        weight = torch.cat([own.k.weight, own.v.weight])
-        return Projection(None, weight, torch.cat([own.k.bias, own.v.bias]), product=len(weight))
+        return Projection.of(None, own.k, own.v)
 
     def _bias(self, N: int) -> Tensor:
         """The relative-position bias of N text tokens, (1, heads, N, N)."""
@@ -103,6 +101,6 @@ class MPNetBackbone(TextBackbone):
 
 def _prefix_layer(layer: Any, x: Tensor, prompts: Tensor | None, kv: Made | None, unseen: Tensor) -> Tensor:
     own = layer.attention.attn
-    mixed = inside(own, prefix_attention, own.q, own.k, own.v, own.num_attention_heads, x, prompts, kv, unseen)
+    mixed = inside(own, attention, own.q, own.k, own.v, own.num_attention_heads, x, prompts, kv, unseen)
     h = layer.attention.LayerNorm(own.o(mixed) + x)
     return layer.output(layer.intermediate(h), h)

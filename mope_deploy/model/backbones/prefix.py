@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Made", "Projection", "inside", "joined", "prompts_seen", "split_heads", "thirds"]
+__all__ = ["Made", "Projection", "attention", "inside", "joined", "prompts_seen", "split_heads", "thirds"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -40,7 +40,7 @@ class Made(NamedTuple):
         return cls((kv[:, 0],), (kv[:, 1],))
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         """P' of all parts together."""
         return sum(part.shape[1] for part in self.keys)
 
@@ -61,6 +61,13 @@ class Projection:
     weight: Tensor
     bias: Tensor
     product: int
+
+    @classmethod
+    def of(cls, norm: nn.Module | None, key: nn.Linear, value: nn.Linear) -> Projection:
+        """Of a layer with weights of their own for keys and values; a bias that one of them lacks is 0."""
+        weight = torch.cat((key.weight, value.weight))
+        biases = (each.weight.new_zeros(len(each.weight)) if each.bias is None else each.bias for each in (key, value))
+        return cls(norm, weight, torch.cat(tuple(biases)), product=len(weight))
 
     def __call__(self, prompts: Tensor) -> Tensor:
         """Keys and values (…, 2, P, inner) of prompts (…, P, D)."""
@@ -89,6 +96,38 @@ def thirds(qkv: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     """
     inner = qkv.shape[-1] // 3
     return qkv[:, :tokens, :inner], qkv[..., inner : 2 * inner], qkv[..., 2 * inner :]
+
+
+def attention(
+    query: nn.Module,
+    key: nn.Module,
+    value: nn.Module,
+    heads: int,
+    x: Tensor,
+    prompts: Tensor | None,
+    kv: Made | None,
+    unseen: Tensor | None,
+) -> Tensor:
+    """Attention of tokens to themselves and to prompts, with a linear layer each for queries, keys and values.
+
+    Args:
+        query, key, value: the encoder's linear layers.
+        heads: number of heads.
+        x: what these layers read of the tokens (B, N, D): normed in a pre-norm layer.
+        prompts: (B, P, D), normed likewise, or None.
+        kv: keys and values (B, P', inner) or None.
+        unseen: additive mask of the tokens' keys (B, 1 or heads, 1 or N, N), or None. Prompts are never masked.
+
+    Returns:
+        (B, N, inner), not yet through the output projection.
+    """
+    rows = x if prompts is None else torch.cat([x, prompts], dim=1)
+    q = split_heads(query(x), heads)
+    k, v = (split_heads(joined(each(rows), kv, i), heads) for i, each in enumerate((key, value)))
+    if unseen is not None:
+        unseen = prompts_seen(unseen, k.shape[2] - x.shape[1])
+    mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=unseen)
+    return mixed.transpose(1, 2).flatten(2)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

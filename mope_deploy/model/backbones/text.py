@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mope_deploy.errors import ConfigError
 from mope_deploy.model.backbones.base import Backbone
-from mope_deploy.model.backbones.prefix import Made, joined, prompts_seen, split_heads
 from mope_deploy.model.backbones.sources import LoadedEncoder, quiet_transformers
 from mope_deploy.model.config import EncoderSpec
 from mope_deploy.preprocess import TextSpec
 
-__all__ = ["TextBackbone", "blocked", "frozen_text", "longest_text", "prefix_attention", "with_prompts"]
+__all__ = ["TextBackbone", "blocked", "frozen_text", "longest_text", "with_prompts"]
 
 _DEFAULT_MAX_LENGTH = 128
 _SLOW_VOCABULARIES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "spm.model")
@@ -89,37 +88,6 @@ def blocked(mask: Tensor, dtype: torch.dtype) -> Tensor:
     (B, N) int64, 1 = real → (B, 1, 1, N).
     """
     return (1 - mask[:, None, None, :]).to(dtype) * torch.finfo(dtype).min
-
-
-def prefix_attention(
-    query: nn.Module,
-    key: nn.Module,
-    value: nn.Module,
-    heads: int,
-    x: Tensor,
-    prompts: Tensor | None,
-    kv: Made | None,
-    unseen: Tensor,
-) -> Tensor:
-    """Attention of a text to itself and to prompts, in prefix form and without the output projection.
-
-    Args:
-        query, key, value: the encoder's linear layers.
-        heads: number of heads.
-        x: (B, N, D).
-        prompts: (B, P, D) or None.
-        kv: keys and values (B, P', inner) or None.
-        unseen: additive mask of the text's keys (B, 1 or heads, 1 or N, N); prompts are never masked.
-
-    Returns:
-        (B, N, inner).
-    """
-    rows = x if prompts is None else torch.cat([x, prompts], dim=1)
-    q = split_heads(query(x), heads)
-    k, v = (split_heads(joined(each(rows), kv, i), heads) for i, each in enumerate((key, value)))
-    unseen = prompts_seen(unseen, k.shape[2] - x.shape[1])
-    mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=unseen)
-    return mixed.transpose(1, 2).flatten(2)
 
 
 def _tokenizer_json(location: str, source: str) -> str:

@@ -50,10 +50,7 @@ def projection(block: Any) -> Projection:
     attention = block.attn
     norm = None if isinstance(block.norm1, nn.Identity) else block.norm1
     if attention.qkv is None:
-        parts = [attention.k_proj, attention.v_proj]
-        weight = torch.cat([part.weight for part in parts])
-        biases = [part.weight.new_zeros(len(part.weight)) if part.bias is None else part.bias for part in parts]
-        return Projection(norm, weight, torch.cat(biases), product=len(weight))
+        return Projection.of(norm, attention.k_proj, attention.v_proj)
     product = len(attention.qkv.weight)
     inner = product // 3
     weight, bias = attention.qkv.weight, _bias(attention)
@@ -84,7 +81,7 @@ def separate(attention: Any) -> None:
     biases = (None,) * 3 if bias is None else bias.detach().chunk(3)
     attention.qkv = None
     for name, own, offset in zip(("q_proj", "k_proj", "v_proj"), weights, biases, strict=True):
-        linear = nn.Linear(*reversed(own.shape), bias=offset is not None, device="meta")
+        linear = nn.Linear(own.shape[1], own.shape[0], bias=offset is not None, device="meta")
         linear.weight = nn.Parameter(own, requires_grad=False)
         if offset is not None:
             linear.bias = nn.Parameter(offset, requires_grad=False)

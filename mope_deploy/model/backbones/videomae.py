@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mope_deploy.errors import ConfigError
 from mope_deploy.model.backbones.base import Backbone, masked_mean
+from mope_deploy.model.backbones.prefix import Made, Projection, attention, inside
 from mope_deploy.model.backbones.sources import LoadedEncoder, preprocessor_config, save_transformers
 from mope_deploy.model.config import EncoderSpec
 from mope_deploy.preprocess import ImageSpec, VideoSpec
@@ -87,6 +88,8 @@ class VideoMAEBackbone(Backbone):
         depth = len(getattr(encoder, "videomae", encoder).encoder.layer)
         super().__init__(encoder, width=width, depth=depth, feature_width=width)
         self.preprocessor = dict(preprocessor)
+        # transformers 5.0 keeps these biases outside the linear layers: there the token form runs.
+        self.has_prefix_form = not any(hasattr(_own(layer), "q_bias") for layer in self._body.encoder.layer)
 
     @property
     def _body(self) -> Any:
@@ -103,6 +106,18 @@ class VideoMAEBackbone(Backbone):
             x = torch.cat([x, prompts], dim=1)
         return self._body.encoder.layer[index](x)[:, :N]
 
+    def prefix_layer(
+        self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None, kv: Made | None = None
+    ) -> Tensor:
+        """Layer ``index`` in prefix form. (B, N, D), (B, P, D), keys and values → (B, N, D)."""
+        layer = self._body.encoder.layer[index]
+        return inside(layer, _prefix_layer, layer, x, prompts, kv)
+
+    def projection(self, index: int) -> Projection:
+        """How layer ``index`` makes keys and values of prompts; its keys have no bias."""
+        layer = self._body.encoder.layer[index]
+        return Projection.of(layer.layernorm_before, _own(layer).key, _own(layer).value)
+
     def pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """The mean of the tubes. (B, N, D) → (B, D)."""
         return masked_mean(x, mask)
@@ -118,3 +133,23 @@ class VideoMAEBackbone(Backbone):
     def save_source(self, folder: Path) -> None:
         """Write config.json, model.safetensors and preprocessor_config.json in transformers' own form."""
         save_transformers(self.encoder, folder, preprocessor=self.preprocessor)
+
+
+def _own(layer: Any) -> Any:
+    """The part of a layer that makes queries, keys and values and lets them attend."""
+    return layer.attention.attention
+
+
+def _prefix_layer(layer: Any, x: Tensor, prompts: Tensor | None, kv: Made | None) -> Tensor:
+    norm = layer.layernorm_before
+    h = x + inside(
+        layer.attention, _prefix_attention, layer.attention, norm(x), None if prompts is None else norm(prompts), kv
+    )
+    return layer.output(layer.intermediate(layer.layernorm_after(h)), h)
+
+
+def _prefix_attention(whole: Any, x: Tensor, prompts: Tensor | None, kv: Made | None) -> Tensor:
+    own = whole.attention
+    heads = own.num_attention_heads
+    mixed = inside(own, attention, own.query, own.key, own.value, heads, x, prompts, kv, None)
+    return whole.output(mixed, x)

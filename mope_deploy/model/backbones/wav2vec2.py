@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from mope_deploy.errors import ConfigError
 from mope_deploy.model.backbones.base import Backbone, masked_mean
+from mope_deploy.model.backbones.prefix import Made, Projection, attention, inside
 from mope_deploy.model.backbones.sources import LoadedEncoder, preprocessor_config, save_transformers
+from mope_deploy.model.backbones.text import blocked
 from mope_deploy.model.config import EncoderSpec
 from mope_deploy.preprocess import AudioSpec
 
@@ -83,6 +85,7 @@ class Wav2Vec2Backbone(Backbone):
     """
 
     modality = "audio"
+    has_prefix_form = True
 
     def __init__(self, encoder: Any, *, preprocessor: Mapping[str, Any]) -> None:
         config = encoder.config
@@ -120,12 +123,24 @@ class Wav2Vec2Backbone(Backbone):
         N = x.shape[1]
         if prompts is not None:
             x = torch.cat([x, prompts], dim=1)  # (B, N + P, D)
-        blocked = None
-        if mask is not None:
-            if prompts is not None:
+            if mask is not None:
                 mask = torch.cat([mask, mask.new_ones(prompts.shape[:2])], dim=1)  # prompts are never masked
-            blocked = (1 - mask[:, None, None, :]).to(x.dtype) * torch.finfo(x.dtype).min  # (B, 1, 1, N + P)
-        return self.encoder.encoder.layers[index](x, attention_mask=blocked)[:, :N]
+        unseen = None if mask is None else blocked(mask, x.dtype)  # (B, 1, 1, N + P)
+        return self.encoder.encoder.layers[index](x, attention_mask=unseen)[:, :N]
+
+    def prefix_layer(
+        self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None, kv: Made | None = None
+    ) -> Tensor:
+        """Layer ``index`` in prefix form. (B, N, D), (B, P, D), keys and values → (B, N, D)."""
+        layer = self.encoder.encoder.layers[index]
+        form = _prefix_pre_norm if self._pre_norm else _prefix_post_norm
+        return inside(layer, form, layer, x, prompts, kv, None if mask is None else blocked(mask, x.dtype))
+
+    def projection(self, index: int) -> Projection:
+        """How layer ``index`` makes keys and values of prompts."""
+        layer = self.encoder.encoder.layers[index]
+        norm = layer.layer_norm if self._pre_norm else None
+        return Projection.of(norm, layer.attention.k_proj, layer.attention.v_proj)
 
     def pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """The mean of the real frames. (B, N, D) → (B, D)."""
@@ -142,3 +157,19 @@ class Wav2Vec2Backbone(Backbone):
     @property
     def _pre_norm(self) -> bool:
         return bool(self.encoder.config.do_stable_layer_norm)
+
+
+def _prefix_pre_norm(layer: Any, x: Tensor, prompts: Tensor | None, kv: Made | None, unseen: Tensor | None) -> Tensor:
+    normed = None if prompts is None else layer.layer_norm(prompts)
+    x = x + inside(layer.attention, _prefix_attention, layer.attention, layer.layer_norm(x), normed, kv, unseen)
+    x = x + layer.feed_forward(layer.final_layer_norm(x))
+    return x if layer.adapter_layer is None else x + layer.adapter_layer(x)
+
+
+def _prefix_post_norm(layer: Any, x: Tensor, prompts: Tensor | None, kv: Made | None, unseen: Tensor | None) -> Tensor:
+    x = layer.layer_norm(x + inside(layer.attention, _prefix_attention, layer.attention, x, prompts, kv, unseen))
+    return layer.final_layer_norm(x + layer.feed_forward(x))
+
+
+def _prefix_attention(own: Any, x: Tensor, prompts: Tensor | None, kv: Made | None, unseen: Tensor | None) -> Tensor:
+    return own.out_proj(attention(own.q_proj, own.k_proj, own.v_proj, own.num_heads, x, prompts, kv, unseen))

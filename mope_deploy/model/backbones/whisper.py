@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mope_deploy.errors import ConfigError
 from mope_deploy.model.backbones.base import Backbone, masked_mean
+from mope_deploy.model.backbones.prefix import Made, Projection, attention, inside
 from mope_deploy.model.backbones.sources import LoadedEncoder, preprocessor_config, save_transformers
 from mope_deploy.model.config import EncoderSpec
 from mope_deploy.preprocess import AudioSpec
@@ -71,6 +72,7 @@ class WhisperBackbone(Backbone):
 
     modality = "audio"
     input_names = ("audio_features",)
+    has_prefix_form = True
 
     def __init__(self, encoder: Any, *, preprocessor: Mapping[str, Any]) -> None:
         width = encoder.config.d_model
@@ -90,6 +92,18 @@ class WhisperBackbone(Backbone):
             x = torch.cat([x, prompts], dim=1)
         return self.encoder.layers[index](x, None)[:, :N]
 
+    def prefix_layer(
+        self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None, kv: Made | None = None
+    ) -> Tensor:
+        """Layer ``index`` in prefix form. (B, N, D), (B, P, D), keys and values → (B, N, D)."""
+        layer = self.encoder.layers[index]
+        return inside(layer, _prefix_layer, layer, x, prompts, kv)
+
+    def projection(self, index: int) -> Projection:
+        """How layer ``index`` makes keys and values of prompts; its keys have no bias."""
+        layer = self.encoder.layers[index]
+        return Projection.of(layer.self_attn_layer_norm, layer.self_attn.k_proj, layer.self_attn.v_proj)
+
     def pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """The mean of the frames. (B, N, D) → (B, D)."""
         return masked_mean(x, mask)
@@ -101,3 +115,18 @@ class WhisperBackbone(Backbone):
     def save_source(self, folder: Path) -> None:
         """Write config.json, model.safetensors and preprocessor_config.json, of the encoder alone."""
         save_transformers(self.encoder, folder, preprocessor=self.preprocessor)
+
+
+def _prefix_layer(layer: Any, x: Tensor, prompts: Tensor | None, kv: Made | None) -> Tensor:
+    norm = layer.self_attn_layer_norm
+    normed = None if prompts is None else norm(prompts)
+    x = x + inside(layer.self_attn, _prefix_attention, layer.self_attn, norm(x), normed, kv)
+    x = x + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(x))))
+    if x.dtype == torch.float16:  # as the library does: the largest sizes overflow half precision
+        most = torch.finfo(x.dtype).max - 1000
+        x = x.clamp(-most, most)
+    return x
+
+
+def _prefix_attention(own: Any, x: Tensor, prompts: Tensor | None, kv: Made | None) -> Tensor:
+    return own.out_proj(attention(own.q_proj, own.k_proj, own.v_proj, own.num_heads, x, prompts, kv, None))
