@@ -190,7 +190,8 @@ class _Search:
 
     def products_instead(self, best: Choice) -> Choice:
         """The fewest linear layers of the kept layers, the worst first; the layers themselves if that does not do."""
-        products = [product for layer in best[0] for product in self.lowering.products(layer)]
+        unfit = self.lowering.unfit  # kept whatever is chosen, so there is nothing to find out about them
+        products = [product for layer in best[0] for product in self.lowering.products(layer) if product not in unfit]
         if not self.left or len(products) < 2:
             return best
         others = [layer for layer in self.lowering.layers if layer not in best[0]]

@@ -33,6 +33,7 @@ class Fake:
     """
 
     precision, runtime_mark, runs_on, layers = "int8", "", "any", LAYERS
+    unfit = ()
 
     def __init__(
         self,

@@ -104,8 +104,9 @@ def test_weights_and_nodes_are_called_after_their_modules(exports: dict[str, Exp
 def test_the_named_weight_is_the_parameter(exports: dict[str, Export]) -> None:
     export = exports["dense"]
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in export.proto().graph.initializer}
-    weight = export.model.main.encoder.blocks[1].attn.qkv.weight.detach().numpy()
-    assert np.array_equal(stored["main.encoder.blocks.1.attn.k_proj.weight.T"], weight.T)
+    weights = np.split(export.model.main.encoder.blocks[1].attn.qkv.weight.detach().numpy(), 3)
+    for name, weight in zip(("q_proj", "k_proj", "v_proj"), weights, strict=True):
+        assert np.array_equal(stored[f"main.encoder.blocks.1.attn.{name}.weight.T"], weight.T)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -16,7 +16,7 @@ from export.precision.layout import layout
 from mope_deploy.errors import ExportError
 from tests.export.precision.conftest import LOWERED, AllLowered
 
-QKV = "main.encoder.blocks.0.attn.qkv"
+KEY = "main.encoder.blocks.0.attn.k_proj"
 Graph = onnx.GraphProto
 
 
@@ -50,7 +50,7 @@ def cast_around(graph: Graph, at: NodeProto, to: int, back: int) -> None:
 
 
 def product_in_fp32(graph: Graph) -> None:
-    cast_around(graph, node(graph, f"{QKV}/MatMul"), TensorProto.FLOAT, TensorProto.FLOAT16)
+    cast_around(graph, node(graph, f"{KEY}/MatMul"), TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
 def attention_in_fp32(graph: Graph) -> None:
@@ -75,7 +75,7 @@ def head_in_half(graph: Graph) -> None:
 
 
 def needless_casts(graph: Graph) -> None:
-    at = node(graph, f"{QKV}/MatMul")
+    at = node(graph, f"{KEY}/MatMul")
     place = list(graph.node).index(at)
     there = helper.make_node("Cast", [at.input[0]], ["there"], name="tampered/there", to=TensorProto.FLOAT)
     back = helper.make_node("Cast", ["there"], ["back"], name="tampered/back", to=TensorProto.FLOAT16)
@@ -85,7 +85,7 @@ def needless_casts(graph: Graph) -> None:
 
 
 def weight_twice(graph: Graph) -> None:
-    (tensor,) = [t for t in graph.initializer if t.name == f"{QKV}.weight.T"]
+    (tensor,) = [t for t in graph.initializer if t.name == f"{KEY}.weight.T"]
     copy = numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), "copy")
     graph.initializer.append(copy)
 
@@ -106,21 +106,21 @@ def another_type(graph: Graph) -> None:
 
 
 FP16 = {
-    product_in_fp32: rf"MatMul at '{QKV}/MatMul' multiplies .*received FLOAT; expected FLOAT16",
+    product_in_fp32: rf"MatMul at '{KEY}/MatMul' multiplies .*received FLOAT; expected FLOAT16",
     attention_in_fp32: r"MatMul at 'main.encoder.blocks.0.attn/MatMul_2' .*received FLOAT; expected FLOAT16",
     softmax_in_half: r"Softmax at 'main.encoder.blocks.0.attn/Softmax' should have stayed fp32",
     norm_in_half: r"LayerNormalization at 'main.encoder.blocks.0.norm1/LayerNormalization' should have stayed fp32",
     router_in_half: r"MatMul at 'layers.0.router/MatMul' should have stayed fp32",
     head_in_half: r"Gemm at 'head.classifier/Gemm' should have stayed fp32",
     needless_casts: r"Cast at 'tampered/\w+' casts what was cast",
-    weight_twice: rf"the weight '{QKV}.weight.T' is stored twice; received the same numbers in 'copy'",
+    weight_twice: rf"the weight '{KEY}.weight.T' is stored twice; received the same numbers in 'copy'",
     half_output: r"'logits', an input or output",
     another_type: r"'spare' in a file called FLOAT16; received BFLOAT16",
 }
 
 
 def weight_dequantised_along_rows(graph: Graph) -> None:
-    at = maker(graph, node(graph, f"{QKV}/MatMul").input[1])
+    at = maker(graph, node(graph, f"{KEY}/MatMul").input[1])
     del at.attribute[:]
     at.attribute.append(helper.make_attribute("axis", 0))
     for name in at.input[1:]:
@@ -128,36 +128,36 @@ def weight_dequantised_along_rows(graph: Graph) -> None:
 
 
 def weight_per_tensor(graph: Graph) -> None:
-    at = maker(graph, node(graph, f"{QKV}/MatMul").input[1])
+    at = maker(graph, node(graph, f"{KEY}/MatMul").input[1])
     del at.attribute[:]
     for name in at.input[1:]:
         replace(graph, name, lambda a: a[0])
 
 
 def zero_point(graph: Graph) -> None:
-    replace(graph, maker(graph, node(graph, f"{QKV}/MatMul").input[0]).input[2], lambda a: a + np.int8(3))
+    replace(graph, maker(graph, node(graph, f"{KEY}/MatMul").input[0]).input[2], lambda a: a + np.int8(3))
 
 
 def asymmetric_codes(graph: Graph) -> None:
     replace(
         graph,
-        maker(graph, node(graph, f"{QKV}/MatMul").input[1]).input[0],
+        maker(graph, node(graph, f"{KEY}/MatMul").input[1]).input[0],
         lambda a: np.where(a == -127, -128, a).astype(np.int8),
     )
 
 
 def no_step(graph: Graph) -> None:
-    replace(graph, maker(graph, node(graph, f"{QKV}/MatMul").input[1]).input[1], lambda a: a * 0)
+    replace(graph, maker(graph, node(graph, f"{KEY}/MatMul").input[1]).input[1], lambda a: a * 0)
 
 
 def activation_in_fp32(graph: Graph) -> None:
-    at = node(graph, f"{QKV}/MatMul")
+    at = node(graph, f"{KEY}/MatMul")
     at.input[0] = maker(graph, maker(graph, at.input[0]).input[0]).input[0]
 
 
 def attention_quantised(graph: Graph) -> None:
     at = node(graph, "main.encoder.blocks.0.attn/MatMul_2")
-    pair = maker(graph, node(graph, f"{QKV}/MatMul").input[0])
+    pair = maker(graph, node(graph, f"{KEY}/MatMul").input[0])
     place = list(graph.node).index(at)
     coded = helper.make_node("QuantizeLinear", [at.input[0], *pair.input[1:]], ["coded"], name="tampered/Quantize")
     back = helper.make_node("DequantizeLinear", ["coded", *pair.input[1:]], ["back"], name="tampered/Dequantize")
@@ -167,11 +167,11 @@ def attention_quantised(graph: Graph) -> None:
 
 
 def int8_weight_twice(graph: Graph) -> None:
-    graph.initializer.append(numpy_helper.from_array(np.ones((32, 96), np.float32), f"{QKV}.weight.T"))
+    graph.initializer.append(numpy_helper.from_array(np.ones((32, 32), np.float32), f"{KEY}.weight.T"))
 
 
 def scale_of_another(graph: Graph) -> None:
-    at = maker(graph, node(graph, f"{QKV}/MatMul").input[0])
+    at = maker(graph, node(graph, f"{KEY}/MatMul").input[0])
     graph.initializer.append(numpy_helper.from_array(np.float32(0.5), "other"))
     at.input[1] = "other"
 
@@ -186,9 +186,9 @@ INT8 = {
     zero_point: r"is not symmetric: its zero-point; received INT8 \[3\]; expected INT8 0",
     asymmetric_codes: r"has codes that are not symmetric; received -128",
     no_step: r"has a scale that is no step",
-    activation_in_fp32: rf"MatMul at '{QKV}/MatMul' multiplies an activation that is not quantised",
+    activation_in_fp32: rf"MatMul at '{KEY}/MatMul' multiplies an activation that is not quantised",
     attention_quantised: r"at 'tampered/\w+' quantises something that was to stay fp32",
-    int8_weight_twice: rf"the weight '{QKV}.weight.T' is stored twice",
+    int8_weight_twice: rf"the weight '{KEY}.weight.T' is stored twice",
     scale_of_another: r"undoes another quantisation",
     half_tensor: r"in a file called int8; received FLOAT16",
 }
@@ -205,14 +205,14 @@ def tampered(file: Path, folder: Path, change: Callable[[Graph], None]) -> Path:
 @pytest.mark.parametrize("precision", LOWERED)
 def test_a_file_as_written_passes_and_is_counted(precision: str, lowered: AllLowered) -> None:
     found = check_types(lowered["dense", precision].file, precision)
-    # 20 linear layers, 8 products of attention, a patch embedding
+    # 24 linear layers, 8 products of attention, a patch embedding
     assert (
         found
         == {
-            "fp16": {"FLOAT16": 29},
-            "bf16": {"BFLOAT16": 28, "FLOAT": 1},
-            "int8": {"INT8": 20, "FLOAT": 9},
-            "int8-dynamic": {"INT8": 20, "FLOAT": 9},
+            "fp16": {"FLOAT16": 33},
+            "bf16": {"BFLOAT16": 32, "FLOAT": 1},
+            "int8": {"INT8": 24, "FLOAT": 9},
+            "int8-dynamic": {"INT8": 24, "FLOAT": 9},
         }[precision]
     )
 
@@ -233,7 +233,7 @@ def test_int8_that_is_something_else(change: Callable[[Graph], None], lowered: A
 
 def test_a_file_under_another_name_is_refused(lowered: AllLowered) -> None:
     canonical = lowered["dense", "fp16"].export.file
-    assert check_types(canonical, "fp32") == {"FLOAT": 29}
+    assert check_types(canonical, "fp32") == {"FLOAT": 33}
     for precision in LOWERED:
         with pytest.raises(ExportError):  # fp32 throughout, sold as something smaller
             check_types(canonical, precision)
@@ -245,12 +245,12 @@ def test_a_file_under_another_name_is_refused(lowered: AllLowered) -> None:
 
 def test_what_was_to_be_kept_must_be_kept(lowered: AllLowered, tmp_path: Path) -> None:
     for precision in LOWERED:
-        with pytest.raises(ExportError, match=rf"{QKV}"):
-            check_types(lowered["dense", precision].file, precision, keep=[QKV])
+        with pytest.raises(ExportError, match=rf"{KEY}"):
+            check_types(lowered["dense", precision].file, precision, keep=[KEY])
         file = tmp_path / f"{precision}.onnx"
-        lowered["dense", precision].lowering.write(file, keep=[QKV])
-        check_types(file, precision, keep=[QKV])
-        with pytest.raises(ExportError, match=rf"{QKV}"):
+        lowered["dense", precision].lowering.write(file, keep=[KEY])
+        check_types(file, precision, keep=[KEY])
+        with pytest.raises(ExportError, match=rf"{KEY}"):
             check_types(file, precision)
 
 
@@ -259,11 +259,11 @@ def test_a_linear_layer_gone_from_the_file_is_noticed(lowered: AllLowered, tmp_p
     source = layout(read(case.export.file).graph)
     model = read(case.file)
     for n in model.graph:
-        if n.name == f"{QKV}/MatMul":
+        if n.name == f"{KEY}/MatMul":
             n.name = "elsewhere/MatMul"
     write(model, tmp_path / "renamed.onnx")
     check_types(case.file, "fp16", source=source)
-    with pytest.raises(ExportError, match=rf"the linear layer '{QKV}' is gone"):
+    with pytest.raises(ExportError, match=rf"the linear layer '{KEY}' is gone"):
         check_types(tmp_path / "renamed.onnx", "fp16", source=source)
 
 

@@ -70,7 +70,7 @@ def test_weights_are_stored_once_at_their_final_type(kind: str, precision: str, 
     after = {tensor.name: tensor for tensor in onnx.load(case.file).graph.initializer}
     large = {name for name, tensor in before.items() if np.prod(tensor.dims) > 1}
     assert large == {name for name, tensor in after.items() if np.prod(tensor.dims) > 1}
-    weight = "main.encoder.blocks.0.attn.qkv.weight.T"
+    weight = "main.encoder.blocks.0.attn.k_proj.weight.T"
     assert len(after[weight].raw_data) * 2 == len(before[weight].raw_data)
     halves = {name for name, tensor in after.items() if tensor.data_type != before.get(name, tensor).data_type}
     assert "complementary.text.backbone.encoder.embeddings.word_embeddings.weight" in halves
@@ -147,8 +147,8 @@ def test_keeps_layers_and_products_in_fp32(precision: str, lowered: AllLowered, 
             kept = module in keep or module.startswith("main.encoder.blocks.1.")
             assert type == ("FLOAT" if kept else HALF[precision]), name
     stored = {tensor.name: tensor.data_type for tensor in onnx.load(file).graph.initializer}
-    assert stored["main.encoder.blocks.1.attn.qkv.weight.T"] == TensorProto.FLOAT
-    assert stored["main.encoder.blocks.0.attn.qkv.weight.T"] != TensorProto.FLOAT
+    assert stored["main.encoder.blocks.1.attn.k_proj.weight.T"] == TensorProto.FLOAT
+    assert stored["main.encoder.blocks.0.attn.k_proj.weight.T"] != TensorProto.FLOAT
     inputs = feeds(4, 7)
     truth = run(case.export.file, inputs)[0]
     (copy,) = case.lowering.write_runnable(tmp_path / "copy.onnx", keep=keep)

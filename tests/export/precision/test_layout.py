@@ -43,9 +43,10 @@ def attention(module: str) -> list[tuple[str, str, str | None]]:
 def test_finds_layers_and_linear_layers_of_vit_and_bert(kind: str, exports: dict[str, Export]) -> None:
     found = layout(read(exports[kind].file).graph)
     bert = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
+    vit = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.proj")
     parts = {
         **{f"{TEXT}.{i}": (*bert, "intermediate.dense", "output.dense") for i in (0, 1)},
-        **{f"main.encoder.blocks.{i}": ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2") for i in (0, 1)},
+        **{f"main.encoder.blocks.{i}": (*vit, "mlp.fc1", "mlp.fc2") for i in (0, 1)},
     }
     assert found.layers == tuple(parts)
     assert list(found.products) == [f"{layer}.{part}" for layer, names in parts.items() for part in names]
