@@ -154,7 +154,10 @@ class Bundle:
             raise BundleError(f"{self.path}: golden arrays", received="several sizes, or none", expected="one batch")
         if not all(np.isfinite(array).all() for array in outputs.values() if array.dtype.kind == "f"):
             raise BundleError(f"{self.path / golden.outputs}", received="NaN or infinity", expected="finite values")
-        for name, arrays, specs in ((golden.inputs, inputs, graph.inputs), (golden.outputs, outputs, graph.outputs)):
+        for name, arrays, specs in (
+            (golden.inputs, inputs, graph.raw_inputs),
+            (golden.outputs, outputs, graph.outputs),
+        ):
             received = {key: f"{array.dtype} of {array.ndim} axes" for key, array in sorted(arrays.items())}
             expected = {spec.name: f"{spec.dtype} of {len(spec.shape)} axes" for spec in specs}
             if received != expected:

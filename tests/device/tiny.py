@@ -135,6 +135,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
         ],
         "tolerance": {"logits": 1e-5, "routing": 1e-5},
         "gate": None,
+        "parts": [],
     }
     return {
         "name": "tiny",
@@ -156,14 +157,37 @@ def manifest(**changes: Any) -> dict[str, Any]:
     }
 
 
+def split(document: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of the same model as two files, as ``--split`` writes them."""
+    graph = document["graphs"][0]
+    pixels, *texts = graph["inputs"]
+    row = tensor("conditions_text", "float32", ["batch", 2 * WIDTH])
+    part = {
+        "modality": "text",
+        "file": "model.text.onnx",
+        "data": [],
+        "inputs": texts,
+        "outputs": [tensor("y_text", "float32", ["batch", WIDTH]), row],
+    }
+    changes = {"runs_on": "onnxruntime", "inputs": [pixels, row], "parts": [part]}
+    return {**document, "graphs": [{**graph, **changes}]}
+
+
 def as_schema_1(document: dict[str, Any]) -> dict[str, Any]:
     """The same manifest as the first release wrote it: one tolerance beside the golden files, nothing about builds."""
     old = {key: value for key, value in document.items() if key != "build"} | {"schema": 1}
     tolerance = document["graphs"][0]["tolerance"]
     old["golden"] = {**document["golden"], "tolerance": tolerance}
-    added = ("tolerance", "gate")
+    added = ("tolerance", "gate", "parts")
     old["graphs"] = [{k: v for k, v in graph.items() if k not in added} for graph in document["graphs"]]
     return old
+
+
+def as_schema_2(document: dict[str, Any]) -> dict[str, Any]:
+    """The same manifest as the releases wrote it whose graphs had one file each."""
+    build = document["build"] and {key: value for key, value in document["build"].items() if key != "cpu"}
+    graphs = [{key: value for key, value in graph.items() if key != "parts"} for graph in document["graphs"]]
+    return {**document, "schema": 2, "build": build, "graphs": graphs}
 
 
 def files(graph: Path) -> dict[str, Path | bytes]:
