@@ -19,6 +19,7 @@ from mope_deploy.engines.binding import Bindings
 from mope_deploy.engines.cpu import CpuSettings, cpu_settings
 from mope_deploy.engines.profiles import Profile, chunks
 from mope_deploy.engines.providers import (
+    CPU,
     CUDA,
     PLANNING,
     TENSORRT,
@@ -99,6 +100,8 @@ class OnnxRuntimeSession:
         cpu = cpu or cpu_settings()
         self.settings = cpu.to_dict()
         options.intra_op_num_threads, options.enable_cpu_mem_arena = cpu.threads, cpu.arena
+        if first == CPU:  # else the arena takes in the weights, and keeps the room that unpacking them took
+            options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
         if not cpu.spinning:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         elif takes_turns:

@@ -86,6 +86,7 @@ def test_the_bundle_s_choice_reaches_the_session(bundle_copy: Path, split_path: 
     session = open_session(Bundle.open(bundle_copy))
     options = session._session.get_session_options()  # type: ignore[attr-defined]
     assert (options.intra_op_num_threads, options.enable_cpu_mem_arena) == (3, False)
+    assert options.get_session_config_entry("session.use_device_allocator_for_initializers") == "1"
     assert session.settings == {"threads": 3, "threads_from": "the bundle", "arena": False, "spinning": True}
     split = open_session(Bundle.open(split_path), threads=2, arena=False)
     for one in (split.main, split.parts["text"]):  # type: ignore[attr-defined]
