@@ -67,11 +67,18 @@ def read_text(text: str, tokenizer: Tokenizer, max_length: int) -> dict[str, np.
     return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
 
+def run(bundle: Path, file: dict, feeds: dict[str, np.ndarray], output: str) -> np.ndarray:
+    """One output of one ONNX file; ``feeds`` may have more than it reads."""
+    session = onnxruntime.InferenceSession(str(bundle / file["file"]), providers=["CPUExecutionProvider"])
+    (found,) = session.run([output], {tensor["name"]: feeds[tensor["name"]] for tensor in file["inputs"]})
+    return found
+
+
 def predict(bundle: Path, image: str | Path, text: str) -> dict[str, float]:
     """Probability of every label."""
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
-    if manifest["schema"] != 2:
-        raise SystemExit(f"this example reads bundles of schema 2, not {manifest['schema']}")
+    if manifest["schema"] != 3:
+        raise SystemExit(f"this example reads bundles of schema 3, not {manifest['schema']}")
     prepare, task = manifest["preprocess"], manifest["task"]
     graph = next(graph for graph in manifest["graphs"] if graph["runs_on"] in ("any", "onnxruntime"))
     feeds = {}
@@ -80,10 +87,10 @@ def predict(bundle: Path, image: str | Path, text: str) -> dict[str, float]:
     if prepare["text"] is not None:
         tokenizer = Tokenizer.from_file(str(bundle / prepare["tokenizer"]))
         feeds |= read_text(text, tokenizer, prepare["text"]["max_length"])
-    session = onnxruntime.InferenceSession(str(bundle / graph["file"]), providers=["CPUExecutionProvider"])
-    names = [tensor["name"] for tensor in graph["inputs"]]
-    (logits,) = session.run(["logits"], {name: feeds[name] for name in names})  # (1, C)
-    x = logits[0].astype(np.float64)
+    for part in graph["parts"]:  # of a graph exported with --split: each gives the main file one of its inputs
+        name = f"conditions_{part['modality']}"
+        feeds[name] = run(bundle, part, feeds, name)  # (1, F); keep it for as long as this input stays the same
+    x = run(bundle, graph, feeds, "logits")[0].astype(np.float64)  # (C,)
     if task["type"] == "multi-label":  # every label with at least task["threshold"] applies
         probabilities = 1 / (1 + np.exp(-x))
     else:

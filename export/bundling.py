@@ -304,6 +304,7 @@ def _graph_entry(variant: Variant, config: MoPEExporterConfig, tolerance: dict[s
         "outputs": [_tensor(key, *value, config) for key, value in config.output_shapes.items()],
         "tolerance": tolerance,
         "gate": _gate(variant),
+        "parts": [],
     }
 
 
@@ -432,7 +433,7 @@ def _build(model: MoPE, options: Options) -> dict[str, Any] | None:
     if not profile and workspace is None and options.target is None:
         return None
     sizes = {axis: [s.min, s.opt, s.max] for axis, s in profile.items()}
-    return {"target": options.target, "profile": sizes, "workspace": workspace}
+    return {"target": options.target, "profile": sizes, "workspace": workspace, "cpu": {"threads": None, "arena": True}}
 
 
 def _figures(reports: dict[str, ParityReport]) -> dict[str, float | str | bool]:

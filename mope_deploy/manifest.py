@@ -8,36 +8,48 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from mope_deploy.errors import BundleError, ConfigError
 from mope_deploy.fields import Fields, parse_json, shown
-from mope_deploy.preprocess import MODALITIES, AudioSpec, ImageSpec, Tensors, TextSpec, VideoSpec, tensors_of
+from mope_deploy.preprocess import (
+    MODALITIES,
+    AudioSpec,
+    ImageSpec,
+    Tensors,
+    TextSpec,
+    VideoSpec,
+    tensors_of,
+)
 
 __all__ = [
     "FORMAT",
     "MANIFEST",
     "SCHEMA",
     "Build",
+    "Cpu",
     "FileEntry",
     "Gate",
     "Golden",
     "Graph",
     "Manifest",
     "Parity",
+    "Part",
     "Routing",
     "Task",
     "TensorSpec",
     "Tolerance",
     "check_name",
+    "conditions_name",
     "read_manifest",
+    "y_name",
 ]
 
 Spec = TypeVar("Spec", ImageSpec, TextSpec, AudioSpec, VideoSpec)
 
 FORMAT = "mope-bundle"
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST = "manifest.json"
 
 DTYPES = ("float32", "float16", "int64", "int32", "int8", "uint8", "bool")
@@ -50,6 +62,7 @@ MAX_FILE_BYTES = 2**40
 MAX_TOKENIZER_BYTES = 256 * 2**20
 MAX_FILES = 10_000
 MAX_LABELS = 100_000
+MAX_THREADS = 4096
 
 _SAFE_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")  # a name on every file system; never "." or ".."
 _AXIS = re.compile(r"[a-z][a-z0-9_]{0,62}")
@@ -113,34 +126,70 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class Cpu:
+    """How a session on the CPU is set up unless the device says otherwise.
+
+    Args:
+        threads: of one operator; None for as many as the process may use cores.
+        arena: whether the session keeps the memory it once had, in an arena, for its next run.
+    """
+
+    threads: int | None = None
+    arena: bool = True
+
+
+@dataclass(frozen=True)
 class Build:
-    """What engines should be built with where nothing else is asked for.
+    """What engines should be built with, and sessions opened with, where nothing else is asked for.
 
     Args:
         target: name of the device preset that the export was made for (mope_deploy/targets.py), or None.
         profile: name of an axis → its least, best and greatest size.
         workspace: limit of the builder's scratch memory in MiB, or None.
+        cpu: of sessions on the CPU.
     """
 
-    target: str | None
-    profile: Mapping[str, tuple[int, int, int]]
-    workspace: int | None
+    target: str | None = None
+    profile: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    workspace: int | None = None
+    cpu: Cpu = Cpu()
+
+
+@dataclass(frozen=True)
+class Part:
+    """The file that encodes one complementary modality of a split graph.
+
+    Args:
+        modality: what it encodes; it reads nothing else.
+        file: the ONNX file.
+        data: the external-data files it reads.
+        inputs: those that preprocessing makes of the modality.
+        outputs: its pooled feature :func:`y_name` (B, D_y) and, for the main file, :func:`conditions_name` (B, F):
+            all that depends on this modality alone, side by side in one row for each sample.
+    """
+
+    modality: str
+    file: str
+    data: tuple[str, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
 
 
 @dataclass(frozen=True)
 class Graph:
-    """One file that computes the model.
+    """What computes the model: one file, or a main file and a part for each complementary modality.
 
     Args:
         name: distinguishes the graphs of a bundle: ``"model"``, ``"model-int8"``, ``"model-fused"``.
-        file: the ONNX file.
+        file: the ONNX file; of a split graph the main one, which runs after its parts.
         data: the external-data files it reads.
         precision: of its weights and arithmetic, one of :data:`PRECISIONS`.
         opset, ir_version: of the file, for those who must know whether their engine reads it.
         runs_on: ``"any"``, or the one engine that takes it; ``"tensorrt"`` stands for all TensorRT libraries.
-        inputs, outputs: in the graph's order.
+        inputs, outputs: of ``file``, in its order; a split graph's main file reads the parts' conditions as well.
         tolerance: how far its outputs on the golden samples may be from the golden ones.
         gate: how a precision below fp32 was judged; None for fp32, which passed the parity gate.
+        parts: of a split graph one for each complementary modality, in the manifest's order; else empty.
     """
 
     name: str
@@ -154,6 +203,19 @@ class Graph:
     outputs: tuple[TensorSpec, ...]
     tolerance: Tolerance
     gate: Gate | None
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def raw_inputs(self) -> tuple[TensorSpec, ...]:
+        """What preprocessing makes for the whole graph: the main file's share, then each part's."""
+        conditions = {conditions_name(part.modality) for part in self.parts}
+        own = tuple(spec for spec in self.inputs if spec.name not in conditions)
+        return own + tuple(spec for part in self.parts for spec in part.inputs)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file it is made of."""
+        return (self.file, *self.data, *(name for part in self.parts for name in (part.file, *part.data)))
 
     def takes(self, engine: str) -> bool:
         """Whether ``engine`` (``"onnxruntime"``, ``"tensorrt"``, ``"tensorrt_rtx"``) may run this graph."""
@@ -243,6 +305,20 @@ class Manifest:
         specs = {name: getattr(self, name) for name in MODALITIES}
         return tensors_of({name: spec for name, spec in specs.items() if spec is not None}, self.missing)
 
+    def tensors_of(self, modality: str) -> Tensors:
+        """What preprocessing makes of one modality that the model reads: name → dtype and axes."""
+        return tensors_of({modality: getattr(self, modality)}, self.missing)
+
+
+def y_name(modality: str) -> str:
+    """The output of a part that is its modality's pooled feature: float32 (B, D_y)."""
+    return f"y_{modality}"
+
+
+def conditions_name(modality: str) -> str:
+    """What a part hands to the main file: float32 (B, F)."""
+    return f"conditions_{modality}"
+
 
 def read_manifest(text: str, where: str) -> Manifest:
     """The text of a manifest, of any schema that this release knows, as today's :class:`Manifest`.
@@ -287,14 +363,27 @@ def _read_schema_1(document: dict[str, Any], where: str) -> Manifest:
         where,
         schema=1,
         graph=lambda value, at: _graph_of_schema_1(value, at, tolerance),
+        build=_build,
     )
 
 
 def _read_schema_2(document: dict[str, Any], where: str) -> Manifest:
-    return _read(document, where, schema=2, graph=_graph)
+    """Schema 2 had one file for each graph, and said nothing about sessions on the CPU."""
+    return _read(document, where, schema=2, graph=_graph_of_schema_2, build=_build_of_schema_2)
 
 
-def _read(document: dict[str, Any], where: str, *, schema: int, graph: Callable[[object, str], Graph]) -> Manifest:
+def _read_schema_3(document: dict[str, Any], where: str) -> Manifest:
+    return _read(document, where, schema=3, graph=_graph, build=_build)
+
+
+def _read(
+    document: dict[str, Any],
+    where: str,
+    *,
+    schema: int,
+    graph: Callable[[object, str], Graph],
+    build: Callable[[object, str], Build],
+) -> Manifest:
     keys = "format schema name created versions task modalities preprocess graphs routing golden parity build files"
     read = Fields(document, where, BundleError, required=keys.split())
     modalities = Fields(document["modalities"], f"{where}.modalities", BundleError, required=("main", "complementary"))
@@ -321,7 +410,7 @@ def _read(document: dict[str, Any], where: str, *, schema: int, graph: Callable[
         routing=read.maybe("routing", _routing),
         golden=_golden(document["golden"], f"{where}.golden"),
         parity=_parity(document["parity"], f"{where}.parity"),
-        build=read.maybe("build", _build) or Build(None, {}, None),
+        build=read.maybe("build", build) or Build(),
         files=_files(document["files"], f"{where}.files"),
         audio=preprocess.maybe("audio", _spec(AudioSpec)),
         video=preprocess.maybe("video", _spec(VideoSpec)),
@@ -332,7 +421,7 @@ def _read(document: dict[str, Any], where: str, *, schema: int, graph: Callable[
 
 
 # Every schema ever released keeps its reader, which returns today's Manifest.
-_READERS = {1: _read_schema_1, 2: _read_schema_2}
+_READERS = {1: _read_schema_1, 2: _read_schema_2, 3: _read_schema_3}
 
 
 def _time(read: Fields) -> str:
@@ -388,11 +477,17 @@ def _graph_of_schema_1(value: object, where: str, tolerance: Tolerance) -> Graph
     keys = ("name", "file", "data", "precision", "opset", "ir_version", "runs_on", "inputs", "outputs")
     read = Fields(value, where, BundleError, required=keys)
     limits = {"logits": tolerance.logits, "routing": tolerance.routing}
-    return _graph({**read.value, "tolerance": limits, "gate": None}, where)
+    return _graph({**read.value, "tolerance": limits, "gate": None, "parts": []}, where)
+
+
+def _graph_of_schema_2(value: object, where: str) -> Graph:
+    keys = "name file data precision opset ir_version runs_on inputs outputs tolerance gate"
+    read = Fields(value, where, BundleError, required=keys.split())
+    return _graph({**read.value, "parts": []}, where)
 
 
 def _graph(value: object, where: str) -> Graph:
-    keys = "name file data precision opset ir_version runs_on inputs outputs tolerance gate"
+    keys = "name file data precision opset ir_version runs_on inputs outputs tolerance gate parts"
     read = Fields(value, where, BundleError, required=keys.split())
     return Graph(
         name=read.text("name", most=64),
@@ -406,6 +501,18 @@ def _graph(value: object, where: str) -> Graph:
         outputs=read.array("outputs", _tensor, least=1, most=64),
         tolerance=_tolerance(read.value["tolerance"], f"{where}.tolerance"),
         gate=read.maybe("gate", _gate),
+        parts=read.array("parts", _part, most=len(MODALITIES)),
+    )
+
+
+def _part(value: object, where: str) -> Part:
+    read = Fields(value, where, BundleError, required=("modality", "file", "data", "inputs", "outputs"))
+    return Part(
+        modality=read.choice("modality", MODALITIES),
+        file=_name(read, "file"),
+        data=read.array("data", check_name, most=1000),
+        inputs=read.array("inputs", _tensor, least=1, most=64),
+        outputs=read.array("outputs", _tensor, least=2, most=2),
     )
 
 
@@ -429,8 +536,13 @@ def _gate(value: object, where: str) -> Gate:
     )
 
 
-def _build(value: object, where: str) -> Build:
+def _build_of_schema_2(value: object, where: str) -> Build:
     read = Fields(value, where, BundleError, required=("target", "profile", "workspace"))
+    return _build({**read.value, "cpu": {"threads": None, "arena": True}}, where)
+
+
+def _build(value: object, where: str) -> Build:
+    read = Fields(value, where, BundleError, required=("target", "profile", "workspace", "cpu"))
     axes = read.value["profile"]
     if not isinstance(axes, dict) or len(axes) > 8:
         raise read.fail("profile", "an object of at most 8 axes")
@@ -439,7 +551,14 @@ def _build(value: object, where: str) -> Build:
         target=None if read.value["target"] is None else read.text("target", most=32),
         profile={axis: _sizes(profile, axis) for axis in axes},
         workspace=None if read.value["workspace"] is None else read.integer("workspace", 1, 2**20),
+        cpu=_cpu(read.value["cpu"], f"{where}.cpu"),
     )
+
+
+def _cpu(value: object, where: str) -> Cpu:
+    read = Fields(value, where, BundleError, required=("threads", "arena"))
+    threads = None if read.value["threads"] is None else read.integer("threads", 1, MAX_THREADS)
+    return Cpu(threads=threads, arena=read.boolean("arena"))
 
 
 def _sizes(read: Fields, axis: str) -> tuple[int, int, int]:
@@ -566,7 +685,7 @@ def _check_consistent(manifest: Manifest, where: str) -> None:
         _check_graph(graph, manifest, f"{where}.graphs[{i}]")
     golden = manifest.golden
     named = [golden.samples, golden.inputs, golden.outputs]
-    named += [name for graph in manifest.graphs for name in (graph.file, *graph.data)]
+    named += [name for graph in manifest.graphs for name in graph.files]
     named += [name for name in (manifest.tokenizer, manifest.parity.report) if name is not None]
     for name in named:
         if name not in manifest.files:
@@ -582,11 +701,49 @@ def _check_graph(graph: Graph, manifest: Manifest, where: str) -> None:
     promised: Tensors = {"logits": ("float32", ("batch", len(manifest.task.labels)))}
     if manifest.routing is not None:
         promised["routing"] = ("float32", ("batch", manifest.routing.layers, manifest.routing.experts))
-    _check_tensors(graph.inputs, manifest.tensors, f"{where}.inputs")
+    if graph.parts:
+        _check_parts(graph, manifest, where)
+    else:
+        _check_tensors(graph.inputs, manifest.tensors, f"{where}.inputs")
     _check_tensors(graph.outputs, promised, f"{where}.outputs")
     missing = sorted(set(promised) - {tensor.name for tensor in graph.outputs})
     if missing:
         raise BundleError(f"{where}.outputs", received=f"no {missing[0]}", expected=", ".join(promised))
+
+
+def _check_parts(graph: Graph, manifest: Manifest, where: str) -> None:
+    """One part for each complementary modality, which reads that alone; the main file reads the rest and their rows."""
+    modalities = tuple(part.modality for part in graph.parts)
+    if modalities != manifest.complementary:
+        raise BundleError(
+            f"{where}.parts", received=", ".join(modalities), expected=f"{', '.join(manifest.complementary)}, or none"
+        )
+    if graph.runs_on != "onnxruntime":
+        raise BundleError(f"{where}.runs_on", received=graph.runs_on, expected="onnxruntime for a graph in parts")
+    files = [graph.file, *(part.file for part in graph.parts)]
+    if len(set(files)) != len(files):
+        raise BundleError(f"{where}.parts", received="one file twice", expected="a file of its own for each")
+    read = manifest.tensors_of(manifest.main)
+    for i, part in enumerate(graph.parts):
+        at = f"{where}.parts[{i}]"
+        _check_tensors(part.inputs, manifest.tensors_of(part.modality), f"{at}.inputs")
+        widths = {spec.name: spec.shape[-1] for spec in part.outputs}
+        names = (y_name(part.modality), conditions_name(part.modality))
+        if tuple(spec.name for spec in part.outputs) != names:
+            raise BundleError(f"{at}.outputs", received=", ".join(widths), expected=" and ".join(names))
+        for spec in part.outputs:
+            if (
+                len(spec.shape) != 2
+                or spec.shape[0] != "batch"
+                or spec.dtype != "float32"
+                or isinstance(spec.shape[1], str)
+            ):
+                raise BundleError(f"{at}.outputs: {spec.name}", received=spec.form, expected="float32 (batch, a size)")
+        read |= {names[1]: ("float32", ("batch", widths[names[1]]))}
+    _check_tensors(graph.inputs, read, f"{where}.inputs")
+    unread = sorted({conditions_name(name) for name in modalities} - {spec.name for spec in graph.inputs})
+    if unread:
+        raise BundleError(f"{where}.inputs", received=f"no {unread[0]}", expected=", ".join(read))
 
 
 def _check_tensors(tensors: tuple[TensorSpec, ...], known: Tensors, where: str) -> None:

@@ -153,6 +153,7 @@ def test_names_that_could_leave_the_folder(bundle_copy: Path, field: str, name: 
     refused(bundle_copy, "the relative path of a file inside the bundle")
 
 
+CPU = {"threads": None, "arena": True}
 GATE = {"samples": 5, "mark": "CPU", "kept": [], "thresholds": {"labels": 0.99}, "figures": {"labels": 1.0}}
 CHANGES: list[tuple[str, Any, str]] = [
     ("format", "other", "'mope-bundle'"),
@@ -217,10 +218,22 @@ CHANGES: list[tuple[str, Any, str]] = [
     ("graphs.0.gate", {**GATE, "thresholds": {"labels": 1.5}}, "thresholds.labels"),
     ("graphs.0.gate", {**GATE, "kept": ["a", "a"]}, "'a' twice"),
     ("graphs.0.gate", {**GATE, "figures": {"labels": None}}, "figures"),
-    ("build", {"target": None, "profile": {"batch": [4, 1, 16]}, "workspace": None}, "least, best, greatest"),
-    ("build", {"target": None, "profile": {"batch": [1, 4.5, 16]}, "workspace": None}, "least, best, greatest"),
-    ("build", {"target": None, "profile": {}, "workspace": 0}, "workspace"),
-    ("build", {"target": 3, "profile": {}, "workspace": None}, "target"),
+    (
+        "build",
+        {"target": None, "profile": {"batch": [4, 1, 16]}, "workspace": None, "cpu": CPU},
+        "least, best, greatest",
+    ),
+    (
+        "build",
+        {"target": None, "profile": {"batch": [1, 4.5, 16]}, "workspace": None, "cpu": CPU},
+        "least, best, greatest",
+    ),
+    ("build", {"target": None, "profile": {}, "workspace": 0, "cpu": CPU}, "workspace"),
+    ("build", {"target": 3, "profile": {}, "workspace": None, "cpu": CPU}, "target"),
+    ("build", {"target": None, "profile": {}, "workspace": 1}, "cpu missing"),
+    ("build", {"target": None, "profile": {}, "workspace": 1, "cpu": {**CPU, "threads": 0}}, "threads"),
+    ("build", {"target": None, "profile": {}, "workspace": 1, "cpu": {**CPU, "arena": 1}}, "true or false"),
+    ("graphs.0.parts", None, "parts"),
     ("golden.inputs", "golden/none.npz", "not listed"),
     ("parity.figures", {"a": [1]}, "figures"),
     ("parity.figures", {"a": "x" * 1001}, "1,001 characters"),
@@ -235,6 +248,24 @@ CHANGES: list[tuple[str, Any, str]] = [
     ("files.parity.json", {"sha256": "0" * 64}, "bytes missing"),
     ("extra", 1, "unknown key 'extra'"),
     ("gaphs", 1, "did you mean 'graphs'?"),
+]
+
+
+# The same for a split graph: its parts fit the modalities, the main file and the list of files.
+PARTS: list[tuple[str, Any, str]] = [
+    ("graphs.0.parts", [], "conditions_text"),
+    ("graphs.0.runs_on", "any", "onnxruntime for a graph in parts"),
+    ("graphs.0.parts.0.modality", "image", "parts; received image; expected text, or none"),
+    ("graphs.0.parts.0.file", "other.onnx", "'other.onnx' is used and not listed"),
+    ("graphs.0.parts.0.data", ["part.data"], "'part.data' is used and not listed"),
+    ("graphs.0.parts.0.file", "model.onnx", "one file twice"),
+    ("graphs.0.parts.0.inputs.0.name", "pixel_values", "input_ids, attention_mask"),
+    ("graphs.0.parts.0.outputs.0.name", "pooled", "y_text and conditions_text"),
+    ("graphs.0.parts.0.outputs.1.shape", ["batch", "text_length"], "float32 (batch, a size)"),
+    ("graphs.0.parts.0.outputs.1.shape", ["batch", 5], "expected float32 (batch, 5)"),
+    ("graphs.0.parts.0.outputs.1.dtype", "float16", "float32 (batch, a size)"),
+    ("graphs.0.inputs.1.name", "input_ids", "pixel_values, conditions_text"),
+    ("graphs.0.inputs", [tiny.manifest()["graphs"][0]["inputs"][0]], "no conditions_text"),
 ]
 
 
@@ -256,16 +287,27 @@ def test_strict(bundle_copy: Path, place: str, value: Any, words: str) -> None:
     refused(bundle_copy, "manifest.json", words)
 
 
+@pytest.mark.parametrize(("place", "value", "words"), PARTS, ids=[f"{place}-{words}" for place, _, words in PARTS])
+def test_strict_about_parts(graph_file: Path, tmp_path: Path, place: str, value: Any, words: str) -> None:
+    files = {**tiny.files(graph_file), "model.text.onnx": b"not opened here"}
+    path = write_bundle(tmp_path / "b", files=files, manifest=tiny.split(tiny.manifest())).path
+    graph = Bundle.open(path).manifest.graphs[0]
+    assert [spec.name for spec in graph.raw_inputs] == ["pixel_values", "input_ids", "attention_mask"]
+    assert graph.files == ("model.onnx", "model.text.onnx")
+    rewrite(path, lambda document: put(document, place, value))
+    refused(path, words)
+
+
 @pytest.mark.parametrize("key", sorted([*tiny.manifest(), "format", "schema", "files"]))
 def test_no_field_may_be_left_out(bundle_copy: Path, key: str) -> None:
     rewrite(bundle_copy, lambda document: document.pop(key))
     refused(bundle_copy, key)
 
 
-@pytest.mark.parametrize(("version", "todo"), [(3, "--upgrade"), (999, "--upgrade"), (0, "again"), (-1, "again")])
+@pytest.mark.parametrize(("version", "todo"), [(4, "--upgrade"), (999, "--upgrade"), (0, "again"), (-1, "again")])
 def test_unknown_schemas_say_what_to_do(bundle_copy: Path, version: int, todo: str) -> None:
     rewrite(bundle_copy, lambda document: document.update(schema=version))
-    refused(bundle_copy, f"schema; received {version}", "reads: 1, 2", todo)
+    refused(bundle_copy, f"schema; received {version}", "reads: 1, 2, 3", todo)
 
 
 @pytest.mark.parametrize("version", ["1", 1.0, True, None, [1]])
@@ -282,7 +324,19 @@ def test_the_first_schema_stays_readable(bundle_copy: Path) -> None:
     assert manifest.schema == 1
     assert manifest.graphs[0].tolerance == schema.Tolerance(logits=1e-5, routing=1e-5)
     assert manifest.graphs[0].gate is None
-    assert manifest.build == schema.Build(target=None, profile={}, workspace=None)
+    assert manifest.build == schema.Build(target=None, profile={}, workspace=None, cpu=schema.Cpu(None, True))
+
+
+def test_the_second_schema_stays_readable(bundle_copy: Path) -> None:
+    document = json.loads((bundle_copy / "manifest.json").read_text())
+    old = tiny.as_schema_2(document | {"build": {"target": "orin-nano", "profile": {}, "workspace": 512}})
+    (bundle_copy / "manifest.json").write_text(json.dumps(old))
+    manifest = Bundle.open(bundle_copy).manifest
+    assert manifest.schema == 2
+    assert manifest.graphs[0].parts == ()
+    assert manifest.build == schema.Build("orin-nano", {}, 512, schema.Cpu(None, True))
+    rewrite(bundle_copy, lambda document: document["graphs"][0].update(parts=[]))
+    refused(bundle_copy, "unknown key 'parts'")
 
 
 @pytest.mark.parametrize("place", ["golden.tolerance", "graphs.0.precision"])
@@ -297,13 +351,14 @@ def test_what_lowers_precision_and_what_to_build(bundle_copy: Path) -> None:
     def change(document: dict[str, Any]) -> None:
         document["graphs"][0] |= {"precision": "int8", "gate": {**GATE, "kept": ["main.encoder.blocks.1"]}}
         document["build"] = {"target": "orin-nano", "profile": {"batch": [1, 1, 4]}, "workspace": 512}
+        document["build"]["cpu"] = {"threads": 4, "arena": False}
 
     rewrite(bundle_copy, change)
     manifest = Bundle.open(bundle_copy).manifest
     assert manifest.graphs[0].gate == schema.Gate(
         5, "CPU", ("main.encoder.blocks.1",), {"labels": 0.99}, {"labels": 1.0}
     )
-    assert manifest.build == schema.Build("orin-nano", {"batch": (1, 1, 4)}, 512)
+    assert manifest.build == schema.Build("orin-nano", {"batch": (1, 1, 4)}, 512, schema.Cpu(threads=4, arena=False))
 
 
 @pytest.mark.parametrize(
@@ -338,8 +393,8 @@ def test_damaged_manifests(bundle_copy: Path) -> None:
         (b'{"a":' * 200_000, "nested too deeply"),
         (b"[]", "JSON object"),
         (b"null", "JSON object"),
-        (good.replace(b'"schema"', b'"schema": 2, "schema"', 1), "twice"),
-        (good.replace(b'"schema": 2', b'"schema": ' + b"9" * 5000, 1), "5,000 digits"),
+        (good.replace(b'"schema"', b'"schema": 3, "schema"', 1), "twice"),
+        (good.replace(b'"schema": 3', b'"schema": ' + b"9" * 5000, 1), "5,000 digits"),
     ):
         file.write_bytes(bad)
         refused(bundle_copy, "manifest.json", words)
