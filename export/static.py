@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from export.folding import AppendedExperts, FoldedExperts, LayerSize, Mixture, choose, constants
+from mope_deploy.manifest import y_name
 from mope_deploy.model import MoPE
 from mope_deploy.model.backbones import Backbone
 from mope_deploy.model.backbones.prefix import Projection
@@ -74,6 +75,7 @@ class StaticMoPE(nn.Module):
     Attributes:
         input_names: what ``forward`` reads from its dict.
         output_names: names of the tuple it returns: ``logits`` and, if asked for, ``routing``.
+        shows_y: whether the pooled feature of each complementary modality follows behind them.
         prefix: whether prompts enter the layers of the main encoder as keys and values alone.
     """
 
@@ -94,12 +96,20 @@ class StaticMoPE(nn.Module):
         self.input_names = input_names
         self.output_names = ("logits", "routing") if routing_output else ("logits",)
         self.main = main
+        self.shows_y = False
         self.prefix = prefix and main.has_prefix_form
         self.complementary = nn.ModuleDict(complementary)
         self.layers = nn.ModuleList(layers)
         self.mappers = nn.ModuleDict(mappers)
         self.head = head
         self.stand_ins = nn.ParameterDict(stand_ins)
+
+    def showing_y(self) -> StaticMoPE:
+        """The same modules; the outputs of the result also have y of each complementary modality, (B, D_y)."""
+        shown = copy.copy(self)
+        shown.shows_y = True
+        shown.output_names = (*self.output_names, *map(y_name, self.complementary))
+        return shown
 
     def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Inputs by name → ``logits`` (B, C) and, if asked for, ``routing`` (B, layers, K)."""
@@ -117,7 +127,8 @@ class StaticMoPE(nn.Module):
             if weights is not None:
                 routing.append(weights)
         logits = self.head(self.main.finish(x, mask))  # (B, C)
-        return (logits, torch.stack(routing, dim=1)) if "routing" in self.output_names else (logits,)
+        outputs = (logits, torch.stack(routing, dim=1)) if "routing" in self.output_names else (logits,)
+        return (*outputs, *y.values()) if self.shows_y else outputs
 
 
 class StaticEncoder(nn.Module):
