@@ -52,12 +52,14 @@ class PartFile:
     Attributes:
         modality: what it encodes.
         files: the ONNX file and, where they are apart, its weights.
+        inputs: names of what it reads.
         y_width: D_y.
         width: F, how many values it hands to the main file for each sample.
     """
 
     modality: str
     files: tuple[Path, ...]
+    inputs: tuple[str, ...]
     y_width: int
     width: int
 
@@ -136,7 +138,7 @@ def split(
     for modality, values in crossing.items():
         y = cut.pooled(modality, probes)
         files = write(cut.part(modality, y, values), f"{source.stem}.{modality}.onnx")
-        parts.append(PartFile(modality, files, y.size, sum(value.size for value in values)))
+        parts.append(PartFile(modality, files, tuple(inputs[modality]), y.size, sum(value.size for value in values)))
     return SplitGraph(write(cut.main(crossing), source.name), tuple(parts))
 
 
@@ -166,7 +168,7 @@ class _Cut:
         frontier = [value for value in _values(self.model.graph) if self._leaves(value, modality)]
         if not frontier:
             raise ExportError(f"nothing in the main file depends on {modality}", todo="export without --split")
-        sources = {source for value in frontier for source in self._moved_from(value, modality)}
+        sources = list(dict.fromkeys(source for value in frontier for source in self._moved_from(value, modality)))
         known = self._measure(modality, [*frontier, *sources], probes)
         for value in frontier:
             if value not in known:
@@ -318,7 +320,7 @@ class _Cut:
 
 
 def _sides(graph: ir.Graph, owners: Mapping[str, str]) -> dict[ir.Node, str]:
-    """Whose each node is: a modality's where it depends on that alone, anybody's where on none, else the main file's."""
+    """Whose each node is: the only modality's that it depends on, anybody's without one, else the main file's."""
     needs: dict[ir.Value, frozenset[str]] = {
         value: frozenset((owners.get(value.name or "", _MAIN),)) for value in graph.inputs
     }

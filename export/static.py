@@ -15,6 +15,7 @@ The result shares its tensors with the trained model and changes nothing of it: 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -33,7 +34,7 @@ from mope_deploy.model.prompts import LayerPrompts, StaticPrompt
 from mope_deploy.model.router import Router
 from mope_deploy.preprocess import present_name
 
-__all__ = ["StaticMoPE", "to_static"]
+__all__ = ["StaticMoPE", "folding_of", "to_static"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -67,6 +68,27 @@ def to_static(model: MoPE, *, routing_output: bool = True, fold: str = "auto") -
         prefix=fold != "token",
     )
     return static.eval()
+
+
+def folding_of(model: MoPE, fold: str) -> str:
+    """How prompts enter the layers of the main encoder in :func:`to_static`, in words: ``"gram in 12 of 12 layers"``.
+
+    ``token`` stands for the token form, ``append`` for prompts that go through the layer's own product, ``constants``
+    for static prompts alone as constants; the others are the forms of a mixture of experts (export.folding).
+    """
+    forms = Counter(
+        _layer_form(layer, _projection(model.main, i, fold), fold, prefix=model.main.has_prefix_form)  # type: ignore[arg-type]
+        for i, layer in enumerate(model.layers)
+    )
+    return ", ".join(f"{form} in {count} of {model.main.depth} layers" for form, count in forms.items())
+
+
+def _layer_form(layer: LayerPrompts, projection: Projection | None, fold: str, *, prefix: bool) -> str:
+    if fold == "token" or not prefix:
+        return "token"
+    if layer.experts is not None and layer.router is not None:
+        return _form(layer.experts, layer.router.top_k, projection, fold)
+    return "append" if projection is None or layer.static is None else "constants"
 
 
 class StaticMoPE(nn.Module):
@@ -285,9 +307,12 @@ def _experts(
     experts: PromptExperts, top_k: int, projection: Projection | None, fold: str
 ) -> AppendedExperts | FoldedExperts:
     """The experts of one layer in the form that ``fold`` asks for."""
-    E = experts.prompts.detach()
-    form = "append" if projection is None else choose(fold, LayerSize.of(projection, E, top_k))
+    E, form = experts.prompts.detach(), _form(experts, top_k, projection, fold)
     return AppendedExperts(E) if projection is None or form == "append" else FoldedExperts(projection, E, form)
+
+
+def _form(experts: PromptExperts, top_k: int, projection: Projection | None, fold: str) -> str:
+    return "append" if projection is None else choose(fold, LayerSize.of(projection, experts.prompts.detach(), top_k))
 
 
 def _joined(parts: list[Tensor], *, dim: int) -> Tensor | None:
