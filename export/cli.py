@@ -81,7 +81,7 @@ GateSamples = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help=f"Real samples that precisions below fp32 are judged on; fewer if there are fewer. Default: {GATE_SAMPLES}.",
+        help=f"Real samples that precisions below fp32 are judged on, or all there are. Default: {GATE_SAMPLES}.",
         show_default=False,
     ),
 ]
@@ -151,7 +151,7 @@ def export(
         bool,
         typer.Option(
             "--split",
-            help="Each complementary encoder as a file of its own, so that a device runs it only when its input changes.",
+            help="Each complementary encoder as a file of its own, which a device runs when its input changes.",
         ),
     ] = False,
     routing: Annotated[
@@ -348,8 +348,8 @@ def export(
     for row in exported.rows:
         if row.explanation:
             out.print(f"{row.graph}: {row.explanation}", markup=False)
-        for part in row.parts:
-            out.print(f"{row.graph}: {part}", markup=False)
+        if row.parts:
+            out.print(f"{row.graph} in parts: {row.parts}", markup=False)
     _print_result(exported, source, target, seconds=time.monotonic() - started)
     if "triton" in formats:
         _print_rows({"triton": ", ".join(map(str, repositories))})

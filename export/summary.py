@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ class Row:
         proved: of an engine, whether the golden samples came out right here; None for a graph.
         kept: how many parts stayed in fp32.
         explanation: which, and why; empty if none did.
-        parts: of a graph in several files what each is, in words.
+        parts: of a graph in several files their names and sizes, and what crosses; empty for one file.
     """
 
     format: str
@@ -46,7 +46,7 @@ class Row:
     proved: bool | None
     kept: int = 0
     explanation: str = ""
-    parts: tuple[str, ...] = ()
+    parts: str = ""
 
 
 def summarise(
@@ -80,7 +80,7 @@ def summarise(
             None,
             len(variant.kept),
             variant.explain(),
-            tuple(_parts(variant)),
+            _parts(variant),
         )
         for variant in variants
     ]
@@ -101,12 +101,14 @@ def summarise(
     return rows
 
 
-def _parts(variant: Variant) -> Iterator[str]:
-    """``model.text.onnx, 438.0 MB: hands over 9,312 values a sample``, and the main file."""
-    for part in variant.parts:
-        yield f"{part.files[0].name}, {_megabytes(part.files)}: hands over {part.width:,} values a sample"
-    if variant.parts:
-        yield f"{variant.files[0].name}, {_megabytes(variant.files)}: all else"
+def _parts(variant: Variant) -> str:
+    """``model.text.onnx 438.0 MB (9,312 values a sample) + model.onnx 347.0 MB``; empty for one file."""
+    if not variant.parts:
+        return ""
+    parts = [
+        f"{part.files[0].name} {_megabytes(part.files)} ({part.width:,} values a sample)" for part in variant.parts
+    ]
+    return " + ".join([*parts, f"{variant.files[0].name} {_megabytes(variant.files)}"])
 
 
 def _megabytes(files: Sequence[Path]) -> str:
