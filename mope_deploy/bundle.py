@@ -15,7 +15,7 @@ import secrets
 import shutil
 import stat
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ class Bundle:
                 if graph.takes(engine):
                     return graph
             made = ", ".join(f"{graph.name} ({graph.precision}, for {graph.runs_on})" for graph in graphs)
-            raise UsageError(f"{self.path}: no graph for {engine}", received=made)
+            raise UsageError(f"{self.path}: no graph for {engine}", received=made, todo=_advice(graphs, engine))
         names = [g.name for g in graphs]
         if name not in names:
             hint = nearest(name, names)
@@ -115,7 +115,12 @@ class Bundle:
             )
         found = graphs[names.index(name)]
         if not found.takes(engine):
-            raise UsageError(f"{self.path}: graph {name!r}", received=f"engine {engine}", expected=found.runs_on)
+            raise UsageError(
+                f"{self.path}: graph {name!r}",
+                received=f"engine {engine}",
+                expected=found.runs_on,
+                todo=_advice([found], engine),
+            )
         return found
 
     @cached_property
@@ -226,6 +231,13 @@ def write_bundle(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # gone already where all went well
     return Bundle(target, bundle.manifest, bundle.sha256)
+
+
+def _advice(graphs: Sequence[Graph], engine: str) -> str | None:
+    """What to do where none of ``graphs`` is for ``engine`` because they are split."""
+    if engine != "onnxruntime" and any(graph.parts for graph in graphs):
+        return "a split graph runs in ONNX Runtime alone: export again without --split"
+    return None
 
 
 def _check_is_bundle(path: Path) -> None:

@@ -50,7 +50,21 @@ REBUILD = typer.Option(
     False, "--rebuild", help="Build the TensorRT engine again where there is none or this device refuses it."
 )
 GRAPH = typer.Option(None, help="Which graph of the bundle; by default the canonical one.", show_default=False)
-THREADS = typer.Option(None, min=1, help="Threads of one operator; by default the number of cores.", show_default=False)
+THREADS = typer.Option(
+    None,
+    min=1,
+    help="Threads of one operator; by default the bundle's choice, else the cores of this process.",
+    show_default=False,
+)
+ARENA = typer.Option(
+    None,
+    "--arena/--no-arena",
+    help="Keep the memory of earlier runs for the next one; by default the bundle's choice.",
+    show_default=False,
+)
+CACHE = typer.Option(
+    64, "--cache-mb", min=0, max=2**20, help="MiB for what a split graph need not compute again; others use none."
+)
 PROVIDER = typer.Option(
     None,
     help="ONNX Runtime's execution provider: cpu, cuda, tensorrt, tensorrt-rtx, or its full name. Repeatable.",
@@ -81,8 +95,10 @@ def run(
     engine: str = ENGINE,
     graph: str | None = GRAPH,
     threads: int | None = THREADS,
+    arena: bool | None = ARENA,
     provider: list[str] | None = PROVIDER,
     rebuild: bool = REBUILD,
+    cache_mb: int = CACHE,
 ) -> None:
     """Predict one sample (--image, --text, …), or every row of a file (--data in.jsonl --out out.jsonl)."""
     given = {"image": image, "text": text, "audio": audio, "video": video}
@@ -96,7 +112,16 @@ def run(
         )
     if data is not None and out is not None and _same_file(data, out):
         raise UsageError("--out is the file that --data reads", received=out, expected="another file")
-    predictor = _load(bundle, engine=engine, graph=graph, threads=threads, provider=provider, rebuild=rebuild)
+    predictor = _load(
+        bundle,
+        engine=engine,
+        graph=graph,
+        threads=threads,
+        arena=arena,
+        provider=provider,
+        rebuild=rebuild,
+        cache_mb=cache_mb,
+    )
     if data is not None:
         _run_file(predictor, data, out, routing=routing, batch_size=batch_size, skip_bad=skip_bad)
         return
@@ -120,15 +145,26 @@ def evaluate(
     engine: str = ENGINE,
     graph: str | None = GRAPH,
     threads: int | None = THREADS,
+    arena: bool | None = ARENA,
     provider: list[str] | None = PROVIDER,
     rebuild: bool = REBUILD,
+    cache_mb: int = CACHE,
 ) -> None:
     """Compare predictions with the labels of a file: accuracy, macro and micro F1, confusion."""
     import numpy as np
 
     from mope_deploy.metrics import report
 
-    predictor = _load(bundle, engine=engine, graph=graph, threads=threads, provider=provider, rebuild=rebuild)
+    predictor = _load(
+        bundle,
+        engine=engine,
+        graph=graph,
+        threads=threads,
+        arena=arena,
+        provider=provider,
+        rebuild=rebuild,
+        cache_mb=cache_mb,
+    )
     task, index = predictor.task, {name: i for i, name in enumerate(predictor.labels)}
     true: list[Any] = []
     predicted: list[Any] = []
@@ -142,6 +178,10 @@ def evaluate(
         predicted.append(encode(prediction.label))
     found = report(np.array(true), np.array(predicted), predictor.labels)
     found["skipped"] = len(samples.skipped)
+    session = predictor.session
+    found["engine"] = {"name": session.name, "device": session.device, "settings": session.settings}
+    if predictor.cache is not None:
+        found["cache"] = predictor.cache.to_dict()
     if as_json:
         _print_json(found)
     else:
@@ -154,13 +194,14 @@ def verify(
     engine: str = ENGINE,
     graph: str | None = GRAPH,
     threads: int | None = THREADS,
+    arena: bool | None = ARENA,
     provider: list[str] | None = PROVIDER,
     rebuild: bool = REBUILD,
     as_json: bool = JSON,
 ) -> None:
     """Check every file's hash, then repeat the golden samples: preprocessing bit for bit, outputs within tolerance."""
     from mope_deploy.bundle import Bundle
-    from mope_deploy.engines import built_engines
+    from mope_deploy.engines import built_engines, engines_not_run
 
     opened = Bundle.open(bundle, verify=True)
     runs_here = "tensorrt" if engine == "tensorrt" else "onnxruntime"
@@ -174,8 +215,10 @@ def verify(
                 engine=engine,
                 graph=name,
                 threads=threads,
+                arena=arena,
                 provider=provider,
                 rebuild=rebuild and name == canonical,
+                cache_mb=0,
                 check=False,
                 announce=name == canonical and bool(built_engines(opened, name)),
             )
@@ -185,9 +228,10 @@ def verify(
             if name == canonical:
                 raise
             unusable[name] = str(error)
+    not_run = engines_not_run(opened, [one.session for one, _ in results], [canonical, *([] if graph else variants)])
     if as_json:
-        graphs = [vars(result) for _, result in results]
-        _print_json({"bundle": str(bundle), "sha256": opened.sha256, "graphs": graphs, "unusable": unusable})
+        found = {"bundle": str(bundle), "sha256": opened.sha256, "unusable": unusable, "engines_not_run": not_run}
+        _print_json(found | {"graphs": [vars(result) for _, result in results]})
         return
     console.out.print(f"{len(opened.manifest.files)} files: SHA-256 as in the manifest", markup=False)
     for predictor, result in results:
@@ -200,6 +244,8 @@ def verify(
         )
     for name, reason in unusable.items():
         console.err.print(f"note: {name} cannot be used here, and is not unless asked for: {reason}", markup=False)
+    for file, reason in not_run.items():
+        console.err.print(f"note: {file} was not run: {reason}", markup=False)
     if unlisted := opened.unlisted():
         console.err.print(
             f"note: {len(unlisted)} files are not part of the bundle: {', '.join(unlisted[:10])}", markup=False
@@ -283,6 +329,7 @@ def info(bundle: Path = BUNDLE, as_json: bool = JSON) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     for key, value in _described(opened.manifest):
         table.add_row(_plain(key), _plain(value))
+    table.add_row(_plain("sessions on a CPU"), _plain(_on_a_cpu(opened)))
     table.add_row(_plain("sha256"), _plain(opened.sha256))
     for key, value in _engines(opened):
         table.add_row(_plain(key), _plain(value))
@@ -303,15 +350,25 @@ def _load(
     engine: str,
     graph: str | None,
     threads: int | None,
+    arena: bool | None,
     provider: list[str] | None,
     rebuild: bool,
+    cache_mb: int,
     check: bool = True,
     announce: bool = True,
 ) -> Predictor:
     from mope_deploy.predictor import load
 
     predictor = load(
-        bundle, engine=engine, graph=graph, threads=threads, providers=provider or None, rebuild=rebuild, verify=check
+        bundle,
+        engine=engine,
+        graph=graph,
+        threads=threads,
+        arena=arena,
+        providers=provider or None,
+        rebuild=rebuild,
+        cache_mb=cache_mb,
+        verify=check,
     )
     if announce:
         _say_engine(predictor)
@@ -319,10 +376,13 @@ def _load(
 
 
 def _say_engine(predictor: Predictor) -> None:
-    """Which engine runs and why, where the choice was left to us."""
+    """Which engine runs, how it is set up and why, where the choice was left to us."""
     session = predictor.session
     if session.why:
-        console.err.print(f"engine: {session.name} on {session.device}: {session.why}", markup=False)
+        from mope_deploy.engines.cpu import CpuSettings
+
+        set_up = f", {CpuSettings(**session.settings)}" if session.settings else ""
+        console.err.print(f"engine: {session.name} on {session.device}{set_up}: {session.why}", markup=False)
 
 
 def _require_inputs(predictor: Predictor, **given: Any) -> None:
@@ -371,6 +431,13 @@ def _stream(
         console.err.print(f"skipped {message}", markup=False)
     if samples.skipped:
         console.err.print(f"skipped {len(samples.skipped):,} of {count + len(samples.skipped):,} rows", markup=False)
+    if predictor.cache is not None:
+        kept = predictor.cache
+        console.err.print(
+            f"complementary inputs: {kept.misses:,} encoded, {kept.hits:,} not encoded again (cache: "
+            f"{kept.bytes / 2**20:.1f} of {kept.limit / 2**20:,.0f} MiB)",
+            markup=False,
+        )
     if truncated:
         assert predictor.preprocessing.text is not None
         limit = predictor.preprocessing.text.max_length
@@ -484,6 +551,14 @@ def _print_report(found: dict[str, Any]) -> None:
     console.print_table(confusion)
 
 
+def _on_a_cpu(bundle: Bundle) -> str:
+    """How a session is set up here unless options say otherwise."""
+    from mope_deploy.engines.cpu import cpu_settings
+
+    chosen = cpu_settings(bundle.manifest.build.cpu)
+    return f"{chosen} (threads: {chosen.threads_from})"
+
+
 def _engines(bundle: Bundle) -> Iterator[tuple[str, str]]:
     """What could run it here, and what was built for it."""
     from mope_deploy.engines import providers_here
@@ -562,9 +637,13 @@ def _described(manifest: Manifest) -> Iterator[tuple[str, str]]:
         kind = "dense" if manifest.routing.top_k is None else f"top-{manifest.routing.top_k}"
         yield "routing", f"{kind}, {manifest.routing.experts} experts in each of {manifest.routing.layers} layers"
     for graph in manifest.graphs:
-        size = sum(manifest.files[name].bytes for name in (graph.file, *graph.data))
+        size = sum(manifest.files[name].bytes for name in graph.files) / 1e6
         runs = "" if graph.runs_on == "any" else f", for {graph.runs_on} only"
-        yield f"graph {graph.name}", f"{graph.file}, {graph.precision}, opset {graph.opset}, {size / 1e6:,.1f} MB{runs}"
+        yield f"graph {graph.name}", f"{graph.file}, {graph.precision}, opset {graph.opset}, {size:,.1f} MB{runs}"
+        for part in graph.parts:
+            size = sum(manifest.files[name].bytes for name in (part.file, *part.data)) / 1e6
+            width = part.outputs[1].shape[1]
+            yield "", f"of it {part.modality}: {part.file}, {size:,.1f} MB; {width:,} numbers for each input"
         if graph.gate is not None:
             yield "", _judged(graph.gate)
             if graph.gate.kept:

@@ -6,14 +6,14 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mope_deploy.bundle import Bundle
 from mope_deploy.data import Sample, Samples, open_samples
-from mope_deploy.engines import Session, open_session
+from mope_deploy.engines import CACHE_MB, Session, open_session
 from mope_deploy.engines.golden import Verification, check_outputs_are_golden
 from mope_deploy.errors import (
     BundleError,
@@ -25,6 +25,9 @@ from mope_deploy.errors import (
     UsageError,
 )
 from mope_deploy.preprocess import AudioSource, ImageSource, Preprocessing, VideoSource
+
+if TYPE_CHECKING:
+    from mope_deploy.engines.cache import CacheUse
 
 __all__ = ["Prediction", "Predictor", "Verification", "load"]
 
@@ -69,15 +72,17 @@ def load(
     engine: str = "auto",
     graph: str | None = None,
     threads: int | None = None,
+    arena: bool | None = None,
     providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None = None,
     rebuild: bool = False,
+    cache_mb: int = CACHE_MB,
     verify: bool = True,
 ) -> Predictor:
     """Open a bundle, ready to predict.
 
     Args:
         path: the bundle's folder.
-        engine, graph, threads, providers, rebuild: see :func:`mope_deploy.engines.open_session`.
+        engine, graph, threads, arena, providers, rebuild, cache_mb: see :func:`mope_deploy.engines.open_session`.
         verify: compare every file's SHA-256 first.
 
     Raises:
@@ -87,7 +92,16 @@ def load(
     """
     bundle = Bundle.open(path, verify=verify)
     preprocessing = bundle.preprocessing  # a broken tokenizer is found before the engine spends its seconds
-    session = open_session(bundle, engine=engine, graph=graph, threads=threads, providers=providers, rebuild=rebuild)
+    session = open_session(
+        bundle,
+        engine=engine,
+        graph=graph,
+        threads=threads,
+        arena=arena,
+        providers=providers,
+        rebuild=rebuild,
+        cache_mb=cache_mb,
+    )
     return Predictor(bundle=bundle, session=session, preprocessing=preprocessing, graph=graph)
 
 
@@ -107,6 +121,12 @@ class Predictor:
         self.task = bundle.manifest.task
         self.labels = self.task.labels
         self._feeds = [spec.name for spec in session.inputs]
+
+    @property
+    def cache(self) -> CacheUse | None:
+        """What became of the inputs that a split graph need not run again; None where nothing is kept."""
+        kept = getattr(self.session, "cache", None)
+        return None if kept is None else kept.use
 
     def predict(
         self,

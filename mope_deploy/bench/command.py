@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["bench"]
 
 _PLOTS = (".svg", ".png")
-_KINDS = {"engine": "engine only", "end_to_end": "end to end"}
+_KINDS = {"engine": "engine only", "y_cached": "engine, y cached", "end_to_end": "end to end"}
 _ABSENT = "not reported"
 
 
@@ -39,7 +39,16 @@ def bench(
     ] = None,
     duration: Annotated[float, typer.Option(min=0.1, max=86_400, help="Seconds, all variants together.")] = 10.0,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of one operator; by default the number of cores.")
+        int | None,
+        typer.Option(min=1, help="Threads of one operator; by default as mope run has them.", show_default=False),
+    ] = None,
+    arena: Annotated[
+        bool | None,
+        typer.Option(
+            "--arena/--no-arena",
+            help="Keep the memory of earlier runs for the next one; by default as mope run does.",
+            show_default=False,
+        ),
     ] = None,
     spinning: Annotated[
         bool, typer.Option("--spinning", help="Let ONNX Runtime's idle threads spin, as mope run does.")
@@ -74,6 +83,7 @@ def bench(
         engine=engine,
         providers=provider or None,
         threads=threads,
+        arena=arena,
         spinning=spinning,
         batch=batch,
         text_length=text_len,
@@ -117,6 +127,7 @@ def _picture(found: dict[str, Any], suffix: str) -> bytes:
         )
         for row in found["variants"]
         for kind, words in _KINDS.items()
+        if kind in row
     ]
     title = f"{found['bundle']['name']}, batch {found['settings']['batch']}, on {_name(found['machine'])}"
     return draw_svg(title, bars) if suffix == ".svg" else draw_png(title, bars)
@@ -126,14 +137,12 @@ def _show(found: dict[str, Any]) -> None:
     say = console.out.print
     settings = found["settings"]
     texts = f", texts of {settings['text_length']} tokens" if settings["text_length"] else ""
-    threads = f"threads: {settings['threads'] or 'the default'}"
-    spinning = "spinning" if settings["spinning"] else "spinning off"
-    say(f"{_name(found['machine'])}: batch {settings['batch']}{texts}, {threads}, {spinning}", markup=False)
+    say(f"{_name(found['machine'])}: batch {settings['batch']}{texts}{_set_up(found)}", markup=False)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("variant", "engine", "", "p50 ms", "p95 ms", "p99 ms", "samples/s", "÷ first"):
         table.add_column(column, justify="left" if column in ("variant", "engine", "") else "right")
     for row in found["variants"]:
-        for kind, words in _KINDS.items():
+        for kind, words in ((kind, words) for kind, words in _KINDS.items() if kind in row):
             figures, ratio = row[kind], row[kind]["ratio_to_first"]
             named = (row["graph"], row["engine_name"]) if kind == "engine" else ("", "")
             table.add_row(
@@ -150,6 +159,8 @@ def _show(found: dict[str, Any]) -> None:
         say(line, markup=False)
     for name, reason in found["unusable"].items():
         console.err.print(f"note: {name} cannot be used here: {reason}", markup=False)
+    for file, reason in found["engines_not_run"].items():
+        console.err.print(f"note: {file} was not measured: {reason}", markup=False)
 
 
 def _lines(found: dict[str, Any]) -> Iterator[str]:
@@ -171,6 +182,16 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     yield f"clocks: {', '.join(clocks) or _ABSENT}"
     yield f"temperature: {', '.join(heat) or _ABSENT}"
     yield f"power mode: {machine['power_mode'] or _ABSENT}; governor: {machine['governor'] or _ABSENT}"
+
+
+def _set_up(found: dict[str, Any]) -> str:
+    """Threads and arena of the sessions on a CPU, the same for all of them; nothing where there are none."""
+    from mope_deploy.engines.cpu import CpuSettings
+
+    settings = next((row["settings"] for row in found["variants"] if row["settings"]), None)
+    if settings is None:
+        return ""
+    return f", {CpuSettings(**settings)}, {'spinning' if settings['spinning'] else 'spinning off'}"
 
 
 def _name(machine: dict[str, Any]) -> str:

@@ -2,13 +2,13 @@
 
 All variants run in one process, one call of each in turn, warm (timing.py). End to end is what ``Predictor.predict``
 does with the golden samples as files: decode, resize, tokenise, run, decide. Engine only is the graph on arrays.
+Nothing is kept between calls; a split graph whose y is known is measured apart, as ``y_cached``: its main file alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,9 +25,11 @@ from mope_deploy.bench.energy import EnergyMeter
 from mope_deploy.bench.timing import interleave, ratio_of_medians, summary, warm_up
 from mope_deploy.bundle import Bundle
 from mope_deploy.data import Sample, open_samples
-from mope_deploy.engines import Providers, open_session
+from mope_deploy.engines import Providers, engines_not_run, open_session
+from mope_deploy.engines.cpu import usable_cores
 from mope_deploy.engines.device import this_device
 from mope_deploy.engines.golden import check_outputs_are_golden
+from mope_deploy.engines.split import SplitSession
 from mope_deploy.errors import ConfigError, EngineError, MopeError, UsageError
 from mope_deploy.predictor import Predictor
 from mope_deploy.preprocess import Preprocessing
@@ -40,7 +42,7 @@ _SLICE_S = 1.0  # of measuring, between two looks at the board
 _LEAST_ROUNDS = 5
 _WARM_UP_S = 1.0
 _ENERGY_S = 3.0  # of each variant alone; sensors of a Jetson answer about ten times a second
-_ENGINE, _WHOLE, _PREPARING = "engine", "end_to_end", "preprocessing"
+_ENGINE, _CACHED, _WHOLE, _PREPARING = "engine", "y_cached", "end_to_end", "preprocessing"
 _PACKAGES = (
     "mope-deploy",
     "numpy",
@@ -73,6 +75,7 @@ def measure(
     engine: str = "auto",
     providers: Providers | None = None,
     threads: int | None = None,
+    arena: bool | None = None,
     spinning: bool = False,
     batch: int = 1,
     text_length: int | None = None,
@@ -85,7 +88,7 @@ def measure(
     Args:
         path: the bundle's folder.
         variants: names of graphs; empty for the canonical one, None for all that run here.
-        engine, providers, threads, spinning: see :func:`mope_deploy.engines.open_session`.
+        engine, providers, threads, arena, spinning: see :func:`mope_deploy.engines.open_session`.
         batch: samples of each call, golden ones, again and again if there are fewer.
         text_length: tokens of every text, whose words are repeated and cut to it; by default the golden texts as they
             are.
@@ -115,7 +118,9 @@ def measure(
         engine=engine,
         providers=providers,
         threads=threads,
+        arena=arena,
         spinning=spinning,
+        cache_mb=0,
     )
     loaded, unusable = _load(bundle, variants, engine, open_one)
     prepare = partial(_prepare, preprocessing, given)
@@ -123,6 +128,10 @@ def measure(
     calls: dict[tuple[str, str], Callable[[], object]] = {}
     for variant in loaded:
         calls[_ENGINE, variant.name] = partial(_run, variant, arrays)
+        session = variant.predictor.session
+        if isinstance(session, SplitSession):
+            given_y = session.main_feeds({spec.name: arrays[spec.name] for spec in session.inputs})
+            calls[_CACHED, variant.name] = partial(session.main.run, given_y, ("logits",))
         calls[_WHOLE, variant.name] = partial(variant.predictor.predict, **given, batch_size=batch)  # type: ignore[arg-type]
     calls[_PREPARING, ""] = prepare
     times, readings = _timed(calls, seconds, board)
@@ -131,8 +140,10 @@ def measure(
     rows = []
     for variant in loaded:
         row = _described(bundle, variant)
-        for kind in (_ENGINE, _WHOLE):
-            mine, base = times[kind, variant.name], times[kind, first]
+        for kind in (_ENGINE, _CACHED, _WHOLE):
+            if (kind, variant.name) not in times:
+                continue
+            mine, base = times[kind, variant.name], times[_ENGINE if kind == _CACHED else kind, first]
             row[kind] = summary(mine, samples=batch) | {"ratio_to_first": ratio_of_medians(mine, base).to_dict()}
         rows.append(row | {"energy": energy.get(variant.name, {})})
     return {
@@ -144,6 +155,7 @@ def measure(
             "engine": engine,
             "providers": [p if isinstance(p, str) else [p[0], dict(p[1])] for p in providers or ()],
             "threads": threads,
+            "arena": arena,
             "spinning": spinning,
             "batch": batch,
             "text_length": int(arrays["input_ids"].shape[1]) if "input_ids" in arrays else None,
@@ -151,6 +163,11 @@ def measure(
         },
         "variants": rows,
         "unusable": unusable,
+        "engines_not_run": engines_not_run(
+            bundle,
+            [variant.predictor.session for variant in loaded],
+            [graph.name for graph in bundle.manifest.graphs] if variants is None else [v.name for v in loaded],
+        ),
         "preprocessing": summary(times[_PREPARING, ""], samples=batch),
         "idle_w": energy.get("", {}),
         "memory": {"peak_bytes": peak_memory()},
@@ -309,10 +326,11 @@ def _described(bundle: Bundle, variant: _Variant) -> dict[str, Any]:
     return {
         "graph": graph.name,
         "precision": graph.precision,
-        "bytes": sum(bundle.manifest.files[name].bytes for name in (graph.file, *graph.data)),
+        "bytes": sum(bundle.manifest.files[name].bytes for name in graph.files),
         "engine_name": variant.predictor.session.name,
         "device": variant.predictor.session.device,
         "why": variant.predictor.session.why,
+        "settings": variant.predictor.session.settings,
         "load_s": variant.load_s,
         "loaded_bytes": variant.loaded_bytes,
     }
@@ -325,11 +343,7 @@ def _machine() -> dict[str, Any]:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return {"device": dataclasses.asdict(this_device()), "cores": _cores(), "versions": versions}
-
-
-def _cores() -> int | None:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"device": dataclasses.asdict(this_device()), "cores": usable_cores(), "versions": versions}
 
 
 def _ranges(readings: Sequence[Reading]) -> dict[str, Any]:

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mope_deploy.bundle import Bundle
 from mope_deploy.engines.session import Session
 from mope_deploy.errors import EngineError, MissingExtraError, MopeError, ParityError, UsageError
 from mope_deploy.fields import nearest
+from mope_deploy.manifest import Graph
 
 if TYPE_CHECKING:
+    from mope_deploy.engines.cpu import CpuSettings
     from mope_deploy.engines.sidecar import EngineFiles
 
-__all__ = ["ENGINES", "Providers", "Session", "built_engines", "open_built", "open_session", "providers_here"]
+__all__ = [
+    "CACHE_MB",
+    "ENGINES",
+    "Providers",
+    "Session",
+    "built_engines",
+    "engines_not_run",
+    "open_built",
+    "open_session",
+    "providers_here",
+]
 
 ENGINES = ("tensorrt", "onnxruntime")  # in the order of "auto"; the first stands for all its libraries
+
+CACHE_MB = 64  # MiB, for rows that parts of a split graph made
+_MOST_CACHE_MB = 2**20
 
 Providers = Sequence[str | tuple[str, Mapping[str, Any]]]
 
@@ -27,9 +43,11 @@ def open_session(
     engine: str = "auto",
     graph: str | None = None,
     threads: int | None = None,
+    arena: bool | None = None,
     providers: Providers | None = None,
     rebuild: bool = False,
     spinning: bool = True,
+    cache_mb: int = CACHE_MB,
 ) -> Session:
     """Load a graph of ``bundle`` into an engine.
 
@@ -38,9 +56,13 @@ def open_session(
         engine: a name of :data:`ENGINES`, or ``"auto"``: TensorRT where an engine was built and passes every check,
             else ONNX Runtime on CUDA, else on the CPU; the session's ``why`` says what decided.
         graph: its name; by default the canonical one.
-        threads, providers: see :class:`mope_deploy.engines.ort.OnnxRuntimeSession`; they make ``"auto"`` that one.
+        threads, arena: see :func:`mope_deploy.engines.cpu.cpu_settings`; by default the bundle's choice, else this
+            machine's. Given, they make ``"auto"`` ONNX Runtime.
+        providers: see :class:`mope_deploy.engines.ort.OnnxRuntimeSession`; they make ``"auto"`` that one.
         rebuild: build the TensorRT engine again, from the bundle's own ONNX, where there is none or it is refused.
         spinning: whether ONNX Runtime's idle threads may spin; other engines have none.
+        cache_mb: MiB for what the parts of a split graph made, so that an input that comes again is not run again; 0
+            for none. A graph in one file has no use for it.
 
     Raises:
         UsageError: no such engine or graph; options that belong to another engine.
@@ -56,7 +78,10 @@ def open_session(
             expected=f"auto or {', '.join(ENGINES)}",
             todo=f"did you mean {hint!r}?" if hint else None,
         )
-    for_ort = "threads" if threads is not None else "providers" if providers else None
+    if not 0 <= cache_mb <= _MOST_CACHE_MB:
+        raise UsageError("cache", received=f"{cache_mb} MiB", expected=f"0 (none) to {_MOST_CACHE_MB:,} MiB")
+    named = {"threads": threads is not None, "arena": arena is not None, "providers": bool(providers)}
+    for_ort = next((name for name, given in named.items() if given), None)
     if for_ort and (engine == "tensorrt" or rebuild):
         raise UsageError(
             f"{for_ort} belongs to onnxruntime", received="TensorRT as the engine", expected="one of the two"
@@ -65,12 +90,15 @@ def open_session(
         raise UsageError("rebuild belongs to TensorRT", received="engine onnxruntime")
     if engine == "tensorrt" or rebuild:
         return _tensorrt(bundle, graph, rebuild=rebuild)
+    from mope_deploy.engines.cpu import cpu_settings
+
+    cpu = cpu_settings(bundle.manifest.build.cpu, threads=threads, arena=arena, spinning=spinning)
     if engine == "auto" and not for_ort:
-        return _auto(bundle, graph, spinning=spinning)
-    return _onnxruntime(bundle, graph, threads, providers, spinning=spinning)
+        return _auto(bundle, graph, cpu, cache_mb)
+    return _onnxruntime(bundle, graph, cpu, providers, cache_mb)
 
 
-def _auto(bundle: Bundle, graph: str | None, *, spinning: bool) -> Session:
+def _auto(bundle: Bundle, graph: str | None, cpu: CpuSettings, cache_mb: int) -> Session:
     """The first engine that runs here; ``why`` names what stood against those before it."""
     reasons = []
     refused: MopeError | None = None  # an engine that was built, and what is wrong with it
@@ -81,8 +109,9 @@ def _auto(bundle: Bundle, graph: str | None, *, spinning: bool) -> Session:
     except (EngineError, ParityError, MissingExtraError) as error:
         reasons.append(str(error))
         refused = error if built_engines(bundle, graph) else None
-    except UsageError:
-        reasons.append("no TensorRT engine of this graph")  # a graph that only ONNX Runtime takes, or no graph at all
+    except UsageError:  # a graph that only ONNX Runtime takes, or no graph at all
+        split = any(one.parts for one in bundle.manifest.graphs if graph in (None, one.name))
+        reasons.append("a split graph runs in ONNX Runtime alone" if split else "no TensorRT engine of this graph")
     from mope_deploy.engines.ort import available_providers
     from mope_deploy.engines.providers import CPU, CUDA
 
@@ -96,34 +125,51 @@ def _auto(bundle: Bundle, graph: str | None, *, spinning: bool) -> Session:
         reasons.append("this onnxruntime has no CUDA")
     else:
         try:
-            session = _onnxruntime(bundle, graph, None, [CUDA, CPU], spinning=spinning)
+            session = _onnxruntime(bundle, graph, cpu, [CUDA, CPU], cache_mb)
             session.why = reasons[0]
             return session
         except EngineError as error:
             reasons.append(str(error))
-    session = _onnxruntime(bundle, graph, None, None, spinning=spinning)
+    session = _onnxruntime(bundle, graph, cpu, None, cache_mb)
     session.why = "; ".join(reasons)
     return session
 
 
 def _onnxruntime(
-    bundle: Bundle, graph: str | None, threads: int | None, providers: Providers | None, *, spinning: bool
+    bundle: Bundle, graph: str | None, cpu: CpuSettings, providers: Providers | None, cache_mb: int
 ) -> Session:
+    chosen = bundle.graph(graph, engine="onnxruntime")
+    if not chosen.parts:
+        return _open_file(bundle, chosen, cpu, providers)
+    from mope_deploy.engines.cache import RowCache
+    from mope_deploy.engines.split import SplitSession
+
+    parts = {}
+    for part in chosen.parts:
+        alone = replace(chosen, file=part.file, data=part.data, inputs=part.inputs, outputs=part.outputs, parts=())
+        parts[part.modality] = _open_file(bundle, alone, cpu, providers, takes_turns=True)
+    main = _open_file(bundle, chosen, cpu, providers, takes_turns=True)
+    return SplitSession(chosen, main, parts, cache=RowCache(limit=cache_mb * 2**20) if cache_mb else None)
+
+
+def _open_file(
+    bundle: Bundle, graph: Graph, cpu: CpuSettings, providers: Providers | None, *, takes_turns: bool = False
+) -> Session:
+    """One ONNX file in ONNX Runtime; ``graph`` describes that file."""
     from mope_deploy.engines.ort import OnnxRuntimeSession
     from mope_deploy.engines.profiles import make_profile
     from mope_deploy.engines.providers import cache_folder, plans_shapes
 
-    chosen = bundle.graph(graph, engine="onnxruntime")
     text = bundle.manifest.text
     return OnnxRuntimeSession(
-        bundle.file(chosen.file),
-        chosen,
-        threads=threads,
+        bundle.file(graph.file),
+        graph,
+        cpu=cpu,
         providers=providers,
-        profile=make_profile(bundle.manifest, chosen.inputs) if plans_shapes(providers) else None,
-        cache=cache_folder(bundle.sha256, chosen.file),
+        profile=make_profile(bundle.manifest, graph.inputs) if plans_shapes(providers) else None,
+        cache=cache_folder(bundle.sha256, graph.file),
         pad_id=text.pad_id if text else 0,
-        spinning=spinning,
+        takes_turns=takes_turns,
     )
 
 
@@ -237,6 +283,34 @@ def built_engines(bundle: Bundle, graph: str | None) -> list[tuple[str, EngineFi
             continue
         found += [(library, files) for library, files in find_engines(bundle, chosen) if library == name]
     return sorted(found, key=lambda one: one[1].exported)  # those built on the device first
+
+
+def engines_not_run(bundle: Bundle, sessions: Iterable[Session], graphs: Sequence[str]) -> dict[str, str]:
+    """TensorRT engines of some graphs, built here or exported, that no session runs: the file → why not.
+
+    Args:
+        bundle: whose engines.
+        sessions: those that are open.
+        graphs: names.
+    """
+    from mope_deploy.engines.backends import open_backend
+    from mope_deploy.engines.device import this_device
+    from mope_deploy.engines.sidecar import Sidecar, find_engines
+    from mope_deploy.engines.trt import check_engine
+
+    running = {files.engine for one in sessions if (files := getattr(one, "files", None)) is not None}
+    found = {}
+    for graph in (one for one in bundle.manifest.graphs if one.name in graphs):
+        for library, files in find_engines(bundle, graph):
+            if files.engine in running:
+                continue
+            try:
+                backend = open_backend(library)
+                check_engine(Sidecar.read(files.sidecar), files, bundle, graph, backend, this_device())
+                found[str(files.engine)] = "another engine was chosen"
+            except MopeError as error:
+                found[str(files.engine)] = str(error)
+    return found
 
 
 def _libraries() -> tuple[str, ...]:

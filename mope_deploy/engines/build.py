@@ -79,8 +79,8 @@ def build_engine(
         its log), a file that cannot be written.
     """
     device = device or this_device()
+    chosen = bundle.graph(graph, engine="tensorrt")  # all its libraries take the same graphs
     library = choose_backend(backend, gpu=device.gpu is not None)
-    chosen = bundle.graph(graph, engine=library.name)
     wanted = bundle.manifest.build
     profile = make_profile(
         bundle.manifest, chosen.inputs, batch=batch, text_length=text_length, audio_length=audio_length

@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mope_deploy.engines.binding import Bindings
+from mope_deploy.engines.cpu import CpuSettings, cpu_settings
 from mope_deploy.engines.profiles import Profile, chunks
 from mope_deploy.engines.providers import (
+    CPU,
     CUDA,
     PLANNING,
     TENSORRT,
@@ -53,7 +55,7 @@ class OnnxRuntimeSession:
     Args:
         path: the ONNX file.
         graph: what the manifest says about it.
-        threads: for one operator; without it ONNX Runtime's own default, the number of cores.
+        cpu: threads and arena; by default what :func:`~mope_deploy.engines.cpu.cpu_settings` finds best here.
         providers: ONNX Runtime's execution providers, names (``"cuda"`` or ``"CUDAExecutionProvider"``) or (name,
             options) pairs; the CPU by default. The first one must come up: ONNX Runtime itself would fall back to the
             CPU without a word. What options they are given by default: providers.py.
@@ -61,7 +63,8 @@ class OnnxRuntimeSession:
             padded to fit.
         cache: folder in which those providers may keep their engines; made if it is not there.
         pad_id: of the tokenizer, for such padding.
-        spinning: whether idle threads of the pool spin, ONNX Runtime's default: faster alone, slower beside other work.
+        takes_turns: whether another session runs before and after this one does: then its threads, which otherwise
+            spin for a while in wait of more work, must not take the cores from that one's.
 
     Raises:
         UsageError: no provider is called that.
@@ -77,12 +80,12 @@ class OnnxRuntimeSession:
         path: Path,
         graph: Graph,
         *,
-        threads: int | None = None,
+        cpu: CpuSettings | None = None,
         providers: Providers | None = None,
         profile: Profile | None = None,
         cache: Path | None = None,
         pad_id: int = 0,
-        spinning: bool = True,
+        takes_turns: bool = False,
     ) -> None:
         ort = _import()
         chosen = choose_providers(
@@ -94,12 +97,15 @@ class OnnxRuntimeSession:
         self.least_tolerance = TF32_TOLERANCE if tf32_is_allowed(chosen, os.environ) else 0.0
         options = ort.SessionOptions()
         options.log_severity_level = 4  # fatal only: every error is raised as well, and reported once
-        if threads is not None:
-            if threads < 1:
-                raise UsageError("threads", received=threads, expected="at least 1")
-            options.intra_op_num_threads = threads
-        if not spinning:
+        cpu = cpu or cpu_settings()
+        self.settings = cpu.to_dict()
+        options.intra_op_num_threads, options.enable_cpu_mem_arena = cpu.threads, cpu.arena
+        if first == CPU:  # else the arena takes in the weights, and keeps the room that unpacking them took
+            options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+        if not cpu.spinning:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        elif takes_turns:
+            options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             # Falling back to other providers prints to standard output, where a command's JSON goes; in 1.18 no option
             # keeps it from that.

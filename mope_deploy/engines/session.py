@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mope_deploy.errors import EngineError, UsageError
 from mope_deploy.manifest import TensorSpec
 
-__all__ = ["TF32_TOLERANCE", "Arrays", "Session", "alone", "check_feeds", "check_interface", "check_outputs"]
+__all__ = ["TF32_TOLERANCE", "Arrays", "Session", "alone", "check_feeds", "check_interface", "check_outputs", "take"]
 
 TF32_TOLERANCE = 5e-3  # of float32 products rounded to ten bits of mantissa, which the manifest's tolerance is not for
 
@@ -25,13 +25,15 @@ class Session(Protocol):
         name: of the engine: ``"onnxruntime"``, ``"tensorrt"``, ``"tensorrt_rtx"``.
         device: what executes it, in the engine's own words.
         why: why this engine was chosen, where the choice was left to us; else empty.
+        settings: how it was set up, JSON-ready, where that is ours to choose: threads and arena on a CPU.
         least_tolerance: of golden samples, where arithmetic is coarser on purpose (TF32); else 0.
-        inputs, outputs: as the manifest has them; checked against the loaded file.
+        inputs, outputs: as the manifest has them; checked against the loaded file. Of a split graph the raw inputs.
     """
 
     name: str
     device: str
     why: str
+    settings: dict[str, Any]
     least_tolerance: float
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -89,7 +91,7 @@ def alone(
         feeds: arrays by name; a ``…_mask`` (B, T) says with 1 which elements along T are real, all others come last.
         shapes: sizes and names of axes by input name.
     """
-    masks = {str(shapes[name][1]): mask for name, mask in feeds.items() if name.endswith("_mask") and mask.ndim == 2}
+    masks = _masks(feeds, shapes)
     for row in range(len(next(iter(feeds.values())))):
         real = {axis: int(mask[row].sum()) for axis, mask in masks.items()}
         one = {}
@@ -97,6 +99,22 @@ def alone(
             cut = tuple(slice(real.get(axis) if isinstance(axis, str) else None) for axis in shapes[name][1:])
             one[name] = array[(slice(row, row + 1), *cut)]
         yield one
+
+
+def take(
+    feeds: Mapping[str, NDArray[Any]], shapes: Mapping[str, Sequence[int | str]], rows: Sequence[int]
+) -> dict[str, NDArray[Any]]:
+    """Some samples of a batch, without the padding that none of them needs; see :func:`alone`."""
+    longest = {axis: max(1, int(mask[rows].sum(axis=1).max())) for axis, mask in _masks(feeds, shapes).items()}
+    return {
+        name: array[(rows, *(slice(longest.get(axis) if isinstance(axis, str) else None) for axis in shapes[name][1:]))]
+        for name, array in feeds.items()
+    }
+
+
+def _masks(feeds: Mapping[str, NDArray[Any]], shapes: Mapping[str, Sequence[int | str]]) -> dict[str, NDArray[Any]]:
+    """Name of an axis → the mask (B, T) of it."""
+    return {str(shapes[name][1]): mask for name, mask in feeds.items() if name.endswith("_mask") and mask.ndim == 2}
 
 
 def check_outputs(names: Sequence[str] | None, outputs: Sequence[TensorSpec]) -> list[str]:

@@ -51,6 +51,7 @@ def open_engine(bundle: Bundle, graph: Graph, files: EngineFiles, backend: Backe
     check_tensors(_described(backend, engine), sidecar, graph, files)
     pad_id = bundle.manifest.text.pad_id if bundle.manifest.text else 0
     session = TensorRTSession(engine, backend, sidecar, graph, pad_id=pad_id)
+    session.files = files
     session.proof = prove(session, bundle, sidecar, files, backend, device, information=session.information)
     return session
 
@@ -238,17 +239,20 @@ class TensorRTSession:
 
     Attributes:
         proof: what the golden samples measured when it was loaded; None if they were run at an earlier load.
+        files: where it came from, if from a file.
 
     Raises:
         EngineError: no execution context could be made.
     """
 
     proof: Verification | None = None
+    files: EngineFiles | None = None
+    settings: dict[str, Any]
 
     def __init__(self, engine: Any, backend: Backend, sidecar: Sidecar, graph: Graph, *, pad_id: int = 0) -> None:
         self.name = backend.name
         self.inputs, self.outputs = graph.inputs, graph.outputs
-        self.why = ""
+        self.why, self.settings = "", {}
         self.least_tolerance = TF32_TOLERANCE if sidecar.precision.tf32 else 0.0
         self._profile, self._pad_id = sidecar.profile, pad_id
         self._dtypes = {spec.name: np.dtype(spec.dtype) for spec in (*sidecar.inputs, *sidecar.outputs)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,9 +24,12 @@ collect_ignore_glob = ["test_against_*.py", "test_old_environment.py"] if os.env
 def graph_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if given := os.environ.get(GRAPH):
         return Path(given)
-    from tests.device.graph import write_graph
+    from tests.device.graph import write_graph, write_split
 
-    return write_graph(tmp_path_factory.mktemp("graph") / "model.onnx")
+    folder = tmp_path_factory.mktemp("graph")
+    for name in ("text", "text-or-none"):
+        write_split(folder / f"main-{name}.onnx", folder / f"{name}.onnx", missing=name == "text-or-none")
+    return write_graph(folder / "model.onnx")
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +37,22 @@ def bundle_path(graph_file: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """A bundle for reading: tests that alter one take ``bundle_copy``."""
     target = tmp_path_factory.mktemp("bundles") / "tiny"
     write_bundle(target, files=tiny.files(graph_file), manifest=tiny.manifest())
+    return target
+
+
+@pytest.fixture(scope="session")
+def split_path(graph_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as a main file and a part, for reading."""
+    return write_split_bundle(tmp_path_factory.mktemp("bundles") / "split", graph_file)
+
+
+def write_split_bundle(target: Path, graph_file: Path, *, missing: bool = False, **changes: Any) -> Path:
+    """``changes`` are of its one entry in ``graphs``; ``missing`` makes the text one that may be missing."""
+    text = graph_file.with_name("text-or-none.onnx" if missing else "text.onnx")
+    document = tiny.split(tiny.manifest(), missing=missing)
+    document["graphs"][0] |= changes
+    files = tiny.files(text.with_name(f"main-{text.name}"), missing=missing) | {"model.text.onnx": text}
+    write_bundle(target, files=files, manifest=document)
     return target
 
 

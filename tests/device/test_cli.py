@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +40,7 @@ def mope(capsys: pytest.CaptureFixture[str]):
 def rest(err: str) -> str:
     """Standard error without its first line, which says the engine that was chosen and why."""
     first, _, more = err.partition("\n")
-    assert first.startswith("engine: onnxruntime on CPUExecutionProvider: no TensorRT ")
+    assert re.match(r"engine: onnxruntime on CPUExecutionProvider, \d+ threads?, arena on: no TensorRT ", first)
     assert first.endswith("this onnxruntime has no CUDA")
     return more
 

@@ -34,8 +34,9 @@ def weights() -> dict[str, NDArray[np.float32]]:
         "pixels": (3 * SIZE * SIZE, WIDTH),
         "head": (WIDTH, len(LABELS)),
         "router": (WIDTH, LAYERS * EXPERTS),
+        "stand_in": (1, WIDTH),
     }
-    scale = {"words": 1.0, "pixels": 0.05, "head": 0.7, "router": 0.7}
+    scale = {"words": 1.0, "pixels": 0.05, "head": 0.7, "router": 0.7, "stand_in": 1.0}
     return {name: (scale[name] * draw(shape)).astype(np.float32) for name, shape in shapes.items()}
 
 
@@ -43,8 +44,10 @@ def oracle(inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float64]]:
     """``logits`` (B, C) and ``routing`` (B, layers, K) in float64, one sample at a time."""
     w = {name: value.astype(np.float64) for name, value in weights().items()}
     logits, routing = [], []
-    for pixels, ids, mask in zip(inputs["pixel_values"], inputs["input_ids"], inputs["attention_mask"], strict=True):
-        real = [w["words"][token] for token, keep in zip(ids, mask, strict=True) if keep]
+    texts = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+    present = inputs.get("text_present", np.ones(len(inputs["pixel_values"]), np.int64))
+    for pixels, (ids, mask), there in zip(inputs["pixel_values"], texts, present, strict=True):
+        real = [w["words"][token] for token, keep in zip(ids, mask, strict=True) if keep] if there else [*w["stand_in"]]
         hidden = sum(real) / len(real) + pixels.astype(np.float64).reshape(-1) @ w["pixels"]  # (WIDTH,)
         logits.append(hidden @ w["head"])
         layers = []
@@ -65,8 +68,8 @@ def tokenizer_json() -> str:
     return tokenizer.to_str()
 
 
-def preprocessing() -> Preprocessing:
-    return Preprocessing(IMAGE, TEXT, tokenizer_json())
+def preprocessing(*, missing: bool = False) -> Preprocessing:
+    return Preprocessing(IMAGE, TEXT, tokenizer_json(), missing=("text",) if missing else ())
 
 
 SAMPLES = (
@@ -157,8 +160,8 @@ def manifest(**changes: Any) -> dict[str, Any]:
     }
 
 
-def split(document: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of the same model as two files, as ``--split`` writes them."""
+def split(document: dict[str, Any], *, missing: bool = False) -> dict[str, Any]:
+    """The manifest of the same model as two files, as ``--split`` writes them; ``missing``: a stand-in for texts."""
     graph = document["graphs"][0]
     pixels, *texts = graph["inputs"]
     row = tensor("conditions_text", "float32", ["batch", 2 * WIDTH])
@@ -169,6 +172,9 @@ def split(document: dict[str, Any]) -> dict[str, Any]:
         "inputs": texts,
         "outputs": [tensor("y_text", "float32", ["batch", WIDTH]), row],
     }
+    if missing:
+        part["inputs"] = [*texts, tensor("text_present", "int64", ["batch"], [0, 1])]
+        document = {**document, "preprocess": {**document["preprocess"], "missing": ["text"]}}
     changes = {"runs_on": "onnxruntime", "inputs": [pixels, row], "parts": [part]}
     return {**document, "graphs": [{**graph, **changes}]}
 
@@ -190,13 +196,18 @@ def as_schema_2(document: dict[str, Any]) -> dict[str, Any]:
     return {**document, "schema": 2, "build": build, "graphs": graphs}
 
 
-def files(graph: Path) -> dict[str, Path | bytes]:
+def files(graph: Path, *, missing: bool = False) -> dict[str, Path | bytes]:
     """Every file of the tiny bundle; golden outputs come from the oracle, not from any engine."""
     pictures = [picture(i, size) for i, (_, size) in enumerate(SAMPLES)]
-    texts = [text for text, _ in SAMPLES]
-    inputs = preprocessing().collate([{"image": p, "text": t} for p, t in zip(pictures, texts, strict=True)])
+    texts: list[str | None] = [text for text, _ in SAMPLES]
+    if missing:
+        texts[2] = None
+    made = preprocessing(missing=missing)
+    inputs = made.collate([{"image": p, "text": t} for p, t in zip(pictures, texts, strict=True)])
     outputs = {name: value.astype(np.float32) for name, value in oracle(inputs).items()}
-    rows = [json.dumps({"image": f"{i}.png", "text": text}) for i, text in enumerate(texts)]
+    rows = [
+        json.dumps({"image": f"{i}.png"} | ({} if text is None else {"text": text})) for i, text in enumerate(texts)
+    ]
     return {
         "model.onnx": graph,
         "tokenizer.json": tokenizer_json().encode(),

@@ -356,6 +356,7 @@ def test_building_leaves_an_exported_engine_alone(exported: Bundle) -> None:
 def test_what_the_bundle_was_exported_for(tiny_graph: Path, tmp_path: Path) -> None:
     """Sizes and workspace of a device preset, unless others are asked for."""
     build = {"target": "orin-nano", "profile": {"batch": [1, 1, 2], "text_length": [2, 4, 6]}, "workspace": 64}
+    build |= {"cpu": {"threads": None, "arena": True}}
     bundle = write_bundle(tmp_path / "b", files=tiny.files(tiny_graph), manifest=tiny.manifest(build=build))
     sidecar, _ = build_engine(bundle, compute="8.6")
     assert sidecar.profile == {"batch": Sizes(1, 1, 2), "text_length": Sizes(2, 4, 6)}

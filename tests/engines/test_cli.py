@@ -30,7 +30,7 @@ def test_every_other_command_still_works(mope, built: Bundle) -> None:  # noqa: 
     done = mope("verify", built.path)
     assert done.code == 0
     assert "not part of the bundle" not in done.err
-    assert done.err.startswith("engine: onnxruntime on CPUExecutionProvider: ")
+    assert done.err.startswith("engine: onnxruntime on CPUExecutionProvider, ")
     assert "model.tensorrt_rtx.engine needs a GPU to run" in done.err
     done = mope("run", built.path, "--image", built.path / "golden/0.png", "--text", "red")
     assert done.out.splitlines()[0] in tiny.LABELS

@@ -91,7 +91,8 @@ def test_the_configuration_is_what_tritons_own_schema_reads(schema: Any, bundle:
 
 
 def test_options(schema: Any, graph: Path, tmp_path: Path) -> None:
-    build = {"target": "server", "profile": {"batch": [1, 8, 64]}, "workspace": None}
+    cpu = {"threads": None, "arena": True}
+    build = {"target": "server", "profile": {"batch": [1, 8, 64]}, "workspace": None, "cpu": cpu}
     bundle = write_bundle(tmp_path / "b", files=tiny.files(graph), manifest=tiny.manifest(build=build))
     version = write_repository(
         bundle, tmp_path / "m", name="fleet-1", max_batch=32, queue_delay_us=0, instances=2, kind="gpu"
