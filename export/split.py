@@ -34,8 +34,10 @@ from export.precision.graphs import add_weight
 from export.to_onnx import save
 from mope_deploy.errors import ExportError
 from mope_deploy.manifest import conditions_name, y_name
+from mope_deploy.model import MoPE
+from mope_deploy.preprocess import present_name
 
-__all__ = ["SHARED_BYTES", "PartFile", "SplitGraph", "split"]
+__all__ = ["SHARED_BYTES", "PartFile", "SplitGraph", "part_inputs", "split"]
 
 Feeds = Mapping[str, NDArray[Any]]
 
@@ -140,6 +142,14 @@ def split(
         files = write(cut.part(modality, y, values), f"{source.stem}.{modality}.onnx")
         parts.append(PartFile(modality, files, tuple(inputs[modality]), y.size, sum(value.size for value in values)))
     return SplitGraph(write(cut.main(crossing), source.name), tuple(parts))
+
+
+def part_inputs(model: MoPE) -> dict[str, tuple[str, ...]]:
+    """By complementary modality the names of the inputs that its part reads."""
+    return {
+        name: (*encoder.backbone.input_names, *((present_name(name),) if name in model.stand_ins else ()))
+        for name, encoder in model.complementary_encoders().items()
+    }
 
 
 class _Cut:

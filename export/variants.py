@@ -35,12 +35,11 @@ from export.precision_gate import (
 from export.reference import Reference, largest_difference
 from export.repair import Lowered, lower_within_gate
 from export.report import ParityReport, require_parity
-from export.split import PartFile, SplitGraph, split
+from export.split import PartFile, SplitGraph, part_inputs, split
 from export.static import to_static
 from export.to_onnx import drop_routing, save, trace
 from mope_deploy.data import Sample
 from mope_deploy.model import MoPE
-from mope_deploy.preprocess import present_name
 
 __all__ = ["ParityGate", "Variant", "judge_again", "make_variants"]
 
@@ -237,10 +236,6 @@ def _in_parts(
     fp32 passes the parity gate anew. Lower precisions give the whole graph's outputs to the last bit, or else pass
     their own gate anew.
     """
-    inputs = {
-        name: (*encoder.backbone.input_names, *((present_name(name),) if name in model.stand_ins else ()))
-        for name, encoder in model.complementary_encoders().items()
-    }
     probes = [case.inputs for case in gate.cases if case.source == "generated"][:2]  # all their sizes differ
     cuts: dict[str, SplitGraph] = {}
     for variant in variants:
@@ -249,7 +244,7 @@ def _in_parts(
         cuts[variant.name] = split(
             whole,
             whole.parent / "split",
-            inputs,
+            part_inputs(model),
             probes,
             external=options.fuse and variant.name == "model",
             extra_ops=DYNAMIC_OPS if variant.precision == "int8-dynamic" else (),
