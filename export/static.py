@@ -126,11 +126,16 @@ class StaticMoPE(nn.Module):
         self.head = head
         self.stand_ins = nn.ParameterDict(stand_ins)
 
+    @property
+    def y_names(self) -> tuple[str, ...]:
+        """Names of the pooled features, in the order of the complementary modalities."""
+        return tuple(map(y_name, self.complementary))
+
     def showing_y(self) -> StaticMoPE:
         """The same modules; the outputs of the result also have y of each complementary modality, (B, D_y)."""
         shown = copy.copy(self)
         shown.shows_y = True
-        shown.output_names = (*self.output_names, *map(y_name, self.complementary))
+        shown.output_names = (*self.output_names, *self.y_names)
         return shown
 
     def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:

@@ -45,7 +45,7 @@ def trace(static: StaticMoPE, config: MoPEExporterConfig, *, opset: int = DEFAUL
     """
     check_opset(opset)
     names, outputs = list(config.inputs), list(config.outputs)
-    shown = static.showing_y() if isinstance(static, StaticMoPE) else static
+    shown, pooled = (static.showing_y(), static.y_names) if isinstance(static, StaticMoPE) else (static, ())
     examples = config.generate_dummy_inputs(framework="pt")
     try:
         with _quiet(), torch.no_grad():
@@ -54,7 +54,7 @@ def trace(static: StaticMoPE, config: MoPEExporterConfig, *, opset: int = DEFAUL
                 kwargs={"inputs": examples},
                 dynamo=True,
                 input_names=names,
-                output_names=[*outputs, *shown.output_names[len(outputs) :]],
+                output_names=[*outputs, *pooled],
                 dynamic_shapes={"inputs": config.inputs},
                 opset_version=max(opset, DEFAULT_OPSET),
                 verbose=False,
