@@ -17,6 +17,7 @@ from export.bundling import check_bundle, export_bundle, export_model
 from export.interface import cpu_session
 from export.options import Options
 from export.split import SHARED_BYTES, SplitGraph, part_inputs, split
+from export.triton import write_repository
 from mope_deploy import load
 from mope_deploy.bundle import Bundle
 from mope_deploy.engines.session import Arrays
@@ -234,4 +235,6 @@ def test_how_sessions_on_a_cpu_are_set_up_is_in_the_manifest(
     )
     manifest = Bundle.open(path).manifest
     assert (manifest.build.cpu.threads, manifest.build.cpu.arena) == (2, False)
+    with pytest.raises(UsageError, match="is in parts, which one model of Triton cannot be"):
+        write_repository(Bundle.open(path), tmp_path / "triton")
     assert manifest.parity.figures["folding"] == "constants in 2 of 2 layers"
