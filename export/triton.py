@@ -73,8 +73,8 @@ def write_repository(
         The version's folder, ``folder/name/1``.
 
     Raises:
-        UsageError: an argument that cannot be; no such graph, or one in parts; a model of another interface has that name, or something
-            that is no model of a repository.
+        UsageError: an argument that cannot be; no such graph, or one in parts; a model of another interface has that
+            name, or something that is no model of a repository.
         ExportError: the labels or axes cannot be said in a repository, or it cannot be written.
     """
     chosen = bundle.graph(graph, engine="onnxruntime")
