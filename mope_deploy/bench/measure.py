@@ -207,6 +207,7 @@ def _samples(bundle: Bundle, batch: int) -> list[Sample]:
             multi_label=manifest.task.multi_label,
             require_label=False,
             modalities=(manifest.main, *manifest.complementary),
+            optional=manifest.missing,
         )
     )
     return (found * math.ceil(batch / len(found)))[:batch]
@@ -217,7 +218,7 @@ def _given(bundle: Bundle, samples: Sequence[Sample], text_length: int | None) -
     names = (bundle.manifest.main, *bundle.manifest.complementary)
     given = {name: [getattr(sample, name) for sample in samples] for name in names}
     if text_length is not None:  # a word has a token at least
-        given["text"] = [" ".join([text] * text_length) for text in given["text"]]
+        given["text"] = [text and " ".join([text] * text_length) for text in given["text"]]
     return given
 
 

@@ -28,7 +28,9 @@ def test_imports_nothing_of_ours() -> None:
     assert packages == {"numpy", "onnxruntime", "PIL", "tokenizers"}
 
 
-def test_gives_the_same_probabilities(bundle_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bundle", ["bundle_path", "split_path"])
+def test_gives_the_same_probabilities(bundle: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    bundle_path = request.getfixturevalue(bundle)
     tiny.picture(2, (30, 13)).convert("RGBA").save(tmp_path / "a.png")
     text = "the green card is odd not blue not seven left of the red card"
     command = [sys.executable, str(EXAMPLE), str(bundle_path), str(tmp_path / "a.png"), text]

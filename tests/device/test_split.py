@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mope_deploy.bench.measure import measure
 from mope_deploy.bundle import Bundle
 from mope_deploy.engines import open_session
 from mope_deploy.engines.cache import CacheUse, RowCache
@@ -115,6 +116,8 @@ def test_samples_without_the_modality_share_a_row(graph_file: Path, tmp_path: Pa
     path = write_split_bundle(tmp_path / "b", graph_file, missing=True)
     predictor = load(path, threads=1)
     predictor.verify()
+    measured = measure(path, threads=1, text_length=5, seconds=0.01, board=bare_board())
+    assert measured["settings"]["text_length"] == 5
     pictures = [tiny.picture(i, (9, 9)) for i in range(4)]
     texts = ["red", None, "seven left of four", None]
     found = predictor.predict(image=pictures, text=texts)

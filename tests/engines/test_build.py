@@ -370,7 +370,7 @@ def test_a_graph_for_tensorrt_alone_is_for_each_of_its_libraries(tiny_graph: Pat
     bundle = make_bundle(tmp_path / "b", tiny_graph, runs_on="tensorrt")
     assert build_engine(bundle, compute="8.6")[0].graph == "model"
     bundle = make_bundle(tmp_path / "c", tiny_graph, runs_on="onnxruntime")
-    with pytest.raises(UsageError, match="no graph for tensorrt_rtx"):
+    with pytest.raises(UsageError, match="no graph for tensorrt; received model"):
         build_engine(bundle, compute="8.6")
 
 

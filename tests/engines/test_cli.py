@@ -49,6 +49,10 @@ def test_an_exported_engine(mope, exported: Bundle) -> None:  # noqa: F811
     done = mope("verify", exported.path)
     assert done.code == 0
     assert "exported/model.tensorrt_rtx.engine needs a GPU to run" in done.err
+    name = f"{exported.path}/engines/exported/model.tensorrt_rtx.engine"
+    assert f"note: {name} was not run: {name} needs a GPU to run" in done.err
+    done = mope("bench", exported.path, "--variants", "all", "--duration", "0.1")
+    assert f"note: {name} was not measured: {name} needs a GPU to run" in done.err
     assert mope("build", exported.path, "--compute", "8.9").code == 0
     shown = " ".join(mope("info", exported.path).out.split())
     assert f" engine model.tensorrt_rtx.engine tensorrt_rtx {VERSION}, for 8.9; batch 1:4:16" in shown
