@@ -20,8 +20,9 @@ def cached_y(workshop: Workshop) -> Result:
     found = compare(calls, settings, samples=1)
     rows = tuple((name, *latency_columns(row), f"{row['ratio']['value']:.3f}") for name, row in found.items())
     return Result(
-        about=f"{settings.encoders.names['vit']} prompted in every layer ({settings.form} form, K=16, L=6), its text "
-        "feature y given, ÷ the same encoder alone with a linear head; batch 1. The whole model is shown beside them.",
+        about=f"{settings.encoders.names['vit']} prompted in every layer ({settings.form} form, K=16, L=6), given y "
+        "of the text and all that depends on y alone, "
+        "÷ the same encoder alone with a linear head; batch 1. The whole model is shown beside them.",
         tables=(Table("cached y", ("graph", *LATENCY, "÷ main encoder"), rows),),
         values={"cached-y": found["MoPE, y given"]["ratio"]},
     )

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -24,14 +26,18 @@ from benchmarks.encoders import BarePair, Encoders
 from benchmarks.settings import FORMS, TEXT_LENGTH, Settings, Size
 from export.exporter_config import EXAMPLE_BATCH, EXAMPLE_LENGTH, exporter_config
 from export.precision import lowering
+from export.precision.check import DYNAMIC_OPS
+from export.split import split
 from export.static import StaticMoPE, to_static
 from export.to_onnx import save, trace
 from mope_deploy.console import err
 from mope_deploy.errors import UsageError
+from mope_deploy.manifest import conditions_name
 from mope_deploy.model import MoPE
 
-__all__ = ["Spec", "Workshop", "check_form", "give_y", "make_feeds", "static_model"]
+__all__ = ["Spec", "Workshop", "check_form", "make_feeds", "static_model"]
 
+_INPUTS = {"image": ("pixel_values",), "text": ("input_ids", "attention_mask")}
 _AXES = {"input_ids": {0: "batch", 1: "text_length"}, "attention_mask": {0: "batch", 1: "text_length"}}
 _CALIBRATION = (2, 2)  # batches, samples in each: ranges of random weights have no meaning, only their number counts
 _VERSIONS = ("torch", "timm", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
@@ -43,7 +49,8 @@ class Spec:
 
     Attributes:
         kind: ``mope``; ``bare``, both encoders without prompts and a linear head; ``bare-main``, the main encoder alone
-            and its head; ``given-y``, a MoPE whose complementary feature y is an input.
+            and its head; ``given-y``, the main file of a MoPE in parts (``mope-export --split``), which is given y and
+            all that depends on y alone.
         image: ``vit`` or ``swin``.
         main: ``image`` or ``text``.
         experts, top_k, prompt_length: of a MoPE.
@@ -66,6 +73,11 @@ class Spec:
             parts.append(f"K{self.experts}-L{self.prompt_length}-{f'top{self.top_k}' if self.top_k else 'soft'}")
         return "-".join([*parts, self.precision])
 
+    @property
+    def complementary(self) -> str:
+        """The modality that is not the main one."""
+        return "text" if self.main == "image" else "image"
+
 
 class Workshop:
     """Makes graphs, each once.
@@ -78,6 +90,7 @@ class Workshop:
         self.settings = settings
         self.encoders = Encoders(settings.encoders)
         self._state = _state_of_the_code()
+        self._widths: dict[Spec, int] = {}
 
     def graph(self, spec: Spec) -> Path:
         """The ONNX file.
@@ -91,11 +104,12 @@ class Workshop:
         if not path.is_file():
             err.print(f"exporting {spec.name}", markup=False)
             temporary = path.with_name(f".{path.name}")
-            if spec.precision == "fp32":
+            if spec.kind == "given-y":
+                self._split(self.graph(replace(spec, kind="mope")), spec, temporary)
+            elif spec.precision == "fp32":
                 self._export(spec, temporary)
             else:
-                source = self.graph(Spec(**{**vars(spec), "precision": "fp32"}))
-                self._lower(source, spec, temporary)
+                self._lower(self.graph(replace(spec, precision="fp32")), spec, temporary)
             os.replace(temporary, path)
         return path
 
@@ -119,27 +133,26 @@ class Workshop:
     ) -> dict[str, NDArray[Any]]:
         """Arrays that the graph takes: random pixels and tokens, all of them real."""
         made = make_feeds(self.settings.encoders, batch=batch, text_length=text_length, seed=seed)
-        text = ("input_ids", "attention_mask")
-        sides = {"image": ("pixel_values",), "text": text}
-        names = [*sides[spec.main]]
-        if spec.kind in ("mope", "bare"):
-            names += sides["text" if spec.main == "image" else "image"]
+        names = [*_INPUTS[spec.main], *(_INPUTS[spec.complementary] if spec.kind in ("mope", "bare") else ())]
         feeds = {name: made[name] for name in names}
         if spec.kind == "given-y":
-            other = "text" if spec.main == "image" else "image"
-            width = (self.encoders.text if other == "text" else self.encoders.image(spec.image)).backbone.feature_width
-            feeds[f"y_{other}"] = np.random.default_rng(seed).standard_normal((batch, width), np.float32)
+            shape = (batch, self._width(spec))
+            feeds[conditions_name(spec.complementary)] = np.random.default_rng(seed).standard_normal(shape, np.float32)
         return feeds
+
+    def _width(self, spec: Spec) -> int:
+        """Values that the main file is given for each sample."""
+        if spec not in self._widths:
+            inputs = onnx.load(self.graph(spec), load_external_data=False).graph.input
+            given = next(tensor for tensor in inputs if tensor.name == conditions_name(spec.complementary))
+            self._widths[spec] = given.type.tensor_type.shape.dim[1].dim_value
+        return self._widths[spec]
 
     def _export(self, spec: Spec, path: Path) -> None:
         module = self.model(spec)
         if isinstance(module, MoPE):
-            static = static_model(module, self.settings.form)
-            if spec.kind == "mope":
-                save(trace(static, exporter_config(module)), path)
-                return
-            give_y(static)
-            module = static
+            save(trace(static_model(module, self.settings.form), exporter_config(module)), path)
+            return
         save(trace(module, _Interface(self, spec, module.output_names)), path)  # type: ignore[arg-type]
 
     def _lower(self, source: Path, spec: Spec, path: Path) -> None:
@@ -148,6 +161,16 @@ class Workshop:
             batches, samples = _CALIBRATION
             calibration = (self.feeds(spec, batch=samples, seed=seed) for seed in range(batches))
         lowering(source, spec.precision, calibration=calibration).write(path)
+
+    def _split(self, source: Path, spec: Spec, path: Path) -> None:
+        """The main file of a graph in parts; the other one is not measured."""
+        whole = replace(spec, kind="mope")
+        probes = [self.feeds(whole, batch=batch, text_length=5 + batch) for batch in (1, 2)]
+        dynamic = DYNAMIC_OPS if spec.precision == "int8-dynamic" else ()
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            inputs = {spec.complementary: _INPUTS[spec.complementary]}
+            cut = split(source, Path(folder), inputs, probes, extra_ops=dynamic)
+            os.replace(cut.main[0], path)
 
 
 class _Interface:
@@ -163,22 +186,6 @@ class _Interface:
         """Inputs to trace with."""
         assert framework == "pt"
         return self._examples
-
-
-class _Given(nn.Module):
-    """Stands where a complementary encoder was: y comes from outside."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name
-
-    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        return inputs[self.name]
-
-
-def give_y(static: StaticMoPE) -> None:
-    """Take the complementary encoders out of a static model, in place: it reads ``y_<modality>`` (B, D_y) instead."""
-    static.complementary = nn.ModuleDict({name: _Given(f"y_{name}") for name in static.complementary})
 
 
 def static_model(model: MoPE, form: str) -> StaticMoPE:

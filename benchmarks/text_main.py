@@ -27,7 +27,8 @@ def text_main(workshop: Workshop) -> Result:
             values["text-main"] = found["MoPE, y given"]["ratio"]
     return Result(
         about=f"{settings.encoders.names['text']} as the main encoder, prompted in every layer ({settings.form} form, "
-        f"K=16, L=6), its image feature y given, ÷ the same encoder alone with a linear head; {TOKENS} tokens.",
+        f"K=16, L=6), given y of the image and all that depends on y alone, "
+        f"÷ the same encoder alone with a linear head; {TOKENS} tokens.",
         tables=(Table("text as main", ("batch", "graph", *LATENCY, "÷ bare"), tuple(rows)),),
         values=values,
     )

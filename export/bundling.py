@@ -22,20 +22,23 @@ from export.exporter_config import MoPEExporterConfig, exporter_config
 from export.golden import INPUTS, OUTPUTS, SAMPLES, Golden, golden_samples, make_golden, pick_samples
 from export.interface import cpu_session, run_graph
 from export.options import CALIBRATION_SAMPLES, DEFAULT_OPSET, GATE_SAMPLES, Options, check_target
-from export.precision_gate import THRESHOLDS, Evaluation, PrecisionReport, Thresholds, measure_precision
+from export.precision_gate import THRESHOLDS, Evaluation, PrecisionReport, Thresholds
 from export.report import ParityReport
 from export.source import find_source
+from export.split import PartFile
+from export.static import folding_of
 from export.summary import Row, summarise
-from export.variants import Feeds, ParityGate, Variant, make_variants
+from export.variants import Feeds, ParityGate, Variant, judge_again, make_variants
 from mope_deploy.bundle import Bundle, write_bundle
 from mope_deploy.data import Sample
 from mope_deploy.engines.profiles import Sizes
 from mope_deploy.errors import UsageError
+from mope_deploy.manifest import conditions_name, y_name
 from mope_deploy.model import MoPE
 from mope_deploy.preprocess import present_name
 from mope_deploy.targets import get_target
 
-__all__ = ["Exported", "check_bundle", "check_sizes", "export_bundle", "export_model"]
+__all__ = ["Exported", "check_bundle", "check_sizes", "check_split", "export_bundle", "export_model"]
 
 TOKENIZER, REPORT = "tokenizer.json", "parity.json"
 GOLDEN_COUNT = 8
@@ -79,6 +82,9 @@ def export_bundle(
     calibration_samples: int = CALIBRATION_SAMPLES,
     overwrite: bool = False,
     seed: int = 0,
+    split: bool = False,
+    cpu_threads: int | None = None,
+    cpu_arena: bool = True,
 ) -> Path:
     """Export a trained model to a bundle of ONNX graphs, or to nothing: what ``mope-export`` does, from Python.
 
@@ -98,6 +104,10 @@ def export_bundle(
         calibration_samples: how many of them.
         overwrite: replace a bundle at the target.
         seed: of the generated batches and of the choice of samples.
+        split: every graph in several files: the complementary encoders, and all that depends on one of them alone, as
+            graphs of their own.
+        cpu_threads: of sessions on a CPU, unless the device says otherwise; None for as many as the process may use.
+        cpu_arena: whether such sessions keep memory for their next run.
 
     Returns:
         The bundle's folder.
@@ -122,6 +132,9 @@ def export_bundle(
         precisions=tuple(precisions),
         gate_samples=gate_samples,
         calibration_samples=calibration_samples,
+        split=split,
+        cpu_threads=cpu_threads,
+        cpu_arena=cpu_arena,
     )
     if isinstance(model, MoPE):
         if data is None:
@@ -163,6 +176,7 @@ def export_model(
             engines, options.precisions, get_target(options.target) if options.target is not None else None
         )
     check_sizes(model, options)
+    check_split(model, options, engines=engines is not None)
     on_step("reading samples")
     samples = _samples(model, data, options)
     config = exporter_config(model, routing_output=options.routing)
@@ -190,13 +204,13 @@ def export_model(
         graphs = [
             _graph_entry(variant, config, _tolerance(variant, golden, config, gate.reports)) for variant in variants
         ]
-        contents: dict[str, Path | bytes] = {path.name: path for variant in variants for path in variant.files}
+        contents: dict[str, Path | bytes] = {path.name: path for variant in variants for path in variant.all_files}
         contents |= golden.files
         contents[REPORT] = _json(_reports(gate.reports, variants))
         tokenizer = model.preprocessing.tokenizer
         if tokenizer is not None:
             contents[TOKENIZER] = tokenizer.encode("utf-8")
-        manifest = _manifest(model, options, graphs=graphs, reports=gate.reports)
+        manifest = _manifest(model, options, graphs=graphs, reports=gate.reports, variants=variants)
         built: list[ExportedEngine] = []
         if engines is not None:
             without = write_bundle(Path(temporary) / "bundle", files=contents, manifest=manifest)
@@ -248,7 +262,9 @@ def check_bundle(
     lowered = [graph for graph in graphs if graph.precision != "fp32"]
     if plain:
         gate = ParityGate(model, config, _samples(model, data, options), seed=seed, on_step=on_step)
-        found |= {graph.name: gate.compare(graph.name, bundle.file(graph.file), config) for graph in plain}
+        for graph in plain:
+            parts = [bundle.file(part.file) for part in graph.parts]
+            found[graph.name] = gate.compare(graph.name, bundle.file(graph.file), config, parts)
     if lowered:
         judged = pick_samples(data, model, options.gate_samples, seed=seed)
         evaluation = Evaluation(model, judged, on_step=on_step)
@@ -259,13 +275,13 @@ def check_bundle(
                 limits = Thresholds(
                     labels=asked.get("labels", 0.0), routing=asked.get("routing"), metric=asked.get("metric")
                 )
-            found[graph.name] = measure_precision(
+            found[graph.name] = judge_again(
                 evaluation,
                 bundle.file(graph.file),
                 config,
                 precision=graph.precision,
-                thresholds=limits if "routing" in config.outputs else replace(limits, routing=None),
-                mark="CPU" if graph.precision == "fp16" else "",
+                thresholds=limits,
+                parts=[bundle.file(part.file) for part in graph.parts],
             )
     return found
 
@@ -284,7 +300,8 @@ def _calibration(model: MoPE, data: Path, options: Options) -> Iterator[Feeds]:
 def _check_device(name: str, options: Options, variants: Sequence[Variant]) -> None:
     """Every final graph suits the device that it is for."""
     for variant in variants:
-        nodes = onnx.load(variant.files[0], load_external_data=False).graph.node
+        files = (variant.files[0], *variant.part_files)
+        nodes = [node for file in files for node in onnx.load(file, load_external_data=False).graph.node]
         ops = {node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}" for node in nodes}
         get_target(name).check(opset=options.opset, precisions=(variant.precision,), ops=ops)
 
@@ -292,6 +309,8 @@ def _check_device(name: str, options: Options, variants: Sequence[Variant]) -> N
 def _graph_entry(variant: Variant, config: MoPEExporterConfig, tolerance: dict[str, float]) -> dict[str, Any]:
     """A graph as the manifest describes it."""
     proto = onnx.load(variant.files[0], load_external_data=False)
+    inputs = {key: _tensor(key, *value, config) for key, value in config.input_shapes.items()}
+    parts = [_part_entry(part, inputs, config) for part in variant.parts]
     return {
         "name": variant.name,
         "file": variant.files[0].name,
@@ -300,11 +319,23 @@ def _graph_entry(variant: Variant, config: MoPEExporterConfig, tolerance: dict[s
         "opset": next(opset.version for opset in proto.opset_import if opset.domain == ""),
         "ir_version": proto.ir_version,
         "runs_on": variant.runs_on,
-        "inputs": [_tensor(key, *value, config) for key, value in config.input_shapes.items()],
+        "inputs": [*inputs.values(), *(part["outputs"][1] for part in parts)],
         "outputs": [_tensor(key, *value, config) for key, value in config.output_shapes.items()],
         "tolerance": tolerance,
         "gate": _gate(variant),
-        "parts": [],
+        "parts": parts,
+    }
+
+
+def _part_entry(part: PartFile, inputs: dict[str, dict[str, Any]], config: MoPEExporterConfig) -> dict[str, Any]:
+    """A part as the manifest describes it; its inputs are taken out of ``inputs``."""
+    rows = {y_name(part.modality): part.y_width, conditions_name(part.modality): part.width}
+    return {
+        "modality": part.modality,
+        "file": part.files[0].name,
+        "data": [path.name for path in part.files[1:]],
+        "inputs": [inputs.pop(name) for name in part.inputs],
+        "outputs": [_tensor(name, "tensor(float)", ("batch", width), config) for name, width in rows.items()],
     }
 
 
@@ -355,6 +386,11 @@ def _reports(parity: dict[str, ParityReport], variants: Sequence[Variant]) -> di
     for variant in variants:
         if variant.lowered is not None:
             found[variant.name] = {**variant.lowered.report.to_dict(), **variant.lowered.to_dict()}
+        if variant.parts:
+            found[variant.name]["split"] = {
+                "files": [path.name for path in variant.all_files],
+                "max_relative_error": variant.split_error,
+            }
     return found
 
 
@@ -367,7 +403,12 @@ def _tensor(name: str, dtype: str, shape: Sequence[int | str], config: MoPEExpor
 
 
 def _manifest(
-    model: MoPE, options: Options, *, graphs: list[dict[str, Any]], reports: dict[str, ParityReport]
+    model: MoPE,
+    options: Options,
+    *,
+    graphs: list[dict[str, Any]],
+    reports: dict[str, ParityReport],
+    variants: Sequence[Variant],
 ) -> dict[str, Any]:
     config = model.config
     routed = config.dynamic and options.routing
@@ -390,7 +431,10 @@ def _manifest(
         if routed
         else None,
         "golden": {"samples": SAMPLES, "inputs": INPUTS, "outputs": OUTPUTS},
-        "parity": {"report": REPORT, "figures": _figures(reports)},
+        "parity": {
+            "report": REPORT,
+            "figures": _figures(reports, variants) | {"folding": folding_of(model, options.fold)},
+        },
         "build": _build(model, options),
     }
 
@@ -426,17 +470,42 @@ def check_sizes(model: MoPE, options: Options) -> dict[str, Sizes]:
     return profile
 
 
+def check_split(model: MoPE, options: Options, *, engines: bool = False) -> None:
+    """Whether graphs can be in parts, where that was asked for.
+
+    Raises:
+        UsageError: engines are to be built of them, or the main modality is not conditioned by another one.
+    """
+    if not options.split:
+        return
+    if engines:
+        raise UsageError(
+            "no engine is built from graphs in parts",
+            received="--split with --format trt",
+            expected="--format onnx",
+            todo="export two bundles",
+        )
+    if not model.config.complementary or not (model.config.dynamic or model.config.mapped):
+        raise UsageError(
+            "--split has nothing to take out of this model",
+            received="no prompt that depends on a complementary modality",
+            expected="a model with dynamic or mapped prompts",
+            todo="leave --split out",
+        )
+
+
 def _build(model: MoPE, options: Options) -> dict[str, Any] | None:
-    """What engines should be built with, where the export was told."""
+    """What engines should be built with, and sessions opened with, where the export was told."""
     profile = check_sizes(model, options)
     workspace = options.workspace or (get_target(options.target).workspace if options.target else None)
-    if not profile and workspace is None and options.target is None:
+    cpu = {"threads": options.cpu_threads, "arena": options.cpu_arena}
+    if not profile and workspace is None and options.target is None and cpu == {"threads": None, "arena": True}:
         return None
     sizes = {axis: [s.min, s.opt, s.max] for axis, s in profile.items()}
-    return {"target": options.target, "profile": sizes, "workspace": workspace, "cpu": {"threads": None, "arena": True}}
+    return {"target": options.target, "profile": sizes, "workspace": workspace, "cpu": cpu}
 
 
-def _figures(reports: dict[str, ParityReport]) -> dict[str, float | str | bool]:
+def _figures(reports: dict[str, ParityReport], variants: Sequence[Variant]) -> dict[str, float | str | bool]:
     """Of the canonical graph under plain names; of the others what they are compared for."""
     found = reports["model" if "model" in reports else "model-with-routing"].figures()
     with_routing = reports.get("model-with-routing")
@@ -444,6 +513,8 @@ def _figures(reports: dict[str, ParityReport]) -> dict[str, float | str | bool]:
         found |= {key: value for key, value in with_routing.figures().items() if key.startswith("experts_")}
     if "model-fused" in reports:
         found["fused_max_relative_error"] = reports["model-fused"].max_error
+    if any(variant.parts for variant in variants):
+        found["split_max_relative_error"] = max(variant.split_error for variant in variants)
     return found
 
 

@@ -33,7 +33,7 @@ from export.packages import require_packages
 from export.source import find_source
 from mope_deploy.console import err, out, run_app
 from mope_deploy.errors import ExportError, UsageError
-from mope_deploy.manifest import PRECISIONS
+from mope_deploy.manifest import MANIFEST, PRECISIONS
 from mope_deploy.targets import TARGETS, get_target
 
 if TYPE_CHECKING:
@@ -78,7 +78,12 @@ Samples = Annotated[
     int | None, typer.Option(min=1, help="How many of them; default: enough for 128 logits.", show_default=False)
 ]
 GateSamples = Annotated[
-    int, typer.Option(min=1, help="Real samples that precisions below fp32 are judged on; fewer if there are fewer.")
+    int | None,
+    typer.Option(
+        min=1,
+        help=f"Real samples that precisions below fp32 are judged on, or all there are. Default: {GATE_SAMPLES}.",
+        show_default=False,
+    ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Of generated inputs and of the choice of samples.")]
 Report = Annotated[
@@ -142,11 +147,18 @@ def export(
     fuse: Annotated[
         bool, typer.Option("--fuse", help="Also write a variant fused for ONNX Runtime, sharing the weights.")
     ] = False,
+    split: Annotated[
+        bool,
+        typer.Option(
+            "--split",
+            help="Each complementary encoder as a file of its own, which a device runs when its input changes.",
+        ),
+    ] = False,
     routing: Annotated[
         bool, typer.Option("--routing/--no-routing", help="Whether the experts' weights are an output of the graph.")
     ] = True,
     samples: Samples = None,
-    gate_samples: GateSamples = GATE_SAMPLES,
+    gate_samples: GateSamples = None,
     threshold: Annotated[
         str | None,
         typer.Option(
@@ -156,15 +168,25 @@ def export(
         ),
     ] = None,
     calib: Annotated[
-        int, typer.Option(min=1, help="Real samples that int8 reads its ranges from.")
-    ] = CALIBRATION_SAMPLES,
+        int | None,
+        typer.Option(
+            min=1,
+            help=f"Real samples that int8 reads its ranges from. Default: {CALIBRATION_SAMPLES}.",
+            show_default=False,
+        ),
+    ] = None,
     calib_data: Annotated[
         Path | None,
         typer.Option(metavar="JSONL", help="Where they are; default: the run's training split.", show_default=False),
     ] = None,
     calib_method: Annotated[
-        str, typer.Option(help=f"How outliers among them are cut: {' or '.join(CALIBRATION_METHODS)}.")
-    ] = CALIBRATION_METHODS[0],
+        str | None,
+        typer.Option(
+            help=f"How outliers among them are cut: {' or '.join(CALIBRATION_METHODS)}. "
+            f"Default: {CALIBRATION_METHODS[0]}.",
+            show_default=False,
+        ),
+    ] = None,
     batch: Annotated[
         str | None, typer.Option(help="Batch sizes that engines are built for, min:opt:max.", show_default=False)
     ] = None,
@@ -200,6 +222,17 @@ def export(
             metavar="REPOSITORY", help="Where --format triton writes; default: OUT-triton.", show_default=False
         ),
     ] = None,
+    cpu_threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Threads of a session on a device's CPU, unless it says otherwise; default: as many as it has cores.",
+            show_default=False,
+        ),
+    ] = None,
+    arena: Annotated[
+        bool, typer.Option("--arena/--no-arena", help="Whether such a session keeps memory for its next run.")
+    ] = True,
     seed: Seed = 0,
     name: Annotated[
         str | None, typer.Option(help="What the bundle calls itself; default: the run's name.", show_default=False)
@@ -226,23 +259,47 @@ def export(
         precisions=parse_list("precision", precision, PRECISIONS)
         if precision is not None
         else (preset.default_precisions if preset else ("fp32",)),
-        gate_samples=gate_samples,
+        gate_samples=gate_samples or GATE_SAMPLES,
         thresholds=parse_thresholds(threshold) if threshold is not None else {},
-        calibration_samples=calib,
-        calibration_method=calib_method,
+        calibration_samples=calib or CALIBRATION_SAMPLES,
+        calibration_method=calib_method or CALIBRATION_METHODS[0],
         target=device,
         batch=batch,
         text_length=text_len,
         audio_length=audio_len,
         workspace=workspace,
+        split=split,
+        cpu_threads=cpu_threads,
+        cpu_arena=arena,
     )
+    if split and formats != ("onnx",):
+        raise UsageError(
+            "graphs in parts are for ONNX Runtime in one bundle",
+            received=f"--split with --format {','.join(formats)}",
+            todo="export two bundles",
+        )
     source = find_source(run, data=data)
     options = replace(options, name=name or source.name)
     target = target or BUNDLES / source.name
     repository = triton or target.with_name(f"{target.name}-triton")
     if calib_data is not None and not calib_data.is_file():
         raise UsageError(f"--calib-data {calib_data} is not a file", expected="a JSONL file of image, text")
-    check_target(target, overwrite=overwrite)
+    _check_used(
+        "precision int8",
+        "int8" in options.precisions,
+        {"--calib": calib, "--calib-data": calib_data, "--calib-method": calib_method},
+    )
+    _check_used(
+        "precisions below fp32",
+        options.precisions != ("fp32",),
+        {"--threshold": threshold, "--gate-samples": gate_samples},
+    )
+    _check_used(
+        "TensorRT engines, which no graph of this bundle can become",
+        "triton" in formats or not (split or set(options.precisions) == {"int8-dynamic"}),
+        {"--batch": batch, "--text-len": text_len, "--audio-len": audio_len, "--workspace": workspace},
+    )
+    check_target(target, overwrite=overwrite or (dry_run and (target / MANIFEST).is_file()))
     engines = None
     if "trt" in formats:
         from export.engines import EngineOptions, check_engine_options
@@ -252,15 +309,16 @@ def export(
     with _steps() as step:
         step("loading PyTorch and the exporter")
         require_packages()
-        from export.bundling import check_sizes, export_model
+        from export.bundling import check_sizes, check_split, export_model
         from export.summary import summary_table
 
         step(f"loading {source.checkpoint}")
         model = _load(source)
         check_sizes(model, options)
+        check_split(model, options)
         if dry_run:
             step(None)
-            _print_plan(source, model, target, options, formats)
+            _print_plan(source, model, target, options, formats, calib_data or source.calibration)
             return 0
         reports: dict[str, ParityReport | PrecisionReport] = {}
 
@@ -290,6 +348,8 @@ def export(
     for row in exported.rows:
         if row.explanation:
             out.print(f"{row.graph}: {row.explanation}", markup=False)
+        if row.parts:
+            out.print(f"{row.graph} in parts: {row.parts}", markup=False)
     _print_result(exported, source, target, seconds=time.monotonic() - started)
     if "triton" in formats:
         _print_rows({"triton": ", ".join(map(str, repositories))})
@@ -302,7 +362,7 @@ def check(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of the bundle.", show_default=False)],
     data: Data = None,
     samples: Samples = None,
-    gate_samples: GateSamples = GATE_SAMPLES,
+    gate_samples: GateSamples = None,
     seed: Seed = 0,
     report: Report = None,
 ) -> int:
@@ -321,7 +381,13 @@ def check(
         step(f"loading {source.checkpoint}")
         model = _load(source)
         reports = check_bundle(
-            model, opened, data=source.data, samples=samples, gate_samples=gate_samples, seed=seed, on_step=step
+            model,
+            opened,
+            data=source.data,
+            samples=samples,
+            gate_samples=gate_samples or GATE_SAMPLES,
+            seed=seed,
+            on_step=step,
         )
     for found in reports.values():
         out.print(found.table())
@@ -350,6 +416,13 @@ def _check_belongs(formats: Sequence[str], format: str, given: Mapping[str, obje
             )
 
 
+def _check_used(what: str, used: bool, given: Mapping[str, object]) -> None:
+    """Options that nothing would read are not passed over in silence."""
+    for option, value in given.items():
+        if value is not None and not used:
+            raise UsageError(f"{option} is for {what}, and would change nothing here", todo="leave it out")
+
+
 def _write_triton(exported: Exported, repository: Path) -> list[Path]:
     """A model for every graph that the server's ONNX Runtime takes."""
     from export.triton import model_name, write_repository
@@ -369,10 +442,13 @@ def _load(source: Source) -> MoPE:
     return source.load()
 
 
-def _print_plan(source: Source, model: MoPE, target: Path, options: Options, formats: Sequence[str]) -> None:
+def _print_plan(
+    source: Source, model: MoPE, target: Path, options: Options, formats: Sequence[str], calibration: Path
+) -> None:
     from export.bundling import GOLDEN_COUNT
     from export.cases import generated_cases, rows_needed
     from export.exporter_config import exporter_config
+    from export.static import folding_of
 
     config = model.config
     described = exporter_config(model, routing_output=options.routing)
@@ -387,16 +463,48 @@ def _print_plan(source: Source, model: MoPE, target: Path, options: Options, for
             f"L = {config.prompt_length}, K = {config.experts}, {routing} routing, {len(config.labels)} labels",
             "inputs": _tensors(described.input_shapes),
             "outputs": _tensors(described.output_shapes),
-            "graph": f"opset {options.opset}, about {_size(weights)}"
+            "graph": f"opset {options.opset}, about {_size(weights)} in fp32"
             + (", and a variant fused for ONNX Runtime" if options.fuse else ""),
+            "prompts": folding_of(model, options.fold),
+            **({"files": f"a main file, and one of {conditioned}"} if options.split else {}),
             "formats": f"{', '.join(formats)} in {', '.join(options.precisions)}"
             + (f" for {options.target}" if options.target else ""),
+            **_lowered(source, options, weights, calibration),
             "comparison": f"{generated} generated samples and up to {real} of {source.data}",
             "golden": f"up to {GOLDEN_COUNT} samples of {source.data} go into the bundle, pictures and texts included",
-            "bundle": f"{target}, called {options.name!r}" + (", replacing what is there" if target.exists() else ""),
+            "bundle": f"{target}, called {options.name!r}" + _replacing(target, overwrite=options.overwrite),
         }
     )
     out.print("dry run: nothing was written", markup=False)
+
+
+def _lowered(source: Source, options: Options, weights: int, calibration: Path) -> dict[str, str]:
+    """How precisions below fp32 will be made and judged, each in a row."""
+    from export.precision_gate import THRESHOLDS
+
+    rows = {}
+    for precision in options.precisions:
+        if precision == "fp32":
+            continue
+        least = _size(weights // (2 if precision in ("fp16", "bf16") else 4))
+        limits = replace(THRESHOLDS[precision], **options.thresholds)
+        asked = ", ".join(f"{name} {share:g}" for name, share in limits.to_dict().items())
+        ranges = (
+            f"; ranges of up to {options.calibration_samples:,} of {calibration} ({options.calibration_method})"
+            if precision == "int8"
+            else ""
+        )
+        rows[precision] = (
+            f"{least} or more, with what is kept in fp32; judged on up to {options.gate_samples:,} of {source.data}: "
+            f"{asked}{ranges}"
+        )
+    return rows
+
+
+def _replacing(target: Path, *, overwrite: bool) -> str:
+    if not target.exists():
+        return ""
+    return ", replacing what is there" if overwrite else ", which is there already: --overwrite would be needed"
 
 
 def _print_result(exported: Exported, source: Source, target: Path, *, seconds: float) -> None:

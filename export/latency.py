@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ __all__ = ["cpu_runner", "median_seconds"]
 _SECONDS, _ROUNDS = 1.0, 5  # at least, of all graphs together and of each
 
 
-def cpu_runner(file: Path, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
-    """Runs a graph once in ONNX Runtime on the CPU."""
-    session = cpu_session(file)
+def cpu_runner(file: Path, feeds: Mapping[str, NDArray[Any]], parts: Sequence[Path] = ()) -> Callable[[], object]:
+    """Runs a graph, and before it the ``parts`` that it needs, once in ONNX Runtime on the CPU."""
+    session = cpu_session(file, parts)
     return lambda: session.run(None, dict(feeds))
 
 

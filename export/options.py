@@ -10,7 +10,7 @@ from export.precision import METHODS as CALIBRATION_METHODS
 from mope_deploy.engines.profiles import Sizes
 from mope_deploy.errors import UsageError
 from mope_deploy.fields import nearest
-from mope_deploy.manifest import MANIFEST, PRECISIONS
+from mope_deploy.manifest import MANIFEST, MAX_THREADS, PRECISIONS
 from mope_deploy.targets import get_target
 
 __all__ = [
@@ -67,6 +67,9 @@ class Options:
         batch, text_length, audio_length: ``min:opt:max`` that engines are built for; None for the target's, else for
             the library's user to choose.
         workspace: limit of the builder's scratch memory in MiB; None for the target's.
+        split: every graph in several files, a part for each complementary modality and the main one.
+        cpu_threads: of sessions on a CPU, unless the device says otherwise; None for as many as the process may use.
+        cpu_arena: whether such sessions keep memory for their next run.
     """
 
     name: str = "mope"
@@ -87,6 +90,9 @@ class Options:
     text_length: str | None = None
     audio_length: str | None = None
     workspace: int | None = None
+    split: bool = False
+    cpu_threads: int | None = None
+    cpu_arena: bool = True
 
     def __post_init__(self) -> None:
         check_opset(self.opset)
@@ -107,6 +113,14 @@ class Options:
             Sizes.parse(sizes, axis=axis)
         if self.workspace is not None and not 1 <= self.workspace <= 2**20:
             raise UsageError("--workspace", received=self.workspace, expected="1 to 1,048,576 MiB")
+        if self.cpu_threads is not None and not 1 <= self.cpu_threads <= MAX_THREADS:
+            raise UsageError("--cpu-threads", received=self.cpu_threads, expected=f"1 to {MAX_THREADS:,}")
+        if self.split and "bf16" in self.precisions:
+            raise UsageError(
+                "graphs in parts are for ONNX Runtime, and bf16 is for TensorRT alone",
+                received="--split with bf16",
+                todo="leave bf16 or --split out",
+            )
         if self.fuse and "fp32" not in self.precisions:
             raise UsageError(
                 "a fused variant is made of the fp32 graph",

@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from export.cases import MIN_VALUES, Case
 from export.exporter_config import MoPEExporterConfig
-from export.interface import RUNTIME, open_graph, reason
+from export.interface import RUNTIME, GraphSession, open_graph, reason
 from export.reference import Reference, eager_outputs, in_float64, largest_difference
 from export.report import CEILING, Decisions, InterfaceCheck, NearTie, ParityReport, Rounding, ValueCheck
 from mope_deploy.model import MoPE
@@ -47,6 +46,7 @@ def measure(
     *,
     minimum: int = MIN_VALUES,
     reference: Reference | None = None,
+    parts: Sequence[Path] = (),
 ) -> ParityReport:
     """Run both sides on ``cases`` and compare everything. Never raises for a wrong file: it is in the report.
 
@@ -58,16 +58,17 @@ def measure(
         minimum: values that each output must be compared on, generated batches and samples each; of samples no more
             than there are.
         reference: of ``model``, to compute its outputs once for several files.
+        parts: of a graph in several files the others; the report's hash is that of ``file``.
     """
     header: dict[str, Any] = {
-        "file": file.name,
+        "file": " + ".join(path.name for path in (file, *parts)),
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         "reference": "the eager model, PyTorch float32",
         "runtime": RUNTIME,
         "tolerance": config.tolerance,
     }
     reference = reference or Reference(model)
-    session, interface = open_graph(file, config)
+    session, interface = open_graph(file, config, parts)
     runs: list[_Run] = []
     for case in cases if session is not None else ():
         run, failures = _run(reference, session, case, tuple(config.outputs))
@@ -114,7 +115,7 @@ class _Run:
 
 
 def _run(
-    reference: Reference, session: ort.InferenceSession, case: Case, outputs: tuple[str, ...]
+    reference: Reference, session: GraphSession, case: Case, outputs: tuple[str, ...]
 ) -> tuple[_Run | None, list[InterfaceCheck]]:
     """Both sides on one batch, and whether the file's outputs have the eager model's dtypes and shapes."""
     eager = reference.outputs(case)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections import Counter
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from export.folding import AppendedExperts, FoldedExperts, LayerSize, Mixture, choose, constants
+from mope_deploy.manifest import y_name
 from mope_deploy.model import MoPE
 from mope_deploy.model.backbones import Backbone
 from mope_deploy.model.backbones.prefix import Made, Projection
@@ -33,7 +35,7 @@ from mope_deploy.model.prompts import LayerPrompts, StaticPrompt
 from mope_deploy.model.router import Router
 from mope_deploy.preprocess import present_name
 
-__all__ = ["StaticMoPE", "to_static"]
+__all__ = ["StaticMoPE", "folding_of", "to_static"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -69,12 +71,34 @@ def to_static(model: MoPE, *, routing_output: bool = True, fold: str = "auto") -
     return static.eval()
 
 
+def folding_of(model: MoPE, fold: str) -> str:
+    """How prompts enter the layers of the main encoder in :func:`to_static`, in words: ``"gram in 12 of 12 layers"``.
+
+    ``token`` stands for the token form, ``append`` for prompts that go through the layer's own product, ``constants``
+    for static prompts alone as constants; the others are the forms of a mixture of experts (export.folding).
+    """
+    forms = Counter(
+        _layer_form(layer, _projection(model.main, i, fold), fold, prefix=model.main.has_prefix_form)  # type: ignore[arg-type]
+        for i, layer in enumerate(model.layers)
+    )
+    return ", ".join(f"{form} in {count} of {model.main.depth} layers" for form, count in forms.items())
+
+
+def _layer_form(layer: LayerPrompts, projection: Projection | None, fold: str, *, prefix: bool) -> str:
+    if fold == "token" or not prefix:
+        return "token"
+    if layer.experts is not None and layer.router is not None:
+        return _form(layer.experts, layer.router.top_k, projection, fold)
+    return "append" if projection is None or layer.static is None else "constants"
+
+
 class StaticMoPE(nn.Module):
     """The whole model with static routing.
 
     Attributes:
         input_names: what ``forward`` reads from its dict.
         output_names: names of the tuple it returns: ``logits`` and, if asked for, ``routing``.
+        shows_y: whether the pooled feature of each complementary modality follows behind them.
         prefix: whether prompts enter the layers of the main encoder as keys and values alone.
     """
 
@@ -95,6 +119,7 @@ class StaticMoPE(nn.Module):
         self.input_names = input_names
         self.output_names = ("logits", "routing") if routing_output else ("logits",)
         self.main = main
+        self.shows_y = False
         self.prefix = prefix and main.has_prefix_form
         if self.prefix:
             _separate(main)
@@ -103,6 +128,18 @@ class StaticMoPE(nn.Module):
         self.mappers = nn.ModuleDict(mappers)
         self.head = head
         self.stand_ins = nn.ParameterDict(stand_ins)
+
+    @property
+    def y_names(self) -> tuple[str, ...]:
+        """Names of the pooled features, in the order of the complementary modalities."""
+        return tuple(map(y_name, self.complementary))
+
+    def showing_y(self) -> StaticMoPE:
+        """The same modules; the outputs of the result also have y of each complementary modality, (B, D_y)."""
+        shown = copy.copy(self)
+        shown.shows_y = True
+        shown.output_names = (*self.output_names, *self.y_names)
+        return shown
 
     def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Inputs by name → ``logits`` (B, C) and, if asked for, ``routing`` (B, layers, K)."""
@@ -120,7 +157,8 @@ class StaticMoPE(nn.Module):
             if weights is not None:
                 routing.append(weights)
         logits = self.head(self.main.finish(x, mask))  # (B, C)
-        return (logits, torch.stack(routing, dim=1)) if "routing" in self.output_names else (logits,)
+        outputs = (logits, torch.stack(routing, dim=1)) if "routing" in self.output_names else (logits,)
+        return (*outputs, *y.values()) if self.shows_y else outputs
 
 
 class StaticEncoder(nn.Module):
@@ -290,9 +328,12 @@ def _experts(
     experts: PromptExperts, top_k: int, projection: Projection | None, fold: str
 ) -> AppendedExperts | FoldedExperts:
     """The experts of one layer in the form that ``fold`` asks for."""
-    E = experts.prompts.detach()
-    form = "append" if projection is None else choose(fold, LayerSize.of(projection, E, top_k))
+    E, form = experts.prompts.detach(), _form(experts, top_k, projection, fold)
     return AppendedExperts(E) if projection is None or form == "append" else FoldedExperts(projection, E, form)
+
+
+def _form(experts: PromptExperts, top_k: int, projection: Projection | None, fold: str) -> str:
+    return "append" if projection is None else choose(fold, LayerSize.of(projection, experts.prompts.detach(), top_k))
 
 
 def _run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,6 +31,9 @@ _SMALL = 1024  # bytes; smaller tensors stay in the file, where shape inference 
 def trace(static: StaticMoPE, config: MoPEExporterConfig, *, opset: int = DEFAULT_OPSET) -> ir.Model:
     """Trace a static model into a graph that every target takes.
 
+    The value in it that is the pooled feature of a complementary modality is called ``y_<modality>``; export.split
+    finds it by that name.
+
     Args:
         static: from :func:`export.static.to_static`; its weights are referenced, not copied.
         config: describes inputs, axes and outputs.
@@ -41,16 +44,17 @@ def trace(static: StaticMoPE, config: MoPEExporterConfig, *, opset: int = DEFAUL
         ExportError: the exporter failed, or the graph holds something that a target cannot take.
     """
     check_opset(opset)
-    names = list(config.inputs)
+    names, outputs = list(config.inputs), list(config.outputs)
+    shown, pooled = (static.showing_y(), static.y_names) if isinstance(static, StaticMoPE) else (static, ())
     examples = config.generate_dummy_inputs(framework="pt")
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
-                static,
+                shown,
                 kwargs={"inputs": examples},
                 dynamo=True,
                 input_names=names,
-                output_names=list(config.outputs),
+                output_names=[*outputs, *pooled],
                 dynamic_shapes={"inputs": config.inputs},
                 opset_version=max(opset, DEFAULT_OPSET),
                 verbose=False,
@@ -59,6 +63,7 @@ def trace(static: StaticMoPE, config: MoPEExporterConfig, *, opset: int = DEFAUL
             name_after_modules(model, static)
             if opset < DEFAULT_OPSET:  # the exporter writes 18 at least; converting it later keeps the names
                 convert_version(model, target_version=opset, fallback=True)
+            _keep_outputs(model, model.graph.outputs[: len(outputs)])
     except Exception as error:  # the exporter raises many classes, all meaning that it cannot
         reason = " ".join(str(error.__cause__ or error).split())
         raise ExportError(
@@ -113,7 +118,11 @@ def save(
 
 def drop_routing(model: ir.Model) -> None:
     """Take the output ``routing`` away, and what computes nothing else, in place."""
-    outputs = [value for value in model.graph.outputs if value.name != "routing"]
+    _keep_outputs(model, [value for value in model.graph.outputs if value.name != "routing"])
+
+
+def _keep_outputs(model: ir.Model, outputs: Sequence[ir.Value]) -> None:
+    outputs = list(outputs)
     model.graph.outputs.clear()
     model.graph.outputs.extend(outputs)
     RemoveUnusedNodesPass()(model)

@@ -73,11 +73,16 @@ def write_repository(
         The version's folder, ``folder/name/1``.
 
     Raises:
-        UsageError: an argument that cannot be; no such graph; a model of another interface has that name, or something
-            that is no model of a repository.
+        UsageError: an argument that cannot be; no such graph, or one in parts; a model of another interface has that
+            name, or something that is no model of a repository.
         ExportError: the labels or axes cannot be said in a repository, or it cannot be written.
     """
     chosen = bundle.graph(graph, engine="onnxruntime")
+    if chosen.parts:
+        raise UsageError(
+            f"{chosen.name} of {bundle.path} is in parts, which one model of Triton cannot be",
+            todo="export it without --split",
+        )
     if chosen.precision == "int8-dynamic":  # its results would depend on batch-mates
         max_batch = 1
     name = model_name(bundle) if name is None else name

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -18,20 +19,29 @@ from numpy.typing import NDArray
 from export.cases import Case, generated_cases, sample_cases
 from export.exporter_config import MoPEExporterConfig, exporter_config
 from export.fused import attention_layers, fuse, routers
+from export.interface import cpu_session, run_graph
 from export.options import Options
 from export.parity import measure
 from export.precision import Lowering, lowering
 from export.precision.check import DYNAMIC_OPS
-from export.precision_gate import THRESHOLDS, Evaluation, PrecisionReport, Thresholds, measure_precision
-from export.reference import Reference
+from export.precision_gate import (
+    THRESHOLDS,
+    Evaluation,
+    PrecisionReport,
+    Thresholds,
+    measure_precision,
+    require_precision,
+)
+from export.reference import Reference, largest_difference
 from export.repair import Lowered, lower_within_gate
 from export.report import ParityReport, require_parity
+from export.split import PartFile, SplitGraph, part_inputs, split
 from export.static import to_static
 from export.to_onnx import drop_routing, save, trace
 from mope_deploy.data import Sample
 from mope_deploy.model import MoPE
 
-__all__ = ["ParityGate", "Variant", "make_variants"]
+__all__ = ["ParityGate", "Variant", "judge_again", "make_variants"]
 
 Feeds = Mapping[str, NDArray[Any]]
 
@@ -50,6 +60,8 @@ class Variant:
         judged: the precision gate's report; None where only fp32 was asked for and nothing else had to be judged.
         lowered: how a lower precision got through; None for fp32, which passed the parity gate.
         unfit: products that its precision cannot hold, and which therefore stayed fp32.
+        parts: of a graph in several files those beside the main one, which ``files`` then are; ``runnable`` is whole.
+        split_error: how far the files' outputs are from those of the whole graph, max|a − b| / max|b|; 0 for one file.
     """
 
     name: str
@@ -60,6 +72,18 @@ class Variant:
     judged: PrecisionReport | None
     lowered: Lowered | None
     unfit: tuple[str, ...] = ()
+    parts: tuple[PartFile, ...] = ()
+    split_error: float = 0.0
+
+    @property
+    def all_files(self) -> tuple[Path, ...]:
+        """With those of its parts."""
+        return tuple(dict.fromkeys((*self.files, *(file for part in self.parts for file in part.files))))
+
+    @property
+    def part_files(self) -> tuple[Path, ...]:
+        """The ONNX file of each part."""
+        return tuple(part.files[0] for part in self.parts)
 
     @property
     def kept(self) -> tuple[str, ...]:
@@ -104,9 +128,10 @@ class ParityGate:
         self.on_step, self.on_report = on_step, on_report
         self.reports: dict[str, ParityReport] = {}
 
-    def compare(self, name: str, file: Path, config: MoPEExporterConfig) -> ParityReport:
-        """Compare one file with the model and keep the report."""
-        report = measure(self.reference.model, file, config, self._shown(file.name), reference=self.reference)
+    def compare(self, name: str, file: Path, config: MoPEExporterConfig, parts: Sequence[Path] = ()) -> ParityReport:
+        """Compare one file, or the ``parts`` and the main file of a graph, with the model and keep the report."""
+        shown = self._shown(file.name)
+        report = measure(self.reference.model, file, config, shown, reference=self.reference, parts=parts)
         self.reports[name] = report
         self.on_report(report)
         return report
@@ -194,7 +219,98 @@ def make_variants(
         ordered.append(
             Variant("model-fused", "fp32", "onnxruntime", (fused, *shared), fused, made["fp32"].judged, None)
         )
-    return ordered
+    return _in_parts(model, options, ordered, gate, config, evaluation, on_step) if options.split else ordered
+
+
+def _in_parts(
+    model: MoPE,
+    options: Options,
+    variants: Sequence[Variant],
+    gate: ParityGate,
+    config: MoPEExporterConfig,
+    evaluation: Evaluation | None,
+    on_step: Callable[[str], None],
+) -> list[Variant]:
+    """Every graph as a part for each complementary modality and a main file, which together compute the same.
+
+    fp32 passes the parity gate anew. Lower precisions give the whole graph's outputs to the last bit, or else pass
+    their own gate anew.
+    """
+    probes = [case.inputs for case in gate.cases if case.source == "generated"][:3]  # two text lengths in any case
+    cuts: dict[str, SplitGraph] = {}
+    for variant in variants:
+        on_step(f"cutting {variant.files[0].name}")
+        whole = variant.files[0]
+        cuts[variant.name] = split(
+            whole,
+            whole.parent / "split",
+            part_inputs(model),
+            probes,
+            external=options.fuse and variant.name == "model",
+            extra_ops=DYNAMIC_OPS if variant.precision == "int8-dynamic" else (),
+            weights_of=(whole.with_name("model.onnx"), cuts["model"]) if variant.name == "model-fused" else None,
+        )
+    found = []
+    for variant in variants:
+        cut = cuts[variant.name]
+        error = _difference(variant, cut, gate.cases, config)
+        changes: dict[str, Any] = {}
+        if variant.lowered is None:
+            require_parity(gate.compare(variant.name, cut.main[0], config, cut.part_files))
+        elif error > 0:
+            assert evaluation is not None
+            report = judge_again(
+                evaluation,
+                cut.main[0],
+                config,
+                precision=variant.precision,
+                thresholds=replace(THRESHOLDS[variant.precision], **options.thresholds),
+                parts=cut.part_files,
+            )
+            require_precision(report)
+            changes = {"judged": report, "lowered": replace(variant.lowered, report=report)}
+        found.append(
+            replace(variant, files=cut.main, parts=cut.parts, runs_on="onnxruntime", split_error=error, **changes)
+        )
+    return found
+
+
+def judge_again(
+    evaluation: Evaluation,
+    file: Path,
+    config: MoPEExporterConfig,
+    *,
+    precision: str,
+    thresholds: Thresholds,
+    parts: Sequence[Path],
+) -> PrecisionReport:
+    """The precision gate on a final graph, whose routing may be out of sight."""
+    return measure_precision(
+        evaluation,
+        file,
+        config,
+        precision=precision,
+        thresholds=thresholds if "routing" in config.outputs else replace(thresholds, routing=None),
+        mark="CPU" if precision == "fp16" else "",
+        parts=parts,
+    )
+
+
+def _difference(variant: Variant, cut: SplitGraph, cases: Sequence[Case], config: MoPEExporterConfig) -> float:
+    """max|a − b| / max|b| between a graph in parts and the whole one, over all batches and the worst output."""
+    whole, parts = cpu_session(variant.files[0]), cpu_session(cut.main[0], cut.part_files)
+    names = list(config.outputs)
+    errors, scales = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    for case in cases:
+        sides = [
+            run_graph(session, case.inputs, names, config=config, precision=variant.precision)
+            for session in (parts, whole)
+        ]
+        for name in names:
+            a, b = (side[name] for side in sides)
+            errors[name] = max(errors[name], largest_difference(a, b))
+            scales[name] = max(scales[name], float(np.abs(b).max(initial=0.0)))
+    return max(errors[name] / scales[name] if scales[name] > 0 else errors[name] for name in names)
 
 
 def _lowered(

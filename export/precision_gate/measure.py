@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from export.exporter_config import MoPEExporterConfig
-from export.interface import RUNTIME, open_graph, reason, run_graph
+from export.interface import RUNTIME, GraphSession, open_graph, reason, run_graph
 from export.precision_gate.evaluation import Batch, Evaluation
 from export.precision_gate.report import Flip, LogitsError, Metric, PrecisionReport, Share
 from export.precision_gate.thresholds import Thresholds
@@ -39,6 +38,7 @@ def measure_precision(
     thresholds: Thresholds,
     mark: str = "",
     limit: int | None = None,
+    parts: Sequence[Path] = (),
 ) -> PrecisionReport:
     """Run ``file`` in ONNX Runtime on the CPU and compare. Never raises for a wrong file: it is in the report.
 
@@ -50,13 +50,14 @@ def measure_precision(
         thresholds: what has to be reached.
         mark: what running it here does not show: ``"emulated"``, ``"CPU"``, or nothing.
         limit: only the first so many samples.
+        parts: of a graph in several files the others; the report's hash is that of ``file``.
 
     Raises:
         DataError: a sample that cannot be read.
     """
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    session, interface = open_graph(file, config)
+    session, interface = open_graph(file, config, parts)
     outputs = tuple(config.outputs)
     runs: list[tuple[Batch, Arrays]] = []
     if session is not None:
@@ -78,7 +79,7 @@ def measure_precision(
     labels, label_flips = _labels(eager, lowered, model.labels, evaluation.name, multi_label=model.multi_label)
     experts, expert_flips = _experts(eager, lowered, evaluation.name)
     return PrecisionReport(
-        file=file.name,
+        file=" + ".join(path.name for path in (file, *parts)),
         sha256=digest,
         precision=precision,
         reference="the eager model, PyTorch float32",
@@ -101,7 +102,7 @@ def measure_precision(
 
 
 def _run(
-    session: ort.InferenceSession, batch: Batch, config: MoPEExporterConfig, precision: str
+    session: GraphSession, batch: Batch, config: MoPEExporterConfig, precision: str
 ) -> tuple[Arrays | None, list[InterfaceCheck]]:
     """The file's outputs for one batch, and what is wrong with them."""
     outputs = tuple(config.outputs)

@@ -76,6 +76,16 @@ MISUSE = {
     ("{run}", "--format", "trt", "--compute", "9.9"): "--compute",
     ("{run}", "--batch", "4:1:8"): "1 <= min <= opt <= max",
     ("{run}", "--batch", "1:x:4"): "--batch; received '1:x:4'; expected min:opt:max",  # no emoji
+    ("{run}", "--batch", "1:2:4", "--precision", "int8-dynamic"): "--batch is for TensorRT engines, which no graph of",
+    ("{run}", "--workspace", "64", "--split"): "--workspace is for TensorRT engines",
+    ("{run}", "--calib", "9"): "--calib is for precision int8, and would change nothing here; leave it out",
+    ("{run}", "--calib-method", "entropy", "--precision", "fp16"): "--calib-method is for precision int8",
+    ("{run}", "--threshold", "labels=0.9"): "--threshold is for precisions below fp32",
+    ("{run}", "--gate-samples", "9"): "--gate-samples is for precisions below fp32",
+    ("{run}", "--split", "--format", "onnx,trt"): "--split with --format onnx,trt; export two bundles",
+    ("{run}", "--split", "--format", "triton"): "--split with --format triton",
+    ("{run}", "--split", "--precision", "bf16"): "bf16 is for TensorRT alone; received --split with bf16",
+    ("{run}", "--cpu-threads", "5000"): "--cpu-threads; received 5000; expected 1 to 4,096",
     ("{run}", "--text-len", "short"): "--text-len; received 'short'",
     ("{run}", "--workspace", "0"): "Invalid value for '--workspace'",
     ("{run}", "--opset", "23"): "the opset; received 23; expected 17 to 20",
@@ -140,7 +150,12 @@ def test_a_damaged_run_is_one_line_with_exit_code_1(
 
 
 def test_a_dry_run_says_everything_and_writes_nothing(
-    mope_export: Callable[..., Result], run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mope_export: Callable[..., Result],
+    run: Path,
+    bundle: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = contents(run)
@@ -159,7 +174,19 @@ def test_a_dry_run_says_everything_and_writes_nothing(
         assert part in done.out
     assert list(tmp_path.iterdir()) == []
     assert contents(run) == before
-    assert "routing" not in mope_export(run, "--dry-run", "--no-routing").out.splitlines()[2]
+    done = mope_export(
+        run, "--dry-run", "--no-routing", "--split", "--precision", "fp16,int8", "--calib", "9", "--out", bundle
+    )
+    assert done.code == 0
+    assert "routing" not in done.out.splitlines()[2]
+    for part in (
+        "a main file, and one of text",
+        "append in 2 of 2 layers",
+        "labels 0.99, routing 0.99, metric 0.01; ranges of up to 9 of",
+        "MB or more, with what is kept in fp32; judged on up to 1,000 of",
+        f"{bundle}, called 'tiny', which is there already: --overwrite would be needed",
+    ):
+        assert part in done.out
 
 
 def test_success_ends_with_commands_that_work(

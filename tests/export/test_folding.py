@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from export.exporter_config import exporter_config
 from export.folding import AppendedExperts, Cost, FoldedExperts, LayerSize, Mixture, choose, constants, costs
 from export.options import FOLDS, Options
+from export.split import part_inputs, split
 from export.static import to_static
 from export.to_onnx import save, trace
 from mope_deploy.errors import UsageError
@@ -177,6 +178,12 @@ def test_no_weight_is_stored_twice(tmp_path: Path) -> None:
     size = (tmp_path / "model.onnx").stat().st_size
     assert size <= 1.02 * (bare + tables)
     assert size >= 0.98 * (bare + tables)  # and nothing is missing: the comparison is with what is there
+    # In parts, neither file holds what the other one does.
+    probes = [{name: t.numpy() for name, t in tiny_inputs(b, 5 + b, size=(32, 32)).items()} for b in (1, 2)]
+    cut = split(tmp_path / "model.onnx", tmp_path / "split", part_inputs(model), probes)
+    pieces = [path.stat().st_size for path in (cut.main[0], *cut.part_files)]
+    assert sum(pieces) <= 1.01 * size
+    assert pieces[1] >= 0.98 * sum(t.nbytes for t in encoders[1].parameters())
 
 
 def test_fewer_operations_than_in_token_form(tmp_path: Path) -> None:

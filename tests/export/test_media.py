@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import soundfile
 
 from export.bundling import check_bundle, export_bundle
+from export.interface import cpu_session
 from export.reference import eager_outputs
 from mope_deploy import load
 from mope_deploy.bundle import Bundle
@@ -103,6 +105,31 @@ def test_what_the_bundle_says_of_itself(bundle: Path, model: MoPE, data: Path) -
         with pytest.raises(UsageError, match="--audio-len"):
             make_profile(manifest, graph.inputs, audio_length=sizes)
     assert all(report.passed for report in check_bundle(model, Bundle.open(bundle), data=data).values())
+
+
+def test_a_part_for_each_modality_that_may_be_missing(
+    bundle: Path, model: MoPE, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """y of a missing one is its stand-in, and what each hands over depends on it alone."""
+    monkeypatch.setattr("export.variants.trace", lambda *_, **__: ir.load(bundle / "model.onnx"))
+    path = export_bundle(model, tmp_path / "parts", data=data, split=True)
+    (graph,) = Bundle.open(path).manifest.graphs
+    assert [part.modality for part in graph.parts] == ["audio", "video"]
+    assert [spec.name for spec in graph.inputs] == [
+        "input_ids",
+        "attention_mask",
+        "conditions_audio",
+        "conditions_video",
+    ]
+    inputs, _ = Bundle.open(path).golden()
+    for part in graph.parts:
+        session = cpu_session(path / part.file)
+        y, _ = session.run(None, {spec.name: inputs[spec.name] for spec in part.inputs})
+        missing = inputs[f"{part.modality}_present"] == 0
+        stand_in = model.stand_ins[part.modality].detach().numpy()
+        np.testing.assert_array_equal(y[missing], np.tile(stand_in, (missing.sum(), 1)))
+        assert np.abs(y[~missing] - stand_in).max() > 1e-3
+    assert load(path).verify().samples == 8
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from export.cases import generated_cases
 from export.fused import attention_layers, fuse, routers
+from export.interface import cpu_session
 from export.parity import measure
 from export.precision import lowering
+from export.split import part_inputs, split
 from mope_deploy.errors import ConfigError, EngineError, ExportError
 from mope_deploy.model import EncoderSpec, MoPE
 from mope_deploy.model.backbones import load_encoder
@@ -251,8 +253,8 @@ graphs = pytest.mark.parametrize("names", GRAPHS, ids="-".join)
 
 
 @graphs
-def test_the_prompted_graph_is_faithful(names: tuple[str, str], graph: Callable[..., Graph]) -> None:
-    """At other batch sizes and text lengths than the traced ones, with dense and with top-k layers."""
+def test_the_prompted_graph_is_faithful(names: tuple[str, str], graph: Callable[..., Graph], tmp_path: Path) -> None:
+    """At other batch sizes and text lengths than the traced ones, with dense and with top-k layers; in parts too."""
     exported = graph(*names)
     kinds = {layer.router.top_k for layer in exported.model.layers}
     assert kinds == {0, 2}
@@ -264,6 +266,11 @@ def test_the_prompted_graph_is_faithful(names: tuple[str, str], graph: Callable[
         changed.layers[-1].static.tokens += torch.arange(changed.main.widths[-1]) % 3
     cases = generated_cases(exported.config.graph)
     assert not measure(changed, exported.file, exported.config, cases).passed
+    cut = split(exported.file, tmp_path, part_inputs(exported.model), [case.inputs for case in cases[:2]])
+    whole, pair = cpu_session(exported.file), cpu_session(cut.main[0], cut.part_files)
+    for case in cases[:3]:
+        for a, b in zip(whole.run(None, case.inputs), pair.run(None, case.inputs), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 @graphs
@@ -312,7 +319,7 @@ def test_a_graph_that_was_not_lowered_is_refused(graph: Callable[..., Graph], tm
 
 @pytest.mark.parametrize("names", FUSED_GRAPHS, ids="-".join)
 def test_fusing_for_onnx_runtime_works_or_says_that_it_cannot(
-    names: tuple[str, str], graph: Callable[..., Graph]
+    names: tuple[str, str], graph: Callable[..., Graph], tmp_path: Path
 ) -> None:
     exported = graph(*names)
     fused = exported.file.with_name("model.fused.onnx")
@@ -323,8 +330,14 @@ def test_fusing_for_onnx_runtime_works_or_says_that_it_cannot(
         assert not fused.exists()
         return
     fuse(exported.file, fused, **counts)
-    report = measure(exported.model, fused, exported.config, generated_cases(exported.config.graph))
+    cases = generated_cases(exported.config.graph)
+    report = measure(exported.model, fused, exported.config, cases)
     assert report.passed, report.problems()
+    given, probes = part_inputs(exported.model), [case.inputs for case in cases[:2]]
+    raw = split(exported.file, tmp_path, given, probes, external=True)
+    cut = split(fused, tmp_path, given, probes, weights_of=(exported.file, raw))
+    assert {file.name for file in cut.main[1:]} == {"model.onnx.data"}
+    assert measure(exported.model, cut.main[0], exported.config, cases, parts=cut.part_files).passed
 
 
 def test_the_graphs_cover_every_row_in_each_of_its_roles() -> None:

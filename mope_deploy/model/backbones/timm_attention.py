@@ -51,11 +51,11 @@ def projection(block: Any) -> Projection:
     norm = None if isinstance(block.norm1, nn.Identity) else block.norm1
     if attention.qkv is None:
         return Projection.of(norm, attention.k_proj, attention.v_proj)
-    product = len(attention.qkv.weight)
-    inner = product // 3
     weight, bias = attention.qkv.weight, _bias(attention)
-    bias = weight.new_zeros(product) if bias is None else bias
-    return Projection(norm, weight[inner:], bias[inner:], product=product)
+    inner = len(weight) // 3
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
+    # A prompt makes no query in the graph, where :func:`separate` gave each of the three its own weight.
+    return Projection(norm, weight[inner:], bias[inner:], product=2 * inner)
 
 
 def queries_keys_values(attention: Any, x: Tensor, prompts: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

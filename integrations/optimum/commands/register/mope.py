@@ -29,6 +29,7 @@ class MoPEExportCommand(BaseOptimumCLICommand):
         parser.add_argument("--samples", help="how many real samples to compare on")
         parser.add_argument("--name", help="what the bundle calls itself; default: the run's name")
         parser.add_argument("--fuse", action="store_true", help="also write a variant fused for ONNX Runtime")
+        parser.add_argument("--split", action="store_true", help="each complementary encoder in a file of its own")
         parser.add_argument("--no-routing", action="store_true", help="no output of the experts' weights")
         parser.add_argument("--overwrite", action="store_true", help="replace the bundle that is there")
 
@@ -40,7 +41,7 @@ class MoPEExportCommand(BaseOptimumCLICommand):
         for option in ("data", "opset", "samples", "name"):
             value = getattr(self.args, option)
             arguments += [] if value is None else [f"--{option}", value]
-        for flag in ("fuse", "no_routing", "overwrite"):
+        for flag in ("fuse", "split", "no_routing", "overwrite"):
             arguments += [f"--{flag.replace('_', '-')}"] if getattr(self.args, flag) else []
         # A run folder called check is a folder here, never the command of that name.
         sys.exit(main(["./check" if arguments[0] == "check" else arguments[0], *arguments[1:]]))
