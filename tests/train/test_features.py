@@ -13,7 +13,7 @@ from tests.tiny import tiny_model
 from tests.train.test_data import split_of
 from train.baselines import unprompted_features
 from train.data import Batches, MediaCache
-from train.features import cacheable, complementary_features, fit_statistics
+from train.features import Features, cacheable, fit_statistics, standardised
 from train.objective import Objective
 
 CPU = torch.device("cpu")
@@ -24,9 +24,11 @@ def test_cached_features_give_the_whole_models_logits(tiny: Path, y_norm: str) -
     model = tiny_model(tiny / "vit", tiny / "bert", prompts=0, y_norm=y_norm)
     split = split_of(tiny)
     images = MediaCache(model.preprocessing, limit_mb=16)
-    y = complementary_features(model, split, images, batch_size=7, device=CPU)
+    features = Features(model.preprocessing, images, CPU, batch_size=7)
+    y = {"text": features.bare(model.complementary_encoders()["text"].backbone, "text", split)}
     if y_norm == "standardise":
-        y = fit_statistics(model, split, y, seed=0)
+        fit_statistics(model, split, y, seed=0)
+        y = standardised(model, y)
         rows = y["text"][torch.from_numpy(split.column("text"))]
         torch.testing.assert_close(rows.mean(0), torch.zeros(16), atol=1e-5, rtol=0)
         torch.testing.assert_close(rows.std(0, unbiased=False), torch.ones(16), atol=1e-4, rtol=0)
@@ -43,9 +45,9 @@ def test_cached_features_give_the_whole_models_logits(tiny: Path, y_norm: str) -
 def test_only_encoders_without_prompts_are_cached_and_only_within_the_bound(tiny: Path) -> None:
     split = split_of(tiny)
     bare, prompted = (tiny_model(tiny / "vit", tiny / "bert", prompts=prompts) for prompts in (0, 1))
-    assert cacheable(bare, limit_mb=1, splits=[split])
-    assert not cacheable(prompted, limit_mb=1, splits=[split])
-    assert not cacheable(bare, limit_mb=0, splits=[split])
+    assert cacheable(bare, limit_mb=1, splits=[split]) == ("text",)
+    assert cacheable(prompted, limit_mb=1, splits=[split]) == ()
+    assert cacheable(bare, limit_mb=0, splits=[split]) == ()
 
 
 def test_the_objective_is_cross_entropy_plus_the_importance_of_a_training_batch(tiny: Path) -> None:
@@ -85,7 +87,7 @@ def test_features_for_baselines_come_from_the_bare_encoders(tiny: Path) -> None:
     model = tiny_model(tiny / "vit", tiny / "bert", prompts=3)
     split = split_of(tiny)
     images = MediaCache(model.preprocessing, limit_mb=16)
-    found = unprompted_features(model, split, images, batch_size=8, device=CPU)
+    found = unprompted_features(model, split, Features(model.preprocessing, images, CPU, batch_size=8))
     inputs = Batches(split, model.preprocessing, images).inputs(np.arange(len(split)))
     vit: nn.Module = model.main.encoder
     bert: nn.Module = model.complementary["text"].backbone.encoder  # type: ignore[union-attr,assignment]

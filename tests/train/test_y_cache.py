@@ -1,0 +1,226 @@
+"""Features on disk: the bits that computing gives, found only for what they are features of, never trusted blindly."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mope_deploy.model import MoPE
+from tests.tiny import tiny_model
+from tests.train.conftest import write_rows
+from tests.train.test_data import split_of
+from train.config import Recipe
+from train.data import MediaCache, Split
+from train.features import Features
+from train.fit import fit
+from train.y_cache import YCache, cache_folder, encoder_key, sample_key
+
+CPU = torch.device("cpu")
+# Of 3 to 11 tokens, one length only once, and more of another than a batch holds.
+TEXTS = tuple("red blue card shows a seven two red blue"[: i % 37].strip() or "red" for i in range(1, 90))
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Path) -> MoPE:
+    return tiny_model(tiny / "vit", tiny / "bert", prompts=0).eval()
+
+
+@pytest.fixture
+def texts(tiny: Path, tmp_path: Path) -> Callable[..., Split]:
+    """A split of these texts, in this order."""
+
+    def make(texts: tuple[str, ...]) -> Split:
+        image = str(next((tiny / "images").iterdir()))
+        rows = [{"image": image, "text": text, "label": "neutral"} for text in texts]
+        return split_of(write_rows(tmp_path / "train.jsonl", rows).parent)
+
+    return make
+
+
+def made(model: MoPE, cache: YCache | None, **options: object) -> Features:
+    features = Features(model.preprocessing, MediaCache(model.preprocessing, limit_mb=1), CPU, batch_size=8)
+    return replace(features, cache=cache, **options)
+
+
+def text_features(model: MoPE, split: Split, cache: YCache | None, **options: object) -> dict[str, Tensor]:
+    backbone = model.complementary_encoders()["text"].backbone
+    found = made(model, cache, **options).bare(backbone, "text", split)
+    return dict(zip(split.texts, found, strict=True))
+
+
+def test_what_was_kept_is_what_computing_gives(
+    model: MoPE, texts: Callable[..., Split], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where an earlier run had other texts beside them: no shape that an encoder sees depends on them."""
+    different = tuple(dict.fromkeys(TEXTS))
+    cache = YCache(tmp_path / "y", limit_mb=1)
+    alone = text_features(model, texts(different), None)
+    text_features(model, texts(different[::3]), cache)
+    mixed = text_features(model, texts(different[::-1]), cache)
+    shapes = []
+    encode = Features._encode
+    monkeypatch.setattr(Features, "_encode", lambda *_, **__: pytest.fail("computed again"))
+    read = text_features(model, texts(different), cache)
+    monkeypatch.setattr(Features, "_encode", encode)
+    for text, y in alone.items():
+        assert torch.equal(y, mixed[text])
+        assert torch.equal(y, read[text])
+
+    def spy(inputs: dict[str, Tensor]) -> Tensor:
+        shapes.append(tuple(inputs["input_ids"].shape))
+        assert bool(inputs["attention_mask"].all()), "padding"
+        return torch.zeros(len(inputs["input_ids"]), 16)
+
+    made(model, None)._encode(spy, "text", different, width=16, what="")
+    assert {size for size, _ in shapes} == {8}
+    assert len({length for _, length in shapes}) > 3
+
+
+def test_another_encoder_tokenizer_or_file_is_something_else(model: MoPE, tiny: Path, tmp_path: Path) -> None:
+    backbone, plain = model.complementary_encoders()["text"].backbone, model.preprocessing
+    keys = [encoder_key(backbone, plain, "text", device=CPU, batch=8)]
+    keys.append(encoder_key(backbone, plain, "text", device=CPU, batch=9))
+    tokenizer = json.loads(plain.tokenizer or "")
+    tokenizer["normalizer"] = {"type": "Lowercase"}
+    keys.append(encoder_key(backbone, replace(plain, tokenizer=json.dumps(tokenizer)), "text", device=CPU, batch=8))
+    assert plain.text is not None
+    shorter = replace(plain, text=replace(plain.text, max_length=plain.text.max_length - 1))
+    keys.append(encoder_key(backbone, shorter, "text", device=CPU, batch=8))
+    other = tiny_model(tiny / "vit", tiny / "bert", prompts=0).complementary_encoders()["text"].backbone
+    assert encoder_key(other, plain, "text", device=CPU, batch=8) == keys[0]
+    norm = next(module for module in other.encoder.modules() if isinstance(module, torch.nn.LayerNorm))
+    norm.eps *= 2  # the same weights, other values
+    keys.append(encoder_key(other, plain, "text", device=CPU, batch=8))
+    norm.eps /= 2
+    norm.weight.data[0] += 1e-6
+    keys.append(encoder_key(other, plain, "text", device=CPU, batch=8))
+    assert len(set(keys)) == len(keys)
+
+    image = next((tiny / "images").iterdir())
+    copy = Path(shutil.copy(image, tmp_path / "moved.png"))
+    assert sample_key("image", str(copy)) == sample_key("image", str(image))
+    copy.write_bytes(copy.read_bytes() + b"\0")
+    assert sample_key("image", str(copy)) != sample_key("image", str(image))
+
+
+@pytest.mark.parametrize("damage", ["a bit", "cut short", "another encoder's"])
+def test_damaged_files_are_computed_again(
+    model: MoPE, texts: Callable[..., Split], tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    cache, split = YCache(tmp_path / "y", limit_mb=1), texts(TEXTS[:20])
+    before = text_features(model, split, cache)
+    (shard,) = cache.folder.glob("*/*.safetensors")
+    content = bytearray(shard.read_bytes())
+    if damage == "a bit":
+        content[-3] ^= 1
+    elif damage == "cut short":
+        del content[-40:]
+    else:
+        backbone = model.complementary_encoders()["text"].backbone
+        keys = load_file(shard)["keys"].numpy().tobytes()
+        cache.write("other", [keys[i : i + 32] for i in range(0, len(keys), 32)], torch.ones(len(before), 16))
+        assert shard.parent.name == encoder_key(backbone, model.preprocessing, "text", device=CPU, batch=8)
+        content = bytearray((cache.folder / "other" / shard.name).read_bytes())
+    shard.write_bytes(content)
+    capsys.readouterr()
+    after = text_features(model, split, cache)
+    assert f"{shard} is damaged" in capsys.readouterr().err
+    assert all(torch.equal(after[text], y) for text, y in before.items())
+    assert cache.read(shard.parent.name, [sample_key("text", text) for text in before], width=16)[1].all()
+
+
+def test_a_folder_that_cannot_be_written_costs_one_notice(
+    model: MoPE, texts: Callable[..., Split], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    cache = YCache(tmp_path / "file" / "y", limit_mb=1)
+    plain = text_features(model, texts(TEXTS[:20]), None)
+    for _ in range(2):
+        found = text_features(model, texts(TEXTS[:20]), cache)
+    assert all(torch.equal(found[text], y) for text, y in plain.items())
+    assert capsys.readouterr().err.count("features cannot be kept in") == 1
+
+
+def test_what_was_not_used_for_the_longest_time_makes_room(tmp_path: Path) -> None:
+    cache = YCache(tmp_path, limit_mb=1)
+    third = 90_000  # floats: a little more than a third of a MiB
+    samples = {name: [sample_key("text", name)] for name in "abcd"}
+    for age, name in enumerate("abc"):
+        cache.write("encoder", samples[name], torch.full((1, third * 8 // 9), float(age)))
+    for age, path in enumerate(sorted(tmp_path.glob("*/*"), key=lambda path: load_file(path)["y"][0, 0].item())):
+        os.utime(path, (1e9 + age, 1e9 + age))
+    width = third * 8 // 9
+    assert cache.read("encoder", samples["a"], width=width)[1].item(), "used now, so b is the oldest"
+    cache.write("encoder", samples["d"], torch.zeros(1, width))
+    kept = [name for name in "abcd" if cache.read("encoder", samples[name], width=width)[1].item()]
+    assert kept == ["a", "c", "d"]
+
+
+def test_processes_share_the_work(model: MoPE, texts: Callable[..., Split], tmp_path: Path) -> None:
+    """Each computes its part and reads the other's; what could not be shared is computed by both."""
+    split, encode = texts(TEXTS), Features._encode
+    expected = text_features(model, split, None)
+    counts: list[int] = []
+
+    def run(shared: bool) -> dict[str, Tensor]:
+        folders = [tmp_path / f"{shared}", tmp_path / (f"{shared}" if shared else "elsewhere")]
+        second = made(model, YCache(folders[1], limit_mb=1), process=1, processes=2)
+        backbone = model.complementary_encoders()["text"].backbone
+        other = lambda: second.bare(backbone, "text", split)  # noqa: E731
+        return text_features(model, split, YCache(folders[0], limit_mb=1), process=0, processes=2, wait=other)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Features, "_encode", lambda self, e, m, v, **k: (counts.append(len(v)), encode(self, e, m, v, **k))[1]
+        )
+        for shared in (True, False):
+            found = run(shared)
+            assert all(torch.equal(found[text], y) for text, y in expected.items())
+    n = len(expected)
+    assert sum(counts[:2]) == n, "the second reads what the first has written"
+    assert sum(counts[2:]) == 2 * n
+
+
+def test_a_second_run_computes_nothing_that_the_first_has_kept(
+    recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Train, validation and baselines; weights are those of a run without the cache."""
+    for name in ("confusion_picture", "usage_picture"):
+        monkeypatch.setattr(f"train.fit.{name}", lambda path, *_, **__: path.touch())
+    for name in ("ROUNDS", "ROUND_STEPS", "SEEDS"):
+        monkeypatch.setattr(f"train.baselines.{name}", 1)
+    bare = ("model.complementary.0.prompts=0", "model.y_norm=standardise", "train.max_steps=2", "baselines=true")
+    runs = []
+    for number, choice in enumerate(("off", str(tmp_path / "y"), str(tmp_path / "y"))):
+        runs.append(fit(recipe(*bare, f"train.y_cache={choice}", f"run.dir={tmp_path / str(number)}"), command="test"))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("y   ")]
+    assert len(lines) == 2 * (2 + 6)
+    assert all(line.endswith(" 0 computed") for line in lines[8:])
+    assert sum(not line.endswith(" 0 computed") for line in lines[:8]) >= 5
+    states = [load_file(outcome.run.last / "model.safetensors") for outcome in runs]
+    for state in states[1:]:
+        assert all(torch.equal(state[name], value) for name, value in states[0].items())
+    assert runs[1].evaluation == runs[0].evaluation == runs[2].evaluation
+
+
+def test_where_features_are_kept(recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert recipe("train.y_cache=off").train.y_cache == "off"
+    assert cache_folder("off") is None
+    assert cache_folder("/x/y") == Path("/x/y")
+    monkeypatch.setenv("MOPE_CACHE", "/c")
+    assert cache_folder("auto") == Path("/c/y")
+    monkeypatch.delenv("MOPE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert cache_folder("auto") == Path("/x/mope-deploy/y")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "nowhere")
+    assert cache_folder("auto") is None
