@@ -17,13 +17,12 @@ from mope_deploy.model.backbones import Backbone
 from mope_deploy.preprocess import Preprocessing
 from mope_deploy.progress import track
 from train.data import MediaCache, Split
-from train.y_cache import YCache, encoder_key, sample_key
+from train.y_cache import YCache, batch_keys, encoder_key
 
 __all__ = ["Features", "cacheable", "fit_statistics", "standardised"]
 
 STATISTICS_ROWS = 200_000  # of training features; more would cost memory and change nothing
-BATCH = 32  # samples that an encoder is given at once, at most
-BLOCK = 8192  # samples after which what was computed is kept, should the run be interrupted
+KEPT_BATCHES = 64  # after so many what was computed is kept, should the run be interrupted
 
 Encoder = Callable[[Mapping[str, Tensor]], Tensor]
 
@@ -32,16 +31,16 @@ Encoder = Callable[[Mapping[str, Tensor]], Tensor]
 class Features:
     """What makes the features of a model's inputs, or finds them where an earlier run has left them.
 
-    A feature has the same bits whatever else is computed beside it, so that what was kept by a run with other data is
-    what this run would have computed: an encoder is given inputs of one shape at a time without padding among them,
-    and a batch that is not full is filled up. (That a row of a product does not depend on the other rows, where the
-    shapes are the same, is how libraries compute, not a promise of theirs.)
+    Inputs are encoded in batches that depend on the file they are from and nothing else: texts in order of length, so
+    that little padding is computed, others in their own order. The last bits of a feature depend on its batch-mates,
+    and training makes much of little; so what was kept is taken for the same batch only, and gives the bits that
+    computing would.
 
     Args:
         preprocessing: of the model.
         media: decoded pictures and clips.
         device: where the encoders are.
-        batch_size: the most that fits into its memory at once.
+        batch_size: inputs that are encoded together.
         cache: features on disk, or None.
         process, processes: which of how many processes this one is; each computes its part of what is missing.
         wait: returns once every process has called it.
@@ -50,7 +49,7 @@ class Features:
     preprocessing: Preprocessing
     media: MediaCache
     device: torch.device
-    batch_size: int = BATCH
+    batch_size: int
     cache: YCache | None = None
     process: int = 0
     processes: int = 1
@@ -61,101 +60,87 @@ class Features:
         return replace(self, process=0, processes=1, wait=lambda: None)
 
     def bare(self, backbone: Backbone, modality: str, split: Split) -> Tensor:
-        """Pooled features of the inputs of a split, from an encoder without any prompt.
+        """Pooled features of the different inputs of a split, from an encoder without any prompt.
 
         Returns:
-            float32 (number of different inputs, D_y) on the CPU, in the order of ``split.values``; zeros where no row
-            of the split has an input.
+            float32 (number of them, D_y) on the CPU, in the order of ``split.values``; zeros for files that no row
+            has any more, because they cannot be read.
         """
         encoder = _unprompted(backbone)
-        used = _used(split, modality)
-        width = backbone.feature_width
-        found = torch.zeros(len(split.values[modality]), width)
-        if not len(used):
-            return found
-        values = [split.values[modality][i] for i in used]
-        what = f"encoding {modality}s of {split.name}"
+        batches = self._batches(modality, split)
+        found = torch.zeros(len(split.values[modality]), backbone.feature_width)
         if self.cache is None:
-            found[used] = self._encode(encoder, modality, values, width=width, what=what)
+            self._encode(encoder, modality, split, batches, into=found)
             return found
-        name = encoder_key(backbone, self.preprocessing, modality, device=self.device, batch=self._size)
-        of_value = [sample_key(modality, value) for value in values]
-        # Files of equal content under several names are one sample.
-        by_key = dict(zip(of_value, values, strict=True))
-        keys = list(by_key)
-        cache = self.cache
-        features, there = cache.read(name, keys, width=width)
+        cache, values = self.cache, split.values[modality]
+        name = encoder_key(backbone, self.preprocessing, modality, device=self.device)
+        keys = [batch_keys(modality, [values[i] for i in batch]) for batch in batches]
 
-        def compute(missing: list[int]) -> None:
-            for start in range(0, len(missing), BLOCK):
-                block = missing[start : start + BLOCK]
-                made = self._encode(encoder, modality, [by_key[keys[i]] for i in block], width=width, what=what)
-                features[block] = made
-                cache.write(name, [keys[i] for i in block], made)
+        def read(chosen: list[int]) -> list[int]:
+            """Fill in what is there of these batches; those of which something is not."""
+            rows = [i for b in chosen for i in batches[b]]
+            features, there = cache.read(name, [key for b in chosen for key in keys[b]], width=found.shape[1])
+            found[rows] = features
+            whole = there.split([len(batches[b]) for b in chosen]) if chosen else ()
+            return [b for b, part in zip(chosen, whole, strict=True) if not bool(part.all())]
 
-        absent = [i for i, known in enumerate(there.tolist()) if not known]
-        compute([i for i in absent if i % self.processes == self.process])
+        def compute(chosen: list[int]) -> None:
+            for start in range(0, len(chosen), KEPT_BATCHES):
+                block = chosen[start : start + KEPT_BATCHES]
+                self._encode(encoder, modality, split, [batches[b] for b in block], into=found)
+                rows = [i for b in block for i in batches[b]]
+                cache.write(name, [key for b in block for key in keys[b]], found[rows])
+
+        missing = read(list(range(len(batches))))
+        compute([b for b in missing if b % self.processes == self.process])
         if self.processes > 1:
             self.wait()
-            others = [i for i in absent if i % self.processes != self.process]
-            theirs, written = cache.read(name, [keys[i] for i in others], width=width)
-            features[others] = theirs
-            # What they could not write, or not where this process reads.
-            compute([i for i, known in zip(others, written.tolist(), strict=True) if not known])
+            # Nothing is left then, unless another process could not write, or not where this one reads.
+            compute(read([b for b in missing if b % self.processes != self.process]))
+        total, computed = sum(map(len, batches)), sum(len(batches[b]) for b in missing)
         err.print(
-            f"y      {len(keys):,} {modality}s of {split.name}: {len(keys) - len(absent):,} found in "
-            f"{cache.folder}, {len(absent):,} computed",
+            f"y      {modality}s of {split.name}: {total - computed:,} found in {cache.folder}, {computed:,} computed",
             markup=False,
         )
-        number = {key: i for i, key in enumerate(keys)}
-        found[used] = features[[number[key] for key in of_value]]
         return found
 
     def prompted(self, model: MoPE, modality: str, split: Split) -> Tensor:
         """As :meth:`bare`, from a complementary encoder with its prompts as they are now; nothing is kept."""
         encoder = model.complementary_encoders()[modality].eval()
-        used = _used(split, modality)
         found = torch.zeros(len(split.values[modality]), encoder.backbone.feature_width)
-        values = [split.values[modality][i] for i in used]
-        found[used] = self._encode(
-            encoder,
-            modality,
-            values,
-            width=encoder.backbone.feature_width,
-            what=f"encoding {modality}s of {split.name}",
-        )
+        self._encode(encoder, modality, split, self._batches(modality, split), into=found)
         return found
 
-    @property
-    def _size(self) -> int:
-        return min(BATCH, self.batch_size)
+    def _batches(self, modality: str, split: Split) -> list[list[int]]:
+        """Indices into ``split.values`` of what is encoded together."""
+        values, column = split.values[modality], split.column(modality)
+        used = set(column[column >= 0].tolist())
+        order = [i for i, value in enumerate(values) if i in used or self._readable(modality, value)]
+        if modality == "text":
+            order.sort(key=lambda i: len(values[i]))
+        return [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+
+    def _readable(self, modality: str, value: str) -> bool:
+        if modality == "text":
+            return True
+        try:
+            self.media.get(value, modality)
+        except DataError:
+            return False
+        return True
 
     @torch.no_grad()
-    def _encode(self, encoder: Encoder, modality: str, values: Sequence[str], *, width: int, what: str) -> Tensor:
-        """``encoder`` on every value: float32 (n, width) on the CPU."""
-        found = torch.empty(len(values), width)
-        waiting: dict[tuple[tuple[int, ...], ...], list[tuple[int, dict[str, Tensor]]]] = {}
-
-        def run(batch: list[tuple[int, dict[str, Tensor]]], size: int) -> None:
-            filled = [batch[min(i, len(batch) - 1)][1] for i in range(size)]
-            inputs = {key: torch.cat([item[key] for item in filled]).to(self.device) for key in filled[0]}
-            found[[place for place, _ in batch]] = encoder(inputs)[: len(batch)].float().cpu()
-
-        # Waveforms of any length would seldom meet another of theirs.
-        audio = self.preprocessing.audio
-        size = 1 if modality == "audio" and audio is not None and not audio.fixed else self._size
-        for place, value in enumerate(track(values, what=what)):
-            item = value if modality == "text" else self.media.get(value, modality)
-            arrays = self.preprocessing.arrays(modality, [item])
-            tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
-            shape = tuple(tuple(tensor.shape) for tensor in tensors.values())
-            batch = waiting.setdefault(shape, [])
-            batch.append((place, tensors))
-            if len(batch) == size:
-                run(waiting.pop(shape), size)
-        for batch in waiting.values():
-            run(batch, size)
-        return found
+    def _encode(
+        self, encoder: Encoder, modality: str, split: Split, batches: Sequence[list[int]], *, into: Tensor
+    ) -> None:
+        """Put the features of these batches into their rows of ``into`` (number of inputs, D_y)."""
+        values = split.values[modality]
+        total = sum(map(len, batches))
+        for batch in track(batches, what=f"encoding {total:,} {modality}s of {split.name}"):
+            items = [values[i] if modality == "text" else self.media.get(values[i], modality) for i in batch]
+            arrays = self.preprocessing.arrays(modality, items)
+            inputs = {key: torch.from_numpy(array).to(self.device) for key, array in arrays.items()}
+            into[batch] = encoder(inputs).float().cpu()
 
 
 def cacheable(model: MoPE, *, limit_mb: int, splits: Sequence[Split]) -> tuple[str, ...]:
@@ -200,12 +185,6 @@ def standardised(model: MoPE, y: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if encoder.standardise:
             found[name] = (features - encoder.y_mean.cpu()) / encoder.y_std.cpu()
     return found
-
-
-def _used(split: Split, modality: str) -> NDArray[np.int64]:
-    """Which inputs the rows of a split have; of a part of a file's rows, or without bad ones, that is not all."""
-    index = split.column(modality)
-    return np.unique(index[index >= 0])
 
 
 def _unprompted(backbone: Backbone) -> Encoder:

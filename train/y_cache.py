@@ -1,7 +1,7 @@
 """Features of frozen encoders on disk, so that no later run computes them again.
 
 A folder per encoder, named by everything that its features depend on; in it a file per computation (a *shard*), with
-features and the digests of what they are features of. A shard is written whole or not at all, and never changed: runs
+features and the keys of what they are features of. A shard is written whole or not at all, and never changed: runs
 that compute the same at once write the same. What cannot be proved to be as it was written is computed again.
 """
 
@@ -29,7 +29,7 @@ from mope_deploy.model.backbones import Backbone
 from mope_deploy.model.backbones.sources import fingerprint
 from mope_deploy.preprocess import Preprocessing
 
-__all__ = ["YCache", "cache_folder", "encoder_key", "sample_key"]
+__all__ = ["YCache", "batch_keys", "cache_folder", "encoder_key"]
 
 SCHEMA = 1  # raised whenever this project computes features in another way
 DIGEST = 32  # bytes of SHA-256
@@ -73,7 +73,7 @@ class YCache:
 
         Args:
             encoder: from :func:`encoder_key`.
-            samples: n different keys from :func:`sample_key`.
+            samples: n keys from :func:`batch_keys`.
             width: D_y.
 
         Returns:
@@ -144,13 +144,11 @@ class YCache:
             err.print(f"note: {what}; the next run computes them again (train.y_cache)", markup=False)
 
 
-def encoder_key(
-    backbone: Backbone, preprocessing: Preprocessing, modality: str, *, device: torch.device, batch: int
-) -> str:
-    """A name for everything that a feature depends on, the sample apart.
+def encoder_key(backbone: Backbone, preprocessing: Preprocessing, modality: str, *, device: torch.device) -> str:
+    """A name for everything that a feature depends on, its batch apart.
 
-    That is the encoder's weights, architecture and options; how a sample is prepared; the versions of what computes;
-    and what decides how sums are rounded: device, threads, precision of products, size of a batch.
+    That is the encoder's weights, architecture and options; how an input is prepared; the versions of what computes;
+    and what decides how sums are rounded: device, threads, precision of products.
     """
     encoder = backbone.encoder
     tokenizer = (preprocessing.tokenizer or "") if modality == "text" else ""
@@ -164,17 +162,29 @@ def encoder_key(
         "versions": {name: _version(name) for name in (*PACKAGES, *READERS[modality])},
         "device": _device(device),
         "products": torch.get_float32_matmul_precision(),
-        "batch": batch,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def sample_key(modality: str, value: str) -> bytes:
-    """SHA-256 of a text, or of the content of a file at path ``value``.
+def batch_keys(modality: str, values: Sequence[str]) -> list[bytes]:
+    """The key of each input of a batch: its place, and the content of all of them, in order.
+
+    Not of one alone: batch-mates and padding decide how sums are rounded, and what is found must be what computing
+    would give.
+
+    Args:
+        modality: of the batch.
+        values: texts, or paths of files.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: a file cannot be read.
     """
+    together = hashlib.sha256(b"".join(_content(modality, value) for value in values)).digest()
+    return [hashlib.sha256(together + place.to_bytes(4, "big")).digest() for place in range(len(values))]
+
+
+def _content(modality: str, value: str) -> bytes:
+    """SHA-256 of a text, or of the content of a file at path ``value``."""
     if modality == "text":
         return hashlib.sha256(value.encode()).digest()
     try:

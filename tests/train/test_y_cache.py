@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mope_deploy.model import MoPE
+from mope_deploy.preprocess import Preprocessing
 from tests.tiny import tiny_model
 from tests.train.conftest import write_rows
 from tests.train.test_data import split_of
@@ -22,7 +23,7 @@ from train.config import Recipe
 from train.data import MediaCache, Split
 from train.features import Features
 from train.fit import fit
-from train.y_cache import YCache, cache_folder, encoder_key, sample_key
+from train.y_cache import YCache, batch_keys, cache_folder, encoder_key
 
 CPU = torch.device("cpu")
 # Of 3 to 11 tokens, one length only once, and more of another than a batch holds.
@@ -60,61 +61,63 @@ def text_features(model: MoPE, split: Split, cache: YCache | None, **options: ob
 def test_what_was_kept_is_what_computing_gives(
     model: MoPE, texts: Callable[..., Split], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where an earlier run had other texts beside them: no shape that an encoder sees depends on them."""
-    different = tuple(dict.fromkeys(TEXTS))
+    """To the last bit, and for the same batches only: those of the texts that are longer than a changed one."""
     cache = YCache(tmp_path / "y", limit_mb=1)
-    alone = text_features(model, texts(different), None)
-    text_features(model, texts(different[::3]), cache)
-    mixed = text_features(model, texts(different[::-1]), cache)
-    shapes = []
-    encode = Features._encode
-    monkeypatch.setattr(Features, "_encode", lambda *_, **__: pytest.fail("computed again"))
-    read = text_features(model, texts(different), cache)
-    monkeypatch.setattr(Features, "_encode", encode)
-    for text, y in alone.items():
-        assert torch.equal(y, mixed[text])
-        assert torch.equal(y, read[text])
-
-    def spy(inputs: dict[str, Tensor]) -> Tensor:
-        shapes.append(tuple(inputs["input_ids"].shape))
-        assert bool(inputs["attention_mask"].all()), "padding"
-        return torch.zeros(len(inputs["input_ids"]), 16)
-
-    made(model, None)._encode(spy, "text", different, width=16, what="")
-    assert {size for size, _ in shapes} == {8}
-    assert len({length for _, length in shapes}) > 3
+    plain = text_features(model, texts(TEXTS), None)
+    first = text_features(model, texts(TEXTS), cache)
+    encoded: list[str] = []
+    encode = Preprocessing.encode_text
+    monkeypatch.setattr(
+        Preprocessing, "encode_text", lambda self, texts, **k: (encoded.extend(texts), encode(self, texts, **k))[1]
+    )
+    again = text_features(model, texts(TEXTS), cache)
+    assert not encoded
+    for text, y in plain.items():
+        assert torch.equal(y, first[text])
+        assert torch.equal(y, again[text])
+        assert y.abs().max() > 0.1
+    changed = tuple("two" if text == "red" else text for text in TEXTS)
+    found = text_features(model, texts(changed), cache)
+    assert sorted(encoded) == sorted(sorted(dict.fromkeys(changed), key=len)[:8]), "one batch of 8"
+    alone = text_features(model, texts(changed), None)
+    assert all(torch.equal(found[text], y) for text, y in alone.items())
 
 
 def test_another_encoder_tokenizer_or_file_is_something_else(model: MoPE, tiny: Path, tmp_path: Path) -> None:
     backbone, plain = model.complementary_encoders()["text"].backbone, model.preprocessing
-    keys = [encoder_key(backbone, plain, "text", device=CPU, batch=8)]
-    keys.append(encoder_key(backbone, plain, "text", device=CPU, batch=9))
+    keys = [encoder_key(backbone, plain, "text", device=CPU)]
     tokenizer = json.loads(plain.tokenizer or "")
     tokenizer["normalizer"] = {"type": "Lowercase"}
-    keys.append(encoder_key(backbone, replace(plain, tokenizer=json.dumps(tokenizer)), "text", device=CPU, batch=8))
+    keys.append(encoder_key(backbone, replace(plain, tokenizer=json.dumps(tokenizer)), "text", device=CPU))
     assert plain.text is not None
     shorter = replace(plain, text=replace(plain.text, max_length=plain.text.max_length - 1))
-    keys.append(encoder_key(backbone, shorter, "text", device=CPU, batch=8))
+    keys.append(encoder_key(backbone, shorter, "text", device=CPU))
     other = tiny_model(tiny / "vit", tiny / "bert", prompts=0).complementary_encoders()["text"].backbone
-    assert encoder_key(other, plain, "text", device=CPU, batch=8) == keys[0]
+    assert encoder_key(other, plain, "text", device=CPU) == keys[0]
     norm = next(module for module in other.encoder.modules() if isinstance(module, torch.nn.LayerNorm))
     norm.eps *= 2  # the same weights, other values
-    keys.append(encoder_key(other, plain, "text", device=CPU, batch=8))
+    keys.append(encoder_key(other, plain, "text", device=CPU))
     norm.eps /= 2
     norm.weight.data[0] += 1e-6
-    keys.append(encoder_key(other, plain, "text", device=CPU, batch=8))
+    keys.append(encoder_key(other, plain, "text", device=CPU))
     assert len(set(keys)) == len(keys)
 
     image = next((tiny / "images").iterdir())
     copy = Path(shutil.copy(image, tmp_path / "moved.png"))
-    assert sample_key("image", str(copy)) == sample_key("image", str(image))
+    assert batch_keys("image", [str(copy)]) == batch_keys("image", [str(image)])
     copy.write_bytes(copy.read_bytes() + b"\0")
-    assert sample_key("image", str(copy)) != sample_key("image", str(image))
+    assert batch_keys("image", [str(copy)]) != batch_keys("image", [str(image)])
+    assert len({*batch_keys("text", ["a", "b"]), *batch_keys("text", ["b", "a"]), *batch_keys("text", ["a"])}) == 5
 
 
 @pytest.mark.parametrize("damage", ["a bit", "cut short", "another encoder's"])
 def test_damaged_files_are_computed_again(
-    model: MoPE, texts: Callable[..., Split], tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+    model: MoPE,
+    texts: Callable[..., Split],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    damage: str,
 ) -> None:
     cache, split = YCache(tmp_path / "y", limit_mb=1), texts(TEXTS[:20])
     before = text_features(model, split, cache)
@@ -128,14 +131,15 @@ def test_damaged_files_are_computed_again(
         backbone = model.complementary_encoders()["text"].backbone
         keys = load_file(shard)["keys"].numpy().tobytes()
         cache.write("other", [keys[i : i + 32] for i in range(0, len(keys), 32)], torch.ones(len(before), 16))
-        assert shard.parent.name == encoder_key(backbone, model.preprocessing, "text", device=CPU, batch=8)
+        assert shard.parent.name == encoder_key(backbone, model.preprocessing, "text", device=CPU)
         content = bytearray((cache.folder / "other" / shard.name).read_bytes())
     shard.write_bytes(content)
     capsys.readouterr()
     after = text_features(model, split, cache)
     assert f"{shard} is damaged" in capsys.readouterr().err
     assert all(torch.equal(after[text], y) for text, y in before.items())
-    assert cache.read(shard.parent.name, [sample_key("text", text) for text in before], width=16)[1].all()
+    monkeypatch.setattr(Features, "_encode", lambda *_, batches, **__: pytest.fail("it was not kept again"))
+    text_features(model, split, cache)
 
 
 def test_a_folder_that_cannot_be_written_costs_one_notice(
@@ -153,7 +157,7 @@ def test_a_folder_that_cannot_be_written_costs_one_notice(
 def test_what_was_not_used_for_the_longest_time_makes_room(tmp_path: Path) -> None:
     cache = YCache(tmp_path, limit_mb=1)
     third = 90_000  # floats: a little more than a third of a MiB
-    samples = {name: [sample_key("text", name)] for name in "abcd"}
+    samples = {name: batch_keys("text", [name]) for name in "abcd"}
     for age, name in enumerate("abc"):
         cache.write("encoder", samples[name], torch.full((1, third * 8 // 9), float(age)))
     for age, path in enumerate(sorted(tmp_path.glob("*/*"), key=lambda path: load_file(path)["y"][0, 0].item())):
@@ -165,29 +169,29 @@ def test_what_was_not_used_for_the_longest_time_makes_room(tmp_path: Path) -> No
     assert kept == ["a", "c", "d"]
 
 
-def test_processes_share_the_work(model: MoPE, texts: Callable[..., Split], tmp_path: Path) -> None:
-    """Each computes its part and reads the other's; what could not be shared is computed by both."""
+def test_processes_share_the_work(
+    model: MoPE, texts: Callable[..., Split], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each computes its part and reads the other's; what cannot be shared is computed by both."""
     split, encode = texts(TEXTS), Features._encode
     expected = text_features(model, split, None)
-    counts: list[int] = []
+    batches: list[int] = []
 
-    def run(shared: bool) -> dict[str, Tensor]:
-        folders = [tmp_path / f"{shared}", tmp_path / (f"{shared}" if shared else "elsewhere")]
-        second = made(model, YCache(folders[1], limit_mb=1), process=1, processes=2)
-        backbone = model.complementary_encoders()["text"].backbone
-        other = lambda: second.bare(backbone, "text", split)  # noqa: E731
-        return text_features(model, split, YCache(folders[0], limit_mb=1), process=0, processes=2, wait=other)
+    def count(self: Features, encoder: object, modality: str, split: Split, chosen: list, **rest: object) -> None:
+        batches.append(len(chosen))
+        encode(self, encoder, modality, split, chosen, **rest)  # type: ignore[arg-type]
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            Features, "_encode", lambda self, e, m, v, **k: (counts.append(len(v)), encode(self, e, m, v, **k))[1]
-        )
-        for shared in (True, False):
-            found = run(shared)
-            assert all(torch.equal(found[text], y) for text, y in expected.items())
-    n = len(expected)
-    assert sum(counts[:2]) == n, "the second reads what the first has written"
-    assert sum(counts[2:]) == 2 * n
+    monkeypatch.setattr(Features, "_encode", count)
+    for second_folder, computed in (("first", 1), ("elsewhere", 2)):
+        batches.clear()
+        first, second = (YCache(tmp_path / str(computed) / name, limit_mb=1) for name in ("first", second_folder))
+
+        def other(second: YCache = second) -> None:
+            text_features(model, split, second, process=1, processes=2)
+
+        found = text_features(model, split, first, process=0, processes=2, wait=other)
+        assert all(torch.equal(found[text], y) for text, y in expected.items())
+        assert sum(batches) == computed * -(-len(expected) // 8)
 
 
 def test_a_second_run_computes_nothing_that_the_first_has_kept(
@@ -203,9 +207,17 @@ def test_a_second_run_computes_nothing_that_the_first_has_kept(
     for number, choice in enumerate(("off", str(tmp_path / "y"), str(tmp_path / "y"))):
         runs.append(fit(recipe(*bare, f"train.y_cache={choice}", f"run.dir={tmp_path / str(number)}"), command="test"))
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("y   ")]
-    assert len(lines) == 2 * (2 + 6)
-    assert all(line.endswith(" 0 computed") for line in lines[8:])
-    assert sum(not line.endswith(" 0 computed") for line in lines[:8]) >= 5
+    assert [line.endswith(" 0 computed") for line in lines[:8]] == [
+        False,
+        False,
+        False,
+        True,
+        False,
+        True,
+        False,
+        False,
+    ]
+    assert [line.endswith(" 0 computed") for line in lines[8:]] == [True] * 8
     states = [load_file(outcome.run.last / "model.safetensors") for outcome in runs]
     for state in states[1:]:
         assert all(torch.equal(state[name], value) for name, value in states[0].items())
