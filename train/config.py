@@ -178,6 +178,8 @@ class TrainSection(Section):
     """Samples of one optimiser step, over all processes and accumulation steps together."""
     accumulation: Positive = 1
     """Parts that a batch is computed in, to save memory."""
+    bucket_by_length: bool | Literal["auto"] = "auto"
+    """Batches of texts that are about as long; auto: where the text encoder is the main one or carries prompts."""
     eval_batch_size: Positive = 128
     """Samples of one evaluation step and process."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

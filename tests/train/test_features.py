@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.tiny import tiny_model
+from mope_deploy.model import EncoderSpec, build_model
+from tests.media import audio_folder
+from tests.tiny import bert_folder, tiny_config, tiny_inputs, tiny_model
 from tests.train.test_data import split_of
 from train.baselines import unprompted_features
 from train.data import Batches, MediaCache
@@ -48,6 +51,22 @@ def test_only_encoders_without_prompts_are_cached_and_only_within_the_bound(tiny
     assert cacheable(bare, limit_mb=1, splits=[split]) == ("text",)
     assert cacheable(prompted, limit_mb=1, splits=[split]) == ()
     assert cacheable(bare, limit_mb=0, splits=[split]) == ()
+
+
+def test_prompts_in_one_encoder_leave_the_others_cached(tiny: Path, tmp_path: Path) -> None:
+    encoders = [("text", bert_folder(tmp_path / "bert"), 1), ("audio", audio_folder(tmp_path / "audio"), 0)]
+    specs = [EncoderSpec(modality=name, source=f"dir:{folder}", prompts=prompts) for name, folder, prompts in encoders]  # type: ignore[arg-type]
+    model = build_model(replace(tiny_config(tiny / "vit", tiny / "bert"), complementary=tuple(specs))).eval()
+    inputs = tiny_inputs(3) | {"audio_values": torch.randn(3, 400), "audio_mask": torch.ones(3, 400, dtype=torch.long)}
+    with torch.no_grad():
+        y = {"audio": model.encode_complementary(inputs)["audio"]}
+        whole = model(inputs).logits
+        short = model({name: value for name, value in inputs.items() if not name.startswith("audio")}, y=y).logits
+        wrong = model(inputs, y={"audio": y["audio"] + 1}).logits
+    assert torch.equal(whole, short)
+    assert not torch.equal(whole, wrong)
+    split = replace(split_of(tiny), values={"text": ("a",), "audio": ("b.wav",)})
+    assert cacheable(model, limit_mb=1, splits=[split]) == ("audio",)
 
 
 def test_the_objective_is_cross_entropy_plus_the_importance_of_a_training_batch(tiny: Path) -> None:
