@@ -99,7 +99,7 @@ class Features:
             compute(read([b for b in missing if b % self.processes != self.process]))
         total, computed = sum(map(len, batches)), sum(len(batches[b]) for b in missing)
         err.print(
-            f"y      {modality}s of {split.name}: {total - computed:,} found in {cache.folder}, {computed:,} computed",
+            f"cache  {modality}s of {split.name}: {total - computed:,} found in {cache.folder}, {computed:,} computed",
             markup=False,
         )
         return found

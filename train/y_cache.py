@@ -196,14 +196,14 @@ def _content(modality: str, value: str) -> bytes:
 
 def _architecture(encoder: nn.Module) -> list[Any]:
     """What weights do not tell: numbers of heads, epsilons, activations, as its modules hold them."""
+    # Where it was loaded from, by which version, and its mode (it is always that of evaluation) change nothing.
+    outer = {"name_or_path", "_name_or_path", "transformers_version", "training"}
     found: list[Any] = []
     for name, module in encoder.named_modules():
         plain = {key: value for key, value in vars(module).items() if isinstance(value, bool | int | float | str)}
-        found.append([name, type(module).__name__, {key: value for key, value in plain.items() if key != "training"}])
+        found.append([name, type(module).__name__, {key: plain[key] for key in plain.keys() - outer}])
     config = getattr(encoder, "config", None)
     if config is not None:
-        # Where it was loaded from, and by which version, changes nothing.
-        outer = ("_name_or_path", "transformers_version")
         found.append({key: value for key, value in config.to_dict().items() if key not in outer})
     return found
 

@@ -92,8 +92,11 @@ def test_another_encoder_tokenizer_or_file_is_something_else(model: MoPE, tiny: 
     assert plain.text is not None
     shorter = replace(plain, text=replace(plain.text, max_length=plain.text.max_length - 1))
     keys.append(encoder_key(backbone, shorter, "text", device=CPU))
-    other = tiny_model(tiny / "vit", tiny / "bert", prompts=0).complementary_encoders()["text"].backbone
+    moved = [shutil.copytree(tiny / name, tmp_path / name) for name in ("vit", "bert")]
+    copies = tiny_model(*moved, prompts=0)
+    other = copies.complementary_encoders()["text"].backbone
     assert encoder_key(other, plain, "text", device=CPU) == keys[0]
+    assert len({encoder_key(mine.main, plain, "image", device=CPU) for mine in (model, copies)}) == 1
     norm = next(module for module in other.encoder.modules() if isinstance(module, torch.nn.LayerNorm))
     norm.eps *= 2  # the same weights, other values
     keys.append(encoder_key(other, plain, "text", device=CPU))
@@ -206,7 +209,7 @@ def test_a_second_run_computes_nothing_that_the_first_has_kept(
     runs = []
     for number, choice in enumerate(("off", str(tmp_path / "y"), str(tmp_path / "y"))):
         runs.append(fit(recipe(*bare, f"train.y_cache={choice}", f"run.dir={tmp_path / str(number)}"), command="test"))
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("y   ")]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cache  ")]
     assert [line.endswith(" 0 computed") for line in lines[:8]] == [
         False,
         False,
