@@ -43,7 +43,9 @@ def heads(monkeypatch: pytest.MonkeyPatch, tiny: Path, label: str) -> dict[tuple
     monkeypatch.setattr(baselines, "_targets", lambda _: next(answers))
     model = tiny_model(tiny / "vit", tiny / "bert", labels=("no", "yes"))
     splits = (split_of(tiny), split_of(tiny, "validation"), split_of(tiny, "test"))
-    features = Features(model.preprocessing, MediaCache(model.preprocessing, limit_mb=0), torch.device("cpu"))
+    features = Features(
+        model.preprocessing, MediaCache(model.preprocessing, limit_mb=0), torch.device("cpu"), batch_size=8
+    )
     found = run_baselines(model, splits, features, metric="accuracy", seed=0)
     return {(head["name"], head["head"]): head for head in found}
 
