@@ -239,7 +239,7 @@ def _load(shard: Path, encoder: str, *, width: int) -> tuple[Tensor, Tensor] | N
 
 
 def _remove(shard: Path, why: str) -> None:
-    err.print(f"note: {shard} is damaged ({why}); it is removed, and its features are computed again", markup=False)
+    err.print(f"note: {shard} is damaged ({why}); its features are computed again", markup=False)
     with contextlib.suppress(OSError):
         shard.unlink(missing_ok=True)
 
