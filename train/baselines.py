@@ -8,7 +8,6 @@ on the concatenation is a straw man; the MLP beside it is the comparison that co
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
@@ -20,9 +19,9 @@ from torch import Tensor, nn
 from mope_deploy.metrics import report
 from mope_deploy.model import MoPE
 from mope_deploy.progress import track
-from train.data import MediaCache, Split, rows_of
+from train.data import Split, rows_of
 from train.evaluation import decide
-from train.features import encode_different
+from train.features import Features
 
 __all__ = ["run_baselines", "unprompted_features"]
 
@@ -51,37 +50,34 @@ class _Task:
 def run_baselines(
     model: MoPE,
     splits: tuple[Split, Split, Split],
-    media: MediaCache,
+    features: Features,
     *,
     metric: str,
     seed: int,
-    batch_size: int,
-    device: torch.device,
 ) -> list[dict[str, Any]]:
     """Train every head on the model's frozen encoders, without their prompts.
 
     Args:
         model: whose encoders are used; its prompts are not.
         splits: rows to train on, to choose by, and to report.
-        media: decoded pictures and clips.
+        features: how the encoders' features are made or found; heads are trained on its device.
         metric: the validation metric to choose by.
         seed: the first of the seeds.
-        batch_size: of the encoders.
-        device: where encoders and heads run.
 
     Returns:
         One entry a head: ``name``, ``head`` (``linear`` or ``mlp``), ``parameters``, ``learning_rate``, ``validation``
         and the last split's ``accuracy``, ``f1_macro``, ``f1_micro``, each as ``mean`` and one value per seed.
     """
-    features = [unprompted_features(model, split, media, batch_size=batch_size, device=device) for split in splits]
-    modalities = list(features[0])
+    of_splits = [unprompted_features(model, split, features) for split in splits]
+    device = features.device
+    modalities = list(of_splits[0])
     sets = {f"{name} only": [name] for name in modalities} | {"late concatenation": modalities}
     targets = tuple(_targets(split).to(device) for split in splits)
     heads = [(name, parts, kind) for name, parts in sets.items() for kind in LEARNING_RATES]
     found = []
     for name, parts, kind in track(heads, what="training baselines"):
         task = _Task(
-            features=_standardised([torch.cat([rows[part] for part in parts], dim=1).to(device) for rows in features]),
+            features=_standardised([torch.cat([rows[part] for part in parts], dim=1).to(device) for rows in of_splits]),
             targets=targets,  # type: ignore[arg-type]
             labels=splits[0].labels,
             multi_label=splits[0].multi_label,
@@ -91,34 +87,13 @@ def run_baselines(
     return found
 
 
-@torch.no_grad()
-def unprompted_features(
-    model: MoPE, split: Split, media: MediaCache, *, batch_size: int, device: torch.device
-) -> dict[str, Tensor]:
+def unprompted_features(model: MoPE, split: Split, features: Features) -> dict[str, Tensor]:
     """Pooled features of every row from the bare encoders, {modality: float32 (n, D)}, the main modality first."""
-    backbones: dict[str, Any] = {model.config.main.modality: model.main}
-    backbones |= {name: encoder.backbone for name, encoder in model.complementary.items()}
-    found = {}
-    for name, backbone in backbones.items():
-
-        def run(inputs: Mapping[str, Tensor], backbone: Any = backbone) -> Tensor:
-            x, mask = backbone.embed(inputs)
-            for index in range(backbone.depth):
-                x = backbone.layer(index, x, None, mask)
-            return backbone.finish(x, mask)
-
-        different = encode_different(
-            run,
-            model.preprocessing,
-            name,
-            split,
-            media,
-            width=backbone.feature_width,
-            batch_size=batch_size,
-            device=device,
-        )
-        found[name] = rows_of(different, split.column(name))
-    return found
+    backbones = {model.config.main.modality: model.main}
+    backbones |= {name: encoder.backbone for name, encoder in model.complementary_encoders().items()}
+    return {
+        name: rows_of(features.bare(backbone, name, split), split.column(name)) for name, backbone in backbones.items()
+    }
 
 
 def _tuned(task: _Task, kind: str, *, seed: int) -> dict[str, Any]:
@@ -156,11 +131,12 @@ def _fit(head: nn.Module, task: _Task, rate: float) -> float:
         head.train()
         for _ in range(passes):
             for rows in torch.randperm(len(x)).to(x.device).split(BATCH):
-                logits = head(x[rows])
+                logits = head(x.index_select(0, rows))  # a quarter of the time of x[rows]
+                chosen = target.index_select(0, rows)
                 if task.multi_label:
-                    loss = nn.functional.binary_cross_entropy_with_logits(logits, target[rows].float())
+                    loss = nn.functional.binary_cross_entropy_with_logits(logits, chosen.float())
                 else:
-                    loss = nn.functional.cross_entropy(logits, target[rows])
+                    loss = nn.functional.cross_entropy(logits, chosen)
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()

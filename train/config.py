@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 __all__ = [
     "ColumnsSection",
@@ -178,6 +178,8 @@ class TrainSection(Section):
     """Samples of one optimiser step, over all processes and accumulation steps together."""
     accumulation: Positive = 1
     """Parts that a batch is computed in, to save memory."""
+    bucket_by_length: bool | Literal["auto"] = "auto"
+    """Batches of texts that are about as long; auto: where the text encoder is the main one or carries prompts."""
     eval_batch_size: Positive = 128
     """Samples of one evaluation step and process."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -189,7 +191,13 @@ class TrainSection(Section):
     cache_y: bool = True
     """Compute y once per distinct text where the complementary encoder has no trained prompts."""
     y_cache_mb: Count = 2048
-    """Largest size of that cache in MiB; above it y is computed in every step."""
+    """Memory for these features in MiB; y of an encoder whose features do not fit is computed in every step."""
+    y_cache: Annotated[str, Field(min_length=1), BeforeValidator(lambda value: "off" if value is False else value)] = (
+        "auto"
+    )
+    """Where features of frozen encoders are kept for later runs: ``auto`` (the cache folder), ``off``, or a path."""
+    y_cache_disk_mb: Count = 4096
+    """Largest size of that folder in MiB; features not used for the longest time are removed first."""
     metric: Literal["auto", "accuracy", "f1_macro", "f1_micro"] = "auto"
     """Validation metric of the best checkpoint; auto: accuracy, or f1_micro for multi-label."""
     early_stopping: Positive | None = None

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader
 
 from mope_deploy.metrics import accuracy, report
 from mope_deploy.model import MoPE
@@ -51,10 +51,12 @@ class Usage:
 
 @torch.no_grad()
 def predict(model: MoPE, batches: Batches, *, batch_size: int, device: torch.device) -> Predictions:
-    """Run the whole model in evaluation mode and full precision over every row, in order."""
+    """Run the whole model in evaluation mode and full precision over every row; results are in the order of rows."""
     model.eval()
-    order = BatchSampler(SequentialSampler(batches), batch_size, drop_last=False)
-    loader = DataLoader(batches, batch_sampler=order, collate_fn=Batches.ready)  # type: ignore[arg-type]
+    # Rows with texts of similar lengths together, the longest first: what does not fit into memory shows at once.
+    order = np.argsort(-batches.text_lengths(), kind="stable") if batches.encodes_text else np.arange(len(batches))
+    sampler = BatchSampler(order.tolist(), batch_size, drop_last=False)
+    loader = DataLoader(batches, batch_sampler=sampler, collate_fn=Batches.ready)  # type: ignore[arg-type]
     logits, routing = [], []
     for batch in track(loader, what=f"evaluating {batches.split.name}"):
         y = {name: value.to(device) for name, value in batch["y"].items()} if "y" in batch else None
@@ -62,7 +64,8 @@ def predict(model: MoPE, batches: Batches, *, batch_size: int, device: torch.dev
         logits.append(out.logits.float().cpu().numpy())
         if out.routing is not None:
             routing.append(out.routing.float().cpu().numpy())
-    return Predictions(np.concatenate(logits), np.concatenate(routing) if routing else None)
+    back = np.argsort(order)
+    return Predictions(np.concatenate(logits)[back], np.concatenate(routing)[back] if routing else None)
 
 
 def decide(logits: NDArray[Any], *, multi_label: bool) -> NDArray[Any]:

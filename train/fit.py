@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback
@@ -22,13 +22,14 @@ from train.callbacks import BestModel, Interruption, MetricsFile, ProgressLines,
 from train.config import Recipe
 from train.data import Batches, MediaCache, find_splits
 from train.evaluation import decide, evaluate, predict, usage
-from train.features import cacheable, complementary_features, fit_statistics
+from train.features import Features, cacheable, fit_statistics, standardised
 from train.machine import Machine, set_up
 from train.objective import Objective
 from train.prepare import Prepared, decode, describe, read_rows, refuse_other_data
 from train.report import confusion_picture, label_picture, usage_picture
 from train.runs import Run, free_folder, resumable, write_json
 from train.trainer import MopeTrainer, best_metric_name, read_weights, training_arguments
+from train.y_cache import YCache, cache_folder
 
 __all__ = ["Outcome", "Plan", "fit", "plan"]
 
@@ -145,7 +146,8 @@ def _run(
     if state is not None:
         model.load_trained_state(read_weights(state))
     model.to(machine.device)
-    train, validation = _batches(recipe, machine, data, model, media, fitted=state is not None)
+    features = _features(recipe, machine, model, media)
+    train, validation = _batches(recipe, data, model, features, fitted=state is not None)
     trainer = _trainer(recipe, machine, run, model, train, validation, interruption)
     prepared = time.monotonic()
     try:
@@ -167,7 +169,7 @@ def _run(
     model.load_trained_state(read_weights(run.best))
     if recipe.run.standalone:
         model.save_pretrained(run.best, standalone=True)
-    evaluation = _report(recipe, machine, run, data, model, media, parameters)
+    evaluation = _report(recipe, machine, run, data, model, features.alone(), parameters)
     metric = best_metric_name(recipe)
     best = best_so_far(trainer.state.log_history, metric)
     assert best is not None
@@ -191,29 +193,52 @@ def _run(
 
 
 def _batches(
-    recipe: Recipe, machine: Machine, data: Prepared, model: MoPE, media: MediaCache, *, fitted: bool
+    recipe: Recipe, data: Prepared, model: MoPE, features: Features, *, fitted: bool
 ) -> tuple[Batches, Batches]:
     """Training and validation batches, with y computed once where nothing that trains can change it."""
     modalities = [recipe.model.main.modality, *(spec.modality for spec in recipe.model.complementary)]
     splits = [data.train, data.validation]
-    size, device = recipe.train.eval_batch_size, machine.device
-    cached = recipe.train.cache_y and cacheable(model, limit_mb=recipe.train.y_cache_mb, splits=splits)
-    standardise = recipe.model.y_norm == "standardise"
-    y: list[dict[str, torch.Tensor]] = [{}, {}]
-    if standardise and not fitted:
-        raw = complementary_features(model, data.train, media, batch_size=size, device=device)
-        y[0] = fit_statistics(model, data.train, raw, seed=recipe.seed)
-    elif cached:
-        y[0] = complementary_features(model, data.train, media, batch_size=size, device=device)
-    if cached:
-        y[1] = complementary_features(model, data.validation, media, batch_size=size, device=device)
-    else:
-        y = [{}, {}]
+    encoders = model.complementary_encoders()
+    cached = cacheable(model, limit_mb=recipe.train.y_cache_mb, splits=splits) if recipe.train.cache_y else ()
+    raw = {name: features.bare(encoders[name].backbone, name, data.train) for name in cached}
+    if recipe.model.y_norm == "standardise" and not fitted:
+        others = {
+            spec.modality: features.prompted(model, spec.modality, data.train)
+            if spec.prompts
+            else features.bare(encoders[spec.modality].backbone, spec.modality, data.train)
+            for spec in model.config.complementary
+            if spec.modality not in cached
+        }
+        fit_statistics(model, data.train, raw | others, seed=recipe.seed)
+    of_validation = {name: features.bare(encoders[name].backbone, name, data.validation) for name in cached}
     train, validation = (
-        Batches(split, model.preprocessing, media, modalities=modalities, y=features)
-        for split, features in zip(splits, y, strict=True)
+        Batches(split, model.preprocessing, features.media, modalities=modalities, y=standardised(model, y))
+        for split, y in zip(splits, (raw, of_validation), strict=True)
     )
-    return train, validation
+    return train, validation if not validation.encodes_text else _by_length(validation)
+
+
+def _by_length(batches: Batches) -> Batches:
+    """The same rows in another order, which metrics do not depend on: in a batch there is little padding."""
+    split = batches.split.select(np.argsort(-batches.text_lengths(), kind="stable"))
+    return Batches(
+        split, batches.preprocessing, batches.media, modalities=[*batches.modalities, *batches.y], y=batches.y
+    )
+
+
+def _features(recipe: Recipe, machine: Machine, model: MoPE, media: MediaCache) -> Features:
+    """Features of frozen encoders, found in the recipe's cache where they are there."""
+    folder = cache_folder(recipe.train.y_cache)
+    return Features(
+        preprocessing=model.preprocessing,
+        media=media,
+        device=machine.device,
+        batch_size=recipe.train.eval_batch_size,
+        cache=None if folder is None else YCache(folder, limit_mb=recipe.train.y_cache_disk_mb),
+        process=machine.state.process_index,
+        processes=machine.processes,
+        wait=machine.state.wait_for_everyone,
+    )
 
 
 def _trainer(
@@ -253,13 +278,13 @@ def _report(
     run: Run,
     data: Prepared,
     model: MoPE,
-    media: MediaCache,
+    features: Features,
     parameters: dict[str, int],
 ) -> dict[str, Any]:
     """Evaluate the best model on the whole path, nothing cached but pictures; write numbers and pictures."""
     split = data.reported
     modalities = [recipe.model.main.modality, *(spec.modality for spec in recipe.model.complementary)]
-    batches = Batches(split, model.preprocessing, media, modalities=modalities)
+    batches = Batches(split, model.preprocessing, features.media, modalities=modalities)
     found = predict(model, batches, batch_size=recipe.train.eval_batch_size, device=machine.device)
     evaluation = evaluate(split, found, group_by=recipe.data.group_by) | {"parameters": parameters}
     title = f"{recipe.name}: {split.name}, n = {len(split):,}"
@@ -287,11 +312,9 @@ def _report(
         evaluation["baselines"] = run_baselines(
             model,
             (data.train, data.validation, split),
-            media,
+            features,
             metric=best_metric_name(recipe),
             seed=recipe.seed,
-            batch_size=recipe.train.eval_batch_size,
-            device=machine.device,
         )
         write_json(run.folder / "baselines.json", {"split": split.name, "heads": evaluation["baselines"]})
     write_json(run.folder / "evaluation.json", evaluation)

@@ -37,6 +37,8 @@ MAY_CHANGE = (
     "train.save_every",
     "train.tensorboard",
     "train.threads",
+    "train.y_cache",
+    "train.y_cache_disk_mb",
     "train.y_cache_mb",
 )
 

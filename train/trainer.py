@@ -17,7 +17,7 @@ from mope_deploy.errors import CheckpointError, MopeError
 from mope_deploy.metrics import report
 from mope_deploy.model import MoPE
 from train.config import Recipe
-from train.data import Batches
+from train.data import Batches, LengthBuckets
 from train.evaluation import decide
 from train.objective import Objective
 from train.optim import learning_rate_factor, optimiser
@@ -56,6 +56,12 @@ class MopeTrainer(Trainer):
         self.objective, self.recipe = objective, recipe
         self._importance = 0.0  # a tensor from the first step on: reading it each step would wait for the GPU
         self._importance_steps = 0
+        self._buckets: LengthBuckets | None = None
+        if buckets(recipe) and train.encodes_text:
+            self._buckets = LengthBuckets(
+                train.text_lengths().tolist(), batch_size=recipe.train.batch_size, seed=recipe.seed
+            )
+            callbacks = [*callbacks, _Epochs(self._buckets)]
         super().__init__(
             model=objective,
             args=args,
@@ -67,6 +73,9 @@ class MopeTrainer(Trainer):
         )
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return super()._get_train_sampler(train_dataset) if self._buckets is None else self._buckets
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -195,6 +204,25 @@ def training_arguments(recipe: Recipe, run: Run, *, processes: int, cpu: bool) -
     )
     args._n_gpu = min(1, args.n_gpu)  # more GPUs are used by one process each, never by torch's DataParallel
     return args
+
+
+def buckets(recipe: Recipe) -> bool:
+    """Whether training puts texts of similar lengths into a batch; what is cached must not change their order."""
+    if recipe.train.bucket_by_length != "auto":
+        return recipe.train.bucket_by_length
+    if recipe.model.main.modality == "text":
+        return True
+    return any(spec.modality == "text" and spec.prompts for spec in recipe.model.complementary)
+
+
+class _Epochs(TrainerCallback):
+    """Tells the buckets which epoch begins: accelerate does not, where several processes resume within one."""
+
+    def __init__(self, buckets: LengthBuckets) -> None:
+        self.buckets = buckets
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.buckets.set_epoch(int((state.epoch or 0.0) + 1e-6))
 
 
 def best_metric_name(recipe: Recipe) -> str:

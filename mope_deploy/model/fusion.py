@@ -159,14 +159,16 @@ class MoPE(
             inputs: tensors by input name, as ``Preprocessing.collate`` makes them: ``pixel_values`` (B, 3, H, W)
                 float32, ``input_ids`` and ``attention_mask`` (B, T) int64 with at least one real token per row, and so
                 on; ``<modality>_present`` int64 (B,) of each modality that may be missing.
-            y: features of the complementary encoders, as :meth:`encode_complementary` returns them, to skip those
-                encoders.
+            y: features of some or all complementary encoders, as :meth:`encode_complementary` returns them, to skip
+                those encoders.
             form: ``"token"`` for the definition; ``"prefix"`` where the encoders have that, which is the same up to
                 rounding.
         """
-        if y is None:
-            y = self.encode_complementary(inputs, form=form)
-        y = {name: self._or_stand_in(name, feature, inputs) for name, feature in y.items()}
+        known = y or {}
+        y = {
+            name: self._or_stand_in(name, known[name] if name in known else encoder(inputs, form=form), inputs)
+            for name, encoder in self.complementary_encoders().items()
+        }
         x, mask = self.main.embed(inputs)  # (B, N, D)
         tokens = [mapper(y[name]) for name, mapper in self.mappers.items()]
         # {D: (B, M, D)}

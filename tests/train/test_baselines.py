@@ -12,6 +12,7 @@ from tests.train.test_data import split_of
 from train import baselines
 from train.baselines import run_baselines
 from train.data import MediaCache
+from train.features import Features
 
 
 @pytest.fixture
@@ -42,7 +43,10 @@ def heads(monkeypatch: pytest.MonkeyPatch, tiny: Path, label: str) -> dict[tuple
     monkeypatch.setattr(baselines, "_targets", lambda _: next(answers))
     model = tiny_model(tiny / "vit", tiny / "bert", labels=("no", "yes"))
     splits = (split_of(tiny), split_of(tiny, "validation"), split_of(tiny, "test"))
-    found = run_baselines(model, splits, None, metric="accuracy", seed=0, batch_size=8, device=torch.device("cpu"))
+    features = Features(
+        model.preprocessing, MediaCache(model.preprocessing, limit_mb=0), torch.device("cpu"), batch_size=8
+    )
+    found = run_baselines(model, splits, features, metric="accuracy", seed=0)
     return {(head["name"], head["head"]): head for head in found}
 
 
@@ -71,9 +75,10 @@ def test_the_table_from_real_encoders(tiny: Path) -> None:
     model = tiny_model(tiny / "vit", tiny / "bert")
     splits = (split_of(tiny), split_of(tiny, "validation"), split_of(tiny, "test"))
     images = MediaCache(model.preprocessing, limit_mb=16)
+    features = Features(model.preprocessing, images, torch.device("cpu"), batch_size=8)
 
     def run() -> list[dict]:
-        return run_baselines(model, splits, images, metric="f1_macro", seed=5, batch_size=8, device=torch.device("cpu"))
+        return run_baselines(model, splits, features, metric="f1_macro", seed=5)
 
     found = run()
     assert [(head["name"], head["head"]) for head in found] == [

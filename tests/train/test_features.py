@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from tests.tiny import tiny_model
+from mope_deploy.model import EncoderSpec, build_model
+from tests.media import audio_folder
+from tests.tiny import bert_folder, tiny_config, tiny_inputs, tiny_model
 from tests.train.test_data import split_of
 from train.baselines import unprompted_features
 from train.data import Batches, MediaCache
-from train.features import cacheable, complementary_features, fit_statistics
+from train.features import Features, cacheable, fit_statistics, standardised
 from train.objective import Objective
 
 CPU = torch.device("cpu")
@@ -24,9 +27,11 @@ def test_cached_features_give_the_whole_models_logits(tiny: Path, y_norm: str) -
     model = tiny_model(tiny / "vit", tiny / "bert", prompts=0, y_norm=y_norm)
     split = split_of(tiny)
     images = MediaCache(model.preprocessing, limit_mb=16)
-    y = complementary_features(model, split, images, batch_size=7, device=CPU)
+    features = Features(model.preprocessing, images, CPU, batch_size=7)
+    y = {"text": features.bare(model.complementary_encoders()["text"].backbone, "text", split)}
     if y_norm == "standardise":
-        y = fit_statistics(model, split, y, seed=0)
+        fit_statistics(model, split, y, seed=0)
+        y = standardised(model, y)
         rows = y["text"][torch.from_numpy(split.column("text"))]
         torch.testing.assert_close(rows.mean(0), torch.zeros(16), atol=1e-5, rtol=0)
         torch.testing.assert_close(rows.std(0, unbiased=False), torch.ones(16), atol=1e-4, rtol=0)
@@ -43,9 +48,25 @@ def test_cached_features_give_the_whole_models_logits(tiny: Path, y_norm: str) -
 def test_only_encoders_without_prompts_are_cached_and_only_within_the_bound(tiny: Path) -> None:
     split = split_of(tiny)
     bare, prompted = (tiny_model(tiny / "vit", tiny / "bert", prompts=prompts) for prompts in (0, 1))
-    assert cacheable(bare, limit_mb=1, splits=[split])
-    assert not cacheable(prompted, limit_mb=1, splits=[split])
-    assert not cacheable(bare, limit_mb=0, splits=[split])
+    assert cacheable(bare, limit_mb=1, splits=[split]) == ("text",)
+    assert cacheable(prompted, limit_mb=1, splits=[split]) == ()
+    assert cacheable(bare, limit_mb=0, splits=[split]) == ()
+
+
+def test_prompts_in_one_encoder_leave_the_others_cached(tiny: Path, tmp_path: Path) -> None:
+    encoders = [("text", bert_folder(tmp_path / "bert"), 1), ("audio", audio_folder(tmp_path / "audio"), 0)]
+    specs = [EncoderSpec(modality=name, source=f"dir:{folder}", prompts=prompts) for name, folder, prompts in encoders]  # type: ignore[arg-type]
+    model = build_model(replace(tiny_config(tiny / "vit", tiny / "bert"), complementary=tuple(specs))).eval()
+    inputs = tiny_inputs(3) | {"audio_values": torch.randn(3, 400), "audio_mask": torch.ones(3, 400, dtype=torch.long)}
+    with torch.no_grad():
+        y = {"audio": model.encode_complementary(inputs)["audio"]}
+        whole = model(inputs).logits
+        short = model({name: value for name, value in inputs.items() if not name.startswith("audio")}, y=y).logits
+        wrong = model(inputs, y={"audio": y["audio"] + 1}).logits
+    assert torch.equal(whole, short)
+    assert not torch.equal(whole, wrong)
+    split = replace(split_of(tiny), values={"text": ("a",), "audio": ("b.wav",)})
+    assert cacheable(model, limit_mb=1, splits=[split]) == ("audio",)
 
 
 def test_the_objective_is_cross_entropy_plus_the_importance_of_a_training_batch(tiny: Path) -> None:
@@ -85,7 +106,7 @@ def test_features_for_baselines_come_from_the_bare_encoders(tiny: Path) -> None:
     model = tiny_model(tiny / "vit", tiny / "bert", prompts=3)
     split = split_of(tiny)
     images = MediaCache(model.preprocessing, limit_mb=16)
-    found = unprompted_features(model, split, images, batch_size=8, device=CPU)
+    found = unprompted_features(model, split, Features(model.preprocessing, images, CPU, batch_size=8))
     inputs = Batches(split, model.preprocessing, images).inputs(np.arange(len(split)))
     vit: nn.Module = model.main.encoder
     bert: nn.Module = model.complementary["text"].backbone.encoder  # type: ignore[union-attr,assignment]

@@ -18,7 +18,7 @@ from tests.tiny import bert_folder
 from tests.train.conftest import write_rows
 from train.config import Recipe
 from train.data import Batches, MediaCache, find_splits, read_split
-from train.features import complementary_features
+from train.features import Features
 from train.fit import _config, fit
 from train.recipe import check_recipe
 
@@ -113,7 +113,8 @@ def test_batches_are_what_collate_makes_of_the_rows(sounds: Path, tmp_path: Path
     inputs = batches.inputs(rows)
     assert set(inputs) == set(expected) == set(model.input_names)
     assert all(np.array_equal(inputs[name].numpy(), expected[name]) for name in expected)
-    y = complementary_features(model, split, media, batch_size=5, device=torch.device("cpu"))
+    features = Features(model.preprocessing, media, torch.device("cpu"), batch_size=5)
+    y = {"audio": features.bare(model.complementary_encoders()["audio"].backbone, "audio", split)}
     cached = Batches(split, model.preprocessing, media, modalities=("text", "audio"), y=y).__getitems__(rows.tolist())
     assert set(cached["inputs"]) == {"input_ids", "attention_mask", "audio_present"}
     with torch.no_grad():

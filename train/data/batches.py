@@ -16,10 +16,13 @@ from torch.utils.data import Dataset
 
 from mope_deploy.errors import DataError
 from mope_deploy.preprocess import Preprocessing, present_name
+from mope_deploy.progress import track
 from train.data.media import MediaCache
 from train.data.split import Split
 
 __all__ = ["Batches", "rows_of"]
+
+TOKENISED = 256  # texts whose tokens are in memory at once, where they are only counted
 
 
 class Batches(Dataset):
@@ -65,6 +68,21 @@ class Batches(Dataset):
         if self.y:
             batch["y"] = {name: rows_of(features, self._index[name][rows]) for name, features in self.y.items()}
         return batch
+
+    @property
+    def encodes_text(self) -> bool:
+        """Whether batches hold texts, which may be of different lengths."""
+        return "text" in self.modalities
+
+    def text_lengths(self) -> NDArray[np.int64]:
+        """Tokens of each row's text (n,), 0 where a row has none."""
+        texts = self.split.texts
+        counts = np.zeros(len(texts) + 1, np.int64)  # the last one is what the index -1 means
+        for start in track(range(0, len(texts), TOKENISED), what=f"counting tokens of {self.split.name}"):
+            encoded = self.preprocessing.encode_text(texts[start : start + TOKENISED])
+            tokens = encoded["attention_mask"].sum(axis=1)
+            counts[start : start + len(tokens)] = tokens
+        return counts[self._index["text"]]
 
     @staticmethod
     def ready(batch: dict[str, Any]) -> dict[str, Any]:
