@@ -92,8 +92,8 @@ def prompts_seen(unseen: Tensor, P: int) -> Tensor:
 def thirds(qkv: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     """q (B, N, inner) of the first N tokens, k and v (B, N + P, inner) of all, from their joint product.
 
-    By slices in a graph: older operator sets have no split into a number of parts. Else by a split, whose gradient is one
-    concatenation: that of three slices is the sum of three tensors as large as the product.
+    By slices in a graph: older operator sets have no split into a number of parts. Else by a split, whose gradient is
+    one concatenation: that of three slices is the sum of three tensors as large as the product.
     """
     inner = qkv.shape[-1] // 3
     if not torch.compiler.is_exporting():
