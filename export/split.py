@@ -163,6 +163,7 @@ class _Cut:
     def __init__(self, source: Path, inputs: Mapping[str, Sequence[str]]) -> None:
         self.source, self.inputs = source, inputs
         self.model = ir.load(source)
+        self.model.graph.sort()  # what ONNX Runtime's optimiser writes is in no order
         self.values = {value.name: value for value in _values(self.model.graph)}
         self.owners = {name: modality for modality, names in inputs.items() for name in names}
         self.sides = _sides(self.model.graph, self.owners)

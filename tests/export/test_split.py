@@ -29,7 +29,9 @@ from tests.tiny import tiny_inputs, tiny_model
 TEXT = ("input_ids", "attention_mask")
 # The mapped token, once for all layers that read it; of each layer the router's share of y; and where y alone routes
 # (top1), keys and values of its expert and the routing itself.
-WIDTHS = {"dense": 32 + 2 * 4, "top2": 2 * 32 + 2 * 4, "top1": 32 + 2 * (2 * 3 * 32) + 2 * 5, "unrouted": 32}
+# The mapped token, and once more for each layer that norms it apart from other prompts; what routers read of y; with a
+# router that reads nothing else, the routing and the prompts that it chooses.
+WIDTHS = {"dense": 32 + 2 * 4, "top2": 2 * 32 + 2 * 4, "top1": 2 * 32 + 2 * (2 * 3 * 32) + 2 * 5, "unrouted": 2 * 32}
 
 
 def feeds(batch: int, length: int, seed: int = 0) -> Arrays:

@@ -96,9 +96,7 @@ def _prefix_block(block: Any, x: Tensor, prompts: Tensor | None, kv: Made | None
     return x + mlp * block.mlp(block.norm2(x))
 
 
-def _attention(
-    attention: Any, x: Tensor, prompts: Tensor | None, kv: Made | None, shared: Tensor | None
-) -> Tensor:
+def _attention(attention: Any, x: Tensor, prompts: Tensor | None, kv: Made | None, shared: Tensor | None) -> Tensor:
     """Attention of x to itself, to prompts and to ``kv``, without a bias towards these two. → (B, N, D)."""
     N = x.shape[1]
     q, k, v = queries_keys_values(attention, x, prompts)
