@@ -207,10 +207,12 @@ class FoldedExperts(nn.Module):
 
     def forward(self, mixture: Mixture) -> Made:
         """Keys and values, (B, L, inner) each."""
-        kv = mixture.of(self.table).view(-1, 2, self.length, self.inner)
+        rows = mixture.of(self.table).view(-1, 2 * self.length, self.inner)
         if self.form != "table":
+            kv = rows.view(-1, 2, self.length, self.inner)
             kv = kv / torch.sqrt(self._variance(mixture) + self.eps).view(-1, 1, self.length, 1) + self.offset
-        rows = kv.view(-1, 2 * self.length, self.inner)  # by slices: a split has no conversion to opset 17
+            rows = kv.view(-1, 2 * self.length, self.inner)
+        # By slices: a split has no conversion to opset 17.
         return Made((rows[:, : self.length],), (rows[:, self.length :],))
 
     def _variance(self, mixture: Mixture) -> Tensor:

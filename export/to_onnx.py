@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import warnings
 from collections.abc import Collection, Iterator, Sequence
@@ -14,6 +15,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript.version_converter import convert_version
+from torch import nn
 
 from export import lint
 from export.exporter_config import MoPEExporterConfig
@@ -61,6 +63,7 @@ def trace(static: StaticMoPE, config: MoPEExporterConfig, *, opset: int = DEFAUL
             )
             model = program.model  # type: ignore[union-attr]
             name_after_modules(model, static)
+            _share_constants(model, static)
             if opset < DEFAULT_OPSET:  # the exporter writes 18 at least; converting it later keeps the names
                 convert_version(model, target_version=opset, fallback=True)
             _keep_outputs(model, model.graph.outputs[: len(outputs)])
@@ -126,6 +129,24 @@ def _keep_outputs(model: ir.Model, outputs: Sequence[ir.Value]) -> None:
     model.graph.outputs.clear()
     model.graph.outputs.extend(outputs)
     RemoveUnusedNodesPass()(model)
+
+
+def _share_constants(model: ir.Model, module: nn.Module) -> None:
+    """Let one constant stand for all equal ones, in place; parameters keep their names.
+
+    Swin's blocks each bring their window's mask and places, which are the same throughout a stage.
+    """
+    parameters = {name for name, _ in module.named_parameters()}
+    seen: dict[tuple[ir.DataType, tuple[int, ...], bytes], ir.Value] = {}
+    for name, value in list(model.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes < _SMALL or name.removesuffix(".T") in parameters:
+            continue
+        key = (tensor.dtype, tuple(tensor.shape.numpy()), hashlib.sha256(tensor.tobytes()).digest())
+        first = seen.setdefault(key, value)
+        if first is not value and not value.is_graph_output():
+            ir.convenience.replace_all_uses_with(value, first)
+            del model.graph.initializers[name]
 
 
 def _check_interface(model: ir.Model, config: MoPEExporterConfig) -> None:

@@ -27,10 +27,8 @@ from tests.export.test_variants import LOOSE
 from tests.tiny import tiny_inputs, tiny_model
 
 TEXT = ("input_ids", "attention_mask")
-# The mapped token, once for all layers that read it; of each layer the router's share of y; and where y alone routes
-# (top1), keys and values of its expert and the routing itself.
-# The mapped token, and once more for each layer that norms it apart from other prompts; what routers read of y; with a
-# router that reads nothing else, the routing and the prompts that it chooses.
+# The mapped token, and once more for each layer that norms it apart from other prompts; of each layer the router's
+# share of y; and where y alone routes (top1), keys and values of its expert and the routing itself.
 WIDTHS = {"dense": 32 + 2 * 4, "top2": 2 * 32 + 2 * 4, "top1": 2 * 32 + 2 * (2 * 3 * 32) + 2 * 5, "unrouted": 2 * 32}
 
 

@@ -172,7 +172,7 @@ def _gathered_attention(block: Any, x: Tensor, prompts: Tensor | None, kv: Made 
     q = _rows(q, cut.places % N, heads).view(B, W, heads, A, -1)
     k, v = (_rows(each, index, heads).view(B, W, heads, index.shape[1], -1) for each in (k, v))
     mask = block.get_attn_mask(x.new_zeros(B, *cut.padded, 1)) if block.dynamic_mask else block.attn_mask
-    mixed = _attend(attention, q, k, v, mask)  # (B, W, heads, A, d)
+    mixed = _attend(attention, q, k, v, mask, prompts=k.shape[3] - A)  # (B, W, heads, A, d)
     mixed = mixed.reshape(B, W * heads * A, -1)
     back = torch.from_numpy(cut.back(heads)).to(x.device)
     return attention.proj(mixed.index_select(1, back).view(B, N, -1))
@@ -237,50 +237,53 @@ def _token_attention(block: Any, windows: Tensor, prompts: Tensor, mask: Tensor 
     rows = torch.cat([windows, normed], dim=2)  # (B, W, A + P, D)
     qkv = attention.qkv(rows).unflatten(-1, (3, attention.num_heads, -1))
     q, k, v = qkv.permute(3, 0, 1, 4, 2, 5)  # (B, W, heads, A + P, d) each
-    return _mix(attention, q, k, v, mask)[:, :, :A]
+    mixed = _attend(attention, q, k, v, mask, prompts=prompts.shape[1])
+    return attention.proj(mixed.transpose(2, 3).flatten(3))[:, :, :A]
 
 
 def _prefix_attention(
     block: Any, windows: Tensor, prompts: Tensor | None, kv: Made | None, mask: Tensor | None
 ) -> Tensor:
     """(B, W, A, D), tokens (B, P, D), keys and values (B, P', inner) → (B, W, A, D)."""
-    attention = block.attn
-    W, A = windows.shape[1:3]
-    rows = windows.flatten(1, 2)  # (B, W·A, D)
-    if prompts is not None:  # one product for tokens and prompts, so that the weight is read once
-        rows = torch.cat([rows, block.norm1(prompts)], dim=1)
-    q, k, v = attention.qkv(rows).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    q, own_k, own_v = (each[:, :, : W * A].unflatten(2, (W, A)).transpose(1, 2) for each in (q, k, v))
-    keys, values = k[:, :, W * A :], v[:, :, W * A :]  # of the prompts, (B, heads, P, d)
-    if kv is not None:
-        made = [[split_heads(part, attention.num_heads) for part in parts] for parts in kv]
-        keys, values = torch.cat([keys, *made[0]], dim=2), torch.cat([values, *made[1]], dim=2)
-    return _mix(attention, q, _in_each(own_k, keys), _in_each(own_v, values), mask)
+    attention, heads = block.attn, block.attn.num_heads
+    B, W = windows.shape[:2]
+    q, k, v = attention.qkv(windows.flatten(0, 1)).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    parts = [] if prompts is None else [Made.of(projection(block)(prompts))]
+    parts += [] if kv is None else [kv]
+    made = ([split_heads(part, heads) for one in parts for part in one[which]] for which in (0, 1))
+    keys, values = (torch.cat(each, dim=2) for each in made)  # of the prompts, (B, heads, P + P', d)
+    bias = _bias(attention, mask, prompts=keys.shape[2])  # (1 or W, heads, A, A + P + P')
+    if mask is not None:
+        bias = bias.expand(B, W, *bias.shape[1:]).flatten(0, 1)
+    k, v = (torch.cat([own, _in_each(more, W)], dim=2) for own, more in ((k, keys), (v, values)))
+    q = q * attention.scale  # a tensor of its own: what is kept for the gradient must not hold the whole product
+    mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
+    return attention.proj(mixed.transpose(1, 2).flatten(2)).unflatten(0, (B, W))
 
 
-def _mix(attention: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention within windows, and the output projection. → (B, W, A or A + P, D)."""
-    return attention.proj(_attend(attention, q, k, v, mask).transpose(2, 3).flatten(3))
-
-
-def _attend(attention: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention within windows.
+def _attend(attention: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, prompts: int) -> Tensor:
+    """Attention within windows, the last ``prompts`` keys of each being those of prompts.
 
     q (B, W, heads, A or A + P, d), k and v (B, W, heads, A + P, d) → (B, W, heads, A or A + P, d).
     """
-    bias = attention._get_rel_pos_bias()  # (1, heads, A, A)
-    if mask is not None:
-        bias = bias + mask.unsqueeze(1)  # (W, heads, A, A)
-    A = bias.shape[-1]
-    bias = prompts_seen(bias, k.shape[3] - A)  # (…, A, A + P)
+    A = k.shape[3] - prompts
+    bias = _bias(attention, mask, prompts=prompts)  # (1 or W, heads, A, A + P)
     if q.shape[3] > A:  # token form: prompts ask as well
         bias = nn.functional.pad(bias, (0, 0, 0, q.shape[3] - A))
     return torch.softmax((q * attention.scale) @ k.transpose(-2, -1) + bias, dim=-1) @ v
 
 
-def _in_each(own: Tensor, prompts: Tensor) -> Tensor:
-    """Each window's own keys or values and, behind them, those of the sample's prompts.
+def _bias(attention: Any, mask: Tensor | None, *, prompts: int) -> Tensor:
+    """What is added to scores: the relative position's bias and the shift's mask (W, A, A); 0 for prompts.
 
-    (B, W, heads, A, d), (B, heads, P, d) → (B, W, heads, A + P, d).
+    → (1 or W, heads, A, A + P).
     """
-    return torch.cat([own, prompts.unsqueeze(1).expand(-1, own.shape[1], -1, -1, -1)], dim=3)
+    bias = attention._get_rel_pos_bias()  # (1, heads, A, A)
+    if mask is not None:
+        bias = bias + mask.unsqueeze(1)
+    return prompts_seen(bias, prompts)
+
+
+def _in_each(prompts: Tensor, W: int) -> Tensor:
+    """Keys or values of a sample's prompts for each of its windows. (B, heads, P, d) → (B·W, heads, P, d)."""
+    return prompts.unsqueeze(1).expand(-1, W, -1, -1, -1).flatten(0, 1)
