@@ -291,10 +291,9 @@ class StaticRouter(nn.Module):
     def __init__(self, router: Router) -> None:
         super().__init__()
         self.project_x, self.project_y = router.project_x, router.project_y
-        self.top_k, self.cosine = router.top_k, router.cosine
-        U = router.embeddings.detach().double()  # (K, d)
-        keys = (nn.functional.normalize(U, dim=-1) if router.cosine else U) / router.temperature
-        self.register_buffer("keys", keys.to(router.embeddings.dtype))
+        self.temperature, self.top_k, self.cosine = router.temperature, router.top_k, router.cosine
+        U = router.embeddings.detach()  # (K, d)
+        self.register_buffer("keys", nn.functional.normalize(U, dim=-1) if router.cosine else U)
         self.register_buffer("numbers", torch.arange(len(U), device=U.device))
 
     def forward(self, pooled_x: Tensor, y: Mapping[str, Tensor]) -> Mixture:
@@ -304,7 +303,7 @@ class StaticRouter(nn.Module):
         q = torch.cat(parts, dim=-1)  # (B, d)
         if self.cosine:
             q = nn.functional.normalize(q, dim=-1)
-        soft = torch.softmax(q @ self.keys.T, dim=-1)  # (B, K)
+        soft = torch.softmax(q @ self.keys.T / self.temperature, dim=-1)  # (B, K)
         if not self.top_k:
             return Mixture(soft, None, None)
         values, index = torch.topk(soft, self.top_k, dim=-1)  # (B, k)

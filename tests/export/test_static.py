@@ -65,8 +65,7 @@ def test_shares_the_weights_and_copies_none_of_the_encoders(fold: str, vit: Path
         "gram": {"keys", "values", "table", "offset", "gram"},
         "mixed": {"keys", "values", "table", "offset", "centred"},
     }
-    # A router's keys are its embeddings divided by τ.
-    assert own - {"numbers"} == {"keys"} | folded.get(fold, {"values"} if fold == "auto" else set())
+    assert own - {"numbers"} == folded.get(fold, {"keys", "values"} if fold == "auto" else set())
 
 
 def test_has_neither_noise_nor_dropout_however_the_model_is_left(vit: Path, bert: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from timm.models.beit import Beit
 from torch import Tensor, nn
 
-from mope_deploy.model.backbones.prefix import Made, Projection, inside, joined, prompts_seen, split_heads
+from mope_deploy.model.backbones.prefix import Made, Projection, inside, joined, mixed_values, prompts_seen, split_heads
 from mope_deploy.model.backbones.sources import LoadedEncoder
 from mope_deploy.model.backbones.timm_attention import projection, queries_keys_values, separate
 from mope_deploy.model.backbones.timm_image import TimmBackbone, frozen_image
@@ -107,5 +107,5 @@ def _attention(attention: Any, x: Tensor, prompts: Tensor | None, kv: Made | Non
         bias = own if shared is None else own + shared
     if bias is not None:
         bias = prompts_seen(bias, k.shape[2] - N)  # (1, heads, N, N + P)
-    mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    mixed = mixed_values(q, k, v, bias)
     return attention.proj(mixed.transpose(1, 2).flatten(2))

@@ -17,7 +17,16 @@ from torch import Tensor, nn
 from transformers.models.modernbert.modeling_modernbert import rotate_half
 
 from mope_deploy.errors import ConfigError
-from mope_deploy.model.backbones.prefix import Made, Projection, inside, joined, prompts_seen, split_heads, thirds
+from mope_deploy.model.backbones.prefix import (
+    Made,
+    Projection,
+    inside,
+    joined,
+    mixed_values,
+    prompts_seen,
+    split_heads,
+    thirds,
+)
 from mope_deploy.model.backbones.sources import LoadedEncoder
 from mope_deploy.model.backbones.text import (
     TextBackbone,
@@ -157,7 +166,7 @@ def _prefix_attention(
     # Angles of all keys: one rotation of everything is what ONNX Runtime's fusion knows.
     q, k = _turned(q, *(each[:, :N] for each in angles)), _turned(k, *angles)
     unseen = prompts_seen(unseen, k.shape[2] - N)
-    mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=unseen)
+    mixed = mixed_values(q, k, v, unseen)
     return attention.Wo(mixed.transpose(1, 2).flatten(2))
 
 

@@ -18,7 +18,17 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Made", "Projection", "attention", "inside", "joined", "prompts_seen", "split_heads", "thirds"]
+__all__ = [
+    "Made",
+    "Projection",
+    "attention",
+    "inside",
+    "joined",
+    "mixed_values",
+    "prompts_seen",
+    "split_heads",
+    "thirds",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -130,8 +140,18 @@ def attention(
     k, v = (split_heads(joined(each(rows), kv, i), heads) for i, each in enumerate((key, value)))
     if unseen is not None:
         unseen = prompts_seen(unseen, k.shape[2] - x.shape[1])
-    mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=unseen)
-    return mixed.transpose(1, 2).flatten(2)
+    return mixed_values(q, k, v, unseen).transpose(1, 2).flatten(2)
+
+
+def mixed_values(q: Tensor, k: Tensor, v: Tensor, unseen: Tensor | None = None) -> Tensor:
+    """softmax(q kᵀ / √d + unseen) v. q (B, heads, N, d), k and v (B, heads, N + P, d) → (B, heads, N, d).
+
+    Written out in a graph: what the exporter makes of PyTorch's own operator looks up shapes to turn keys around.
+    """
+    if not torch.compiler.is_exporting():
+        return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=unseen)
+    scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+    return torch.softmax(scores if unseen is None else scores + unseen, dim=-1) @ v
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
 
-from mope_deploy.model.backbones.prefix import Made, Projection, joined, split_heads, thirds
+from mope_deploy.model.backbones.prefix import Made, Projection, joined, mixed_values, split_heads, thirds
 
 __all__ = ["prefix_attention", "projection", "queries_keys_values", "separate"]
 
@@ -38,7 +38,7 @@ def prefix_attention(
     q, k = attention.q_norm(q), attention.k_norm(k)
     if angles is not None:
         q, k = (_rotated(attention, each, N, angles).type_as(v) for each in (q, k))
-    mixed = nn.functional.scaled_dot_product_attention(q, k, v)  # (B, heads, N, d)
+    mixed = mixed_values(q, k, v)  # (B, heads, N, d)
     mixed = attention.norm(mixed.transpose(1, 2).flatten(2))
     if attention.gate is not None:
         mixed = mixed * attention.gate(x).sigmoid()
