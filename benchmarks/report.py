@@ -113,7 +113,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[st
 
 
 def _plot(temporary: Path, curve: Mapping[str, Any]) -> bytes:
-    """p50 and p95 on the left, throughput on the right, both axes logarithmic."""
+    """p50, p95 and p99 on the left, throughput on the right, both axes logarithmic."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     FigureCanvasSVG(figure)
     latency, throughput = figure.subplots(1, 2)
@@ -123,9 +123,10 @@ def _plot(temporary: Path, curve: Mapping[str, Any]) -> bytes:
         label = name if fitted is None else f"{name}, p = {fitted:.2f}"
         (line,) = latency.plot(x, [point["p50_ms"] for point in points], marker="o", label=label)
         colour = line.get_color()
-        latency.plot(x, [point["p95_ms"] for point in points], marker="_", linestyle=":", color=colour)
+        for percentile, dashes in (("p95_ms", "--"), ("p99_ms", ":")):
+            latency.plot(x, [point[percentile] for point in points], marker="_", linestyle=dashes, color=colour)
         throughput.plot(x, [point["samples_per_s"] for point in points], marker="o", color=colour, label=name)
-    for axes, what in ((latency, "ms: p50, and dotted p95"), (throughput, "samples a second")):
+    for axes, what in ((latency, "ms: p50, dashed p95, dotted p99"), (throughput, "samples a second")):
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xlabel(curve["quantity"])
