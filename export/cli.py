@@ -141,7 +141,7 @@ def export(
         str,
         typer.Option(
             metavar="HOW",
-            help=f"How prompts enter the layers: {', '.join(FOLDS)}. auto counts what is cheapest (docs/export.md).",
+            help=f"How prompts enter the layers: {', '.join(FOLDS)}. auto counts what is cheapest (docs/numerics.md).",
         ),
     ] = FOLDS[0],
     fuse: Annotated[
@@ -278,6 +278,7 @@ def export(
             received=f"--split with --format {','.join(formats)}",
             todo="export two bundles",
         )
+    _check_report(report)
     source = find_source(run, data=data)
     options = replace(options, name=name or source.name)
     target = target or BUNDLES / source.name
@@ -369,6 +370,7 @@ def check(
     from mope_deploy.bundle import Bundle
 
     started = time.monotonic()
+    _check_report(report)
     source = find_source(run, data=data)
     opened = Bundle.open(bundle)
     with _steps() as step:
@@ -403,6 +405,12 @@ def check(
             out.print(f"{graph.name} ({graph.precision}) was not checked: ONNX Runtime has no such arithmetic here")
     out.print(f"{bundle} computes what {run} computes ({time.monotonic() - started:.1f} s)", markup=False)
     return 0
+
+
+def _check_report(report: Path | None) -> None:
+    """A report that could not be written is found out before any work."""
+    if report is not None and not report.absolute().parent.is_dir():
+        raise UsageError("--report", received=report, expected="a file in a folder that is there")
 
 
 def _check_belongs(formats: Sequence[str], format: str, given: Mapping[str, object]) -> None:

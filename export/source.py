@@ -79,7 +79,8 @@ def find_source(given: str | Path, *, data: str | Path | None = None) -> Source:
         name = run.name if split is not None else path.resolve().name
         compared = _data(data, split, where)
         return Source(name, str(path), compared, _calibration(run, description, compared), where)
-    if path.exists() or not _is_hub_id(where):
+    # Of two words with a slash between them, the first one being a folder here, the second was meant to be in it.
+    if path.exists() or not _is_hub_id(where) or (data is None and path.parent.is_dir()):
         raise _nothing(path, where)
     compared = _data(data, None, where)
     return Source(where.rpartition("/")[2], where, compared, compared, where)

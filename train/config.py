@@ -168,6 +168,11 @@ class OptimSection(Section):
     """Optimiser steps of linear warm-up, under every schedule."""
 
 
+def _off(value: object) -> object:
+    """Words that mean no folder, which would be taken for the name of one."""
+    return "off" if value in (False, None, "no", "none", "false") else value
+
+
 class TrainSection(Section):
     """The training loop."""
 
@@ -192,9 +197,7 @@ class TrainSection(Section):
     """Compute y once per distinct text where the complementary encoder has no trained prompts."""
     y_cache_mb: Count = 2048
     """Memory for these features in MiB; y of an encoder whose features do not fit is computed in every step."""
-    y_cache: Annotated[str, Field(min_length=1), BeforeValidator(lambda value: "off" if value is False else value)] = (
-        "auto"
-    )
+    y_cache: Annotated[str, Field(min_length=1), BeforeValidator(_off)] = "auto"
     """Where features of frozen encoders are kept for later runs: ``auto`` (the cache folder), ``off``, or a path."""
     y_cache_disk_mb: Count = 4096
     """Largest size of that folder in MiB; features not used for the longest time are removed first."""

@@ -78,8 +78,10 @@ def open_session(
             expected=f"auto or {', '.join(ENGINES)}",
             todo=f"did you mean {hint!r}?" if hint else None,
         )
-    if not 0 <= cache_mb <= _MOST_CACHE_MB:
-        raise UsageError("cache", received=f"{cache_mb} MiB", expected=f"0 (none) to {_MOST_CACHE_MB:,} MiB")
+    if arena is not None and not isinstance(arena, bool):
+        raise UsageError("arena", received=repr(arena), expected="True, False or None")
+    if not isinstance(cache_mb, int) or not 0 <= cache_mb <= _MOST_CACHE_MB:
+        raise UsageError("cache", received=f"{cache_mb!r} MiB", expected=f"0 (none) to {_MOST_CACHE_MB:,} MiB")
     named = {"threads": threads is not None, "arena": arena is not None, "providers": bool(providers)}
     for_ort = next((name for name, given in named.items() if given), None)
     if for_ort and (engine == "tensorrt" or rebuild):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mope_deploy.errors import UsageError
-from mope_deploy.manifest import Cpu
+from mope_deploy.manifest import MAX_THREADS, Cpu
 
 __all__ = ["CpuSettings", "cpu_settings", "usable_cores"]
 
@@ -54,11 +54,11 @@ def cpu_settings(
         spinning: see :class:`CpuSettings`.
 
     Raises:
-        UsageError: fewer than one thread.
+        UsageError: fewer than one thread, or more than 512.
     """
     bundle = bundle or Cpu()
-    if threads is not None and threads < 1:
-        raise UsageError("threads", received=threads, expected="at least 1")
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise UsageError("threads", received=threads, expected=f"1 to {MAX_THREADS}")
     if threads is not None:
         count, said_by = threads, "asked for"
     elif bundle.threads is not None:

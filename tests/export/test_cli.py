@@ -85,7 +85,7 @@ MISUSE = {
     ("{run}", "--split", "--format", "onnx,trt"): "--split with --format onnx,trt; export two bundles",
     ("{run}", "--split", "--format", "triton"): "--split with --format triton",
     ("{run}", "--split", "--precision", "bf16"): "bf16 is for TensorRT alone; received --split with bf16",
-    ("{run}", "--cpu-threads", "5000"): "--cpu-threads; received 5000; expected 1 to 4,096",
+    ("{run}", "--cpu-threads", "5000"): "--cpu-threads; received 5000; expected 1 to 512",
     ("{run}", "--text-len", "short"): "--text-len; received 'short'",
     ("{run}", "--workspace", "0"): "Invalid value for '--workspace'",
     ("{run}", "--opset", "23"): "the opset; received 23; expected 17 to 20",
