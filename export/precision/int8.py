@@ -74,7 +74,7 @@ class Int8Lowering:
             raise ExportError("every layer is kept in fp32, so nothing would be int8")
         model = graphs.read(self._source)
         nodes = {name for product in chosen.values() for name in product.nodes}
-        activations: dict[str, ir.Node] = {}
+        activations: dict[str, ir.Value] = {}
         weights: dict[str, ir.Value] = {}
         for node in list(model.graph):
             if node.name in nodes:
@@ -88,27 +88,24 @@ class Int8Lowering:
         """The same file: ONNX Runtime's CPU provider computes it in integers."""
         return self.write(path, keep=keep)
 
-    def _quantise_input(self, graph: ir.Graph, node: ir.Node, known: dict[str, ir.Node]) -> None:
-        """Codes are made once for all products of a value; each product dequantises them for itself.
-
-        ONNX Runtime multiplies integers only where a product has its dequantised operands to itself: keys and values
-        that share one would be float32 products of weights that are unpacked in every run.
-        """
-        value, module = _operand(node), module_of(node)
-        name, shape = value.name or "", value.shape
+    def _quantise_input(self, graph: ir.Graph, node: ir.Node, known: dict[str, ir.Value]) -> None:
+        value = _operand(node)
+        name = value.name or ""
         if name not in known:
             scale = graphs.add_weight(graph, f"{name}.scale", scale_of(np.float32(self.limits[name])))
             zero = graphs.add_weight(graph, f"{name}.zero", np.zeros((), np.int8))
+            shape, module = value.shape, module_of(node)
             coded = ir.Value(name=f"{name}.int8", shape=shape, type=ir.TensorType(ir.DataType.INT8))
-            quantise = ir.Node("", "QuantizeLinear", [value, scale, zero], outputs=[coded], name=f"{module}/Quantize")
-            graph.insert_before(node, quantise)
-            known[name] = quantise
-        back = ir.Value(name=f"{name}.dequantised.{node.name}", shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
-        operands = [known[name].outputs[0], *known[name].inputs[1:]]
-        graph.insert_before(
-            node, ir.Node("", "DequantizeLinear", operands, outputs=[back], name=f"{module}/Dequantize")
-        )
-        node.replace_input_with(0, back)
+            back = ir.Value(name=f"{name}.dequantised", shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
+            graph.insert_before(
+                node,
+                [
+                    ir.Node("", "QuantizeLinear", [value, scale, zero], outputs=[coded], name=f"{module}/Quantize"),
+                    ir.Node("", "DequantizeLinear", [coded, scale, zero], outputs=[back], name=f"{module}/Dequantize"),
+                ],
+            )
+            known[name] = back
+        node.replace_input_with(0, known[name])
 
 
 def quantise_weight(weight: NDArray[np.float32], *, axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
