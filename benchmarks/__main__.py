@@ -1,7 +1,7 @@
 """``python -m benchmarks``: every figure of docs/performance.md, together or one by one.
 
 python -m benchmarks all --out report.json            # base encoders: an hour or more, and 20 GB of temporary files
-python -m benchmarks all --quick --out report.json    # small encoders, few points: two minutes
+python -m benchmarks all --quick --out report.json    # small encoders, few points: two and a half minutes
 python -m benchmarks fp32-ratio --out fp32.json       # one of them
 """
 
@@ -50,7 +50,7 @@ _HELP = "Measure what MoPE costs, and say which targets are missed."
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=_HELP)
 
 OUT = typer.Option("--out", metavar="FILE", help="JSON to write; a page in Markdown and plots go beside it.")
-QUICK = typer.Option("--quick", help="Small encoders, few points, few rounds: about two minutes.")
+QUICK = typer.Option("--quick", help="Small encoders, few points, few rounds: about two and a half minutes.")
 SIZE = typer.Option(help=f"Encoders: {', '.join(SIZES)}; base by default, small with --quick. Targets are about base.")
 FORM = typer.Option(help=f"Of MoPE's layers: {' or '.join(FORMS)}.")
 THREADS = typer.Option(min=1, help="Of ONNX Runtime and PyTorch.")
