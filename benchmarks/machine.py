@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import re
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from mope_deploy.bench.board import Board
+from mope_deploy.extras import installed_versions
 
 __all__ = ["describe_machine", "int8_instructions"]
 
@@ -18,12 +18,6 @@ _INT8 = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")  # the kernel
 
 def describe_machine() -> dict[str, object]:
     """CPU model, usable cores, memory, Python and the packages that compute, JSON-ready; None for what is not known."""
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
     board = Board().describe()
     return {
         "cpu": board["cpu"] or platform.processor() or platform.machine(),
@@ -37,7 +31,7 @@ def describe_machine() -> dict[str, object]:
         "load": round(os.getloadavg()[0], 2),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": installed_versions(_PACKAGES),
     }
 
 

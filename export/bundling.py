@@ -9,7 +9,6 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from mope_deploy.bundle import Bundle, write_bundle
 from mope_deploy.data import Sample
 from mope_deploy.engines.profiles import Sizes
 from mope_deploy.errors import UsageError
+from mope_deploy.extras import installed_versions
 from mope_deploy.manifest import conditions_name, y_name
 from mope_deploy.model import MoPE
 from mope_deploy.preprocess import present_name
@@ -414,7 +414,7 @@ def _manifest(
     routed = config.dynamic and options.routing
     return {
         "name": options.name,
-        "versions": {name: found for name in _VERSIONS if (found := _version(name)) is not None},
+        "versions": installed_versions(_VERSIONS),
         "task": {
             "type": "multi-label" if config.multi_label else "single-label",
             "labels": list(config.labels),
@@ -532,13 +532,6 @@ def _check_same_task(model: MoPE, bundle: Bundle) -> None:
             f"{bundle.path} prepares its inputs in another way than the model",
             todo="is it of another run? export this one again",
         )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _json(document: dict[str, Any]) -> bytes:

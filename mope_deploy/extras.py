@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from types import ModuleType
 
 from mope_deploy.errors import MissingExtraError
 
-__all__ = ["require"]
+__all__ = ["installed_versions", "require"]
 
 
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:
@@ -28,3 +29,16 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
             f"{purpose} needs the package {error.name or module!r}, which is not installed",
             todo=f"run: pip install 'mope-deploy[{extra}]'",
         ) from error
+
+
+def installed_versions(names: Iterable[str]) -> dict[str, str]:
+    """Versions of those of these distributions that are installed, by name."""
+    from importlib.metadata import PackageNotFoundError, version  # slow to import
+
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -14,7 +14,6 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mope_deploy.console import err
+from mope_deploy.engines.providers import cache_root
 from mope_deploy.errors import DataError
+from mope_deploy.extras import installed_versions
 from mope_deploy.model.backbones import Backbone
 from mope_deploy.model.backbones.sources import fingerprint
 from mope_deploy.preprocess import Preprocessing
@@ -42,17 +43,14 @@ READERS = {"image": ("Pillow",), "text": ("tokenizers",), "audio": ("soundfile",
 def cache_folder(choice: str) -> Path | None:
     """Where ``train.y_cache`` says that features are kept; None for nowhere.
 
-    ``auto``: ``y`` in ``$MOPE_CACHE``, else ``$XDG_CACHE_HOME/mope-deploy``, else ``~/.cache/mope-deploy``.
+    ``auto``: ``y`` in :func:`mope_deploy.engines.providers.cache_root`.
     """
     if choice == "off":
         return None
     if choice != "auto":
         return Path(choice).expanduser()
-    root = os.environ.get("MOPE_CACHE")
-    if not root and os.environ.get("XDG_CACHE_HOME"):
-        root = os.path.join(os.environ["XDG_CACHE_HOME"], "mope-deploy")
-    root = root or os.path.expanduser("~/.cache/mope-deploy")
-    return Path(root, "y") if os.path.isabs(root) else None
+    root = cache_root()
+    return None if root is None else root / "y"
 
 
 @dataclass
@@ -152,6 +150,8 @@ def encoder_key(backbone: Backbone, preprocessing: Preprocessing, modality: str,
     """
     encoder = backbone.encoder
     tokenizer = (preprocessing.tokenizer or "") if modality == "text" else ""
+    packages = (*PACKAGES, *READERS[modality])
+    versions = installed_versions(packages)
     parts = {
         "schema": SCHEMA,
         "backbone": type(backbone).__name__,
@@ -159,7 +159,7 @@ def encoder_key(backbone: Backbone, preprocessing: Preprocessing, modality: str,
         "architecture": _architecture(encoder),
         "preprocess": preprocessing.to_dict()[modality],
         "tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest(),
-        "versions": {name: _version(name) for name in (*PACKAGES, *READERS[modality])},
+        "versions": {name: versions.get(name) for name in packages},
         "device": _device(device),
         "products": torch.get_float32_matmul_precision(),
     }
@@ -212,13 +212,6 @@ def _device(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, tf32 {torch.backends.cudnn.allow_tf32}"
     return f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _load(shard: Path, encoder: str, *, width: int) -> tuple[Tensor, Tensor] | None:

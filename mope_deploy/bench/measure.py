@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from mope_deploy.engines.device import this_device
 from mope_deploy.engines.golden import check_outputs_are_golden
 from mope_deploy.engines.split import SplitSession
 from mope_deploy.errors import ConfigError, EngineError, MopeError, UsageError
+from mope_deploy.extras import installed_versions
 from mope_deploy.predictor import Predictor
 from mope_deploy.preprocess import Preprocessing
 from mope_deploy.progress import track
@@ -338,13 +338,11 @@ def _described(bundle: Bundle, variant: _Variant) -> dict[str, Any]:
 
 
 def _machine() -> dict[str, Any]:
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return {"device": dataclasses.asdict(this_device()), "cores": usable_cores(), "versions": versions}
+    return {
+        "device": dataclasses.asdict(this_device()),
+        "cores": usable_cores(),
+        "versions": installed_versions(_PACKAGES),
+    }
 
 
 def _ranges(readings: Sequence[Reading]) -> dict[str, Any]:

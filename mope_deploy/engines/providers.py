@@ -27,6 +27,7 @@ __all__ = [
     "Chosen",
     "Providers",
     "cache_folder",
+    "cache_root",
     "choose_providers",
     "default_options",
     "distributions",
@@ -156,17 +157,26 @@ def tf32_is_allowed(chosen: Chosen, environment: MutableMapping[str, str]) -> bo
 def cache_folder(sha256: str, graph: str) -> Path | None:
     """Where providers may keep what they build from one graph of one bundle; None where there is no home for it.
 
-    ``$MOPE_CACHE``, else ``$XDG_CACHE_HOME/mope-deploy``, else ``~/.cache/mope-deploy``; in it a folder per bundle.
+    In :func:`cache_root` a folder per bundle.
 
     Args:
         sha256: of the bundle's manifest.
         graph: name of the ONNX file in the bundle.
     """
-    root = os.environ.get(CACHE) or os.environ.get("XDG_CACHE_HOME")
-    if root is not None and not os.environ.get(CACHE):
-        root = os.path.join(root, "mope-deploy")
+    root = cache_root()
+    return None if root is None else root / sha256[:16] / graph.replace("/", "_")
+
+
+def cache_root() -> Path | None:
+    """Where this project keeps what it would else make again; None where there is no home for it.
+
+    ``$MOPE_CACHE``, else ``$XDG_CACHE_HOME/mope-deploy``, else ``~/.cache/mope-deploy``.
+    """
+    root = os.environ.get(CACHE)
+    if not root and os.environ.get("XDG_CACHE_HOME"):
+        root = os.path.join(os.environ["XDG_CACHE_HOME"], "mope-deploy")
     root = root or os.path.expanduser("~/.cache/mope-deploy")
-    return Path(root, sha256[:16], graph.replace("/", "_")) if os.path.isabs(root) else None
+    return Path(root) if os.path.isabs(root) else None
 
 
 def make_cache(folder: Path | None) -> Path | None:
