@@ -101,9 +101,9 @@ def _make_bundle(folder: Path) -> Path:
     path = folder / "digits-ve"
     if path.is_dir():
         return path
-    from export.bundling import export_bundle
+    from export.pipeline import export_bundle
     from mope_deploy.model import MoPEConfig, build_model
-    from train.digits_ve import ensure_digits_ve
+    from train.embedded.digits_ve import ensure_digits_ve
     from train.recipe import load_recipe
 
     err.print("exporting the bundle of digits-ve", markup=False)

@@ -19,7 +19,7 @@ from benchmarks.settings import NotRun, Size
 from mope_deploy.model import EncoderSpec, MoPE, MoPEConfig
 from mope_deploy.model.backbones import FrozenEncoder
 from mope_deploy.model.backbones.sources import LoadedEncoder
-from mope_deploy.model.fusion import assemble
+from mope_deploy.model.mope import assemble
 
 __all__ = ["LABELS", "BareEncoder", "BarePair", "Encoders"]
 

@@ -33,7 +33,7 @@ from mope_deploy.model.backbones import FrozenEncoder
 from mope_deploy.model.backbones.bert import BertBackbone
 from mope_deploy.model.backbones.sources import LoadedEncoder
 from mope_deploy.model.backbones.vit import ViTBackbone
-from mope_deploy.model.fusion import assemble
+from mope_deploy.model.mope import assemble
 from mope_deploy.preprocess import ImageSpec, Preprocessing, TextSpec
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -1,6 +1,6 @@
 """The graphs that are measured, exported by the project's own exporter: MoPE, its bare encoders, its main part alone.
 
-Every kind goes through ``export.to_onnx`` and ``export.precision``, so that no ratio compares two exporters.
+Every kind goes through ``export.graph.to_onnx`` and ``export.precision``, so that no ratio compares two exporters.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import export
 import mope_deploy
 from benchmarks.encoders import BarePair, Encoders
 from benchmarks.settings import FORMS, TEXT_LENGTH, Settings, Size
-from export.exporter_config import EXAMPLE_BATCH, EXAMPLE_LENGTH, exporter_config
+from export.graph.exporter_config import EXAMPLE_BATCH, EXAMPLE_LENGTH, exporter_config
+from export.graph.split import split
+from export.graph.static import StaticMoPE, to_static
+from export.graph.to_onnx import save, trace
 from export.precision import lowering
 from export.precision.check import DYNAMIC_OPS
-from export.split import split
-from export.static import StaticMoPE, to_static
-from export.to_onnx import save, trace
 from mope_deploy.console import err
 from mope_deploy.errors import UsageError
 from mope_deploy.manifest import conditions_name
@@ -174,7 +174,7 @@ class Workshop:
 
 
 class _Interface:
-    """What ``export.to_onnx.trace`` asks of a model's description, for modules that are no whole MoPE."""
+    """What ``export.graph.to_onnx.trace`` asks of a model's description, for modules that are no whole MoPE."""
 
     def __init__(self, workshop: Workshop, spec: Spec, outputs: tuple[str, ...]) -> None:
         feeds = workshop.feeds(spec, batch=EXAMPLE_BATCH, text_length=EXAMPLE_LENGTH)

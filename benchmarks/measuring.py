@@ -25,7 +25,9 @@ def open_graph(path: Path, settings: Settings, *, profile: Path | None = None) -
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = settings.threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")  # as mope_deploy.engines.ort
+    options.add_session_config_entry(
+        "session.use_device_allocator_for_initializers", "1"
+    )  # as mope_deploy.engines.onnxruntime.session
     options.log_severity_level = 4
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from export.bundling import export_bundle
+    from export.pipeline import export_bundle
 
 __all__ = ["export_bundle"]
 
@@ -16,7 +16,7 @@ def __getattr__(name: str) -> Any:
         from export.packages import require_packages
 
         require_packages()
-        from export.bundling import export_bundle
+        from export.pipeline import export_bundle
 
         return export_bundle
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -37,9 +37,9 @@ from mope_deploy.manifest import MANIFEST, PRECISIONS
 from mope_deploy.targets import TARGETS, get_target
 
 if TYPE_CHECKING:
-    from export.bundling import Exported
-    from export.precision_gate import PrecisionReport
-    from export.report import ParityReport
+    from export.gate import PrecisionReport
+    from export.gate.parity_report import ParityReport
+    from export.pipeline import Exported
     from export.source import Source
     from mope_deploy.model import MoPE
 
@@ -303,15 +303,15 @@ def export(
     check_target(target, overwrite=overwrite or (dry_run and (target / MANIFEST).is_file()))
     engines = None
     if "trt" in formats:
-        from export.engines import EngineOptions, check_engine_options
+        from export.pack.engines import EngineOptions, check_engine_options
 
         engines = EngineOptions(backend=backend, compute=compute, tf32=tf32)
         check_engine_options(engines, options.precisions, preset)
     with _steps() as step:
         step("loading PyTorch and the exporter")
         require_packages()
-        from export.bundling import check_sizes, check_split, export_model
-        from export.summary import summary_table
+        from export.pack.summary import summary_table
+        from export.pipeline import check_sizes, check_split, export_model
 
         step(f"loading {source.checkpoint}")
         model = _load(source)
@@ -376,9 +376,9 @@ def check(
     with _steps() as step:
         step("loading PyTorch")
         require_packages()
-        from export.bundling import check_bundle
-        from export.precision_gate import PrecisionReport, require_precision
-        from export.report import require_parity
+        from export.gate import PrecisionReport, require_precision
+        from export.gate.parity_report import require_parity
+        from export.pipeline import check_bundle
 
         step(f"loading {source.checkpoint}")
         model = _load(source)
@@ -433,7 +433,7 @@ def _check_used(what: str, used: bool, given: Mapping[str, object]) -> None:
 
 def _write_triton(exported: Exported, repository: Path) -> list[Path]:
     """A model for every graph that the server's ONNX Runtime takes."""
-    from export.triton import model_name, write_repository
+    from export.pack.triton import model_name, write_repository
 
     bundle = exported.bundle
     graphs = [graph.name for graph in bundle.manifest.graphs if graph.takes("onnxruntime")]
@@ -453,10 +453,10 @@ def _load(source: Source) -> MoPE:
 def _print_plan(
     source: Source, model: MoPE, target: Path, options: Options, formats: Sequence[str], calibration: Path
 ) -> None:
-    from export.bundling import GOLDEN_COUNT
-    from export.cases import generated_cases, rows_needed
-    from export.exporter_config import exporter_config
-    from export.static import folding_of
+    from export.gate.cases import generated_cases, rows_needed
+    from export.graph.exporter_config import exporter_config
+    from export.graph.static import folding_of
+    from export.pipeline import GOLDEN_COUNT
 
     config = model.config
     described = exporter_config(model, routing_output=options.routing)
@@ -488,7 +488,7 @@ def _print_plan(
 
 def _lowered(source: Source, options: Options, weights: int, calibration: Path) -> dict[str, str]:
     """How precisions below fp32 will be made and judged, each in a row."""
-    from export.precision_gate import THRESHOLDS
+    from export.gate import THRESHOLDS
 
     rows = {}
     for precision in options.precisions:

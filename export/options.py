@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from export.precision import METHODS as CALIBRATION_METHODS
-from mope_deploy.engines.profiles import Sizes
+from mope_deploy.engines.tensorrt.profiles import Sizes
 from mope_deploy.errors import UsageError
 from mope_deploy.fields import nearest
 from mope_deploy.manifest import MANIFEST, MAX_THREADS, PRECISIONS
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 FORMATS = ("onnx", "trt", "triton")
-# How prompts enter the layers (export.folding): the cheapest of the others for each layer; known keys and values as
+# How prompts enter the layers (export.graph.folding): the cheapest of the others for each layer; known keys and values as
 # constants but mixtures as tokens where they need a variance; that from products of experts, or from the mixture;
 # nothing folded; prompts through the whole layers.
 FOLDS = ("auto", "tables", "gram", "mixed", "none", "token")
@@ -60,7 +60,7 @@ class Options:
         precisions: of the graphs, of :data:`mope_deploy.manifest.PRECISIONS`; the first is what runs by default.
         gate_samples: real samples that precisions below fp32 are judged on; fewer if there are fewer.
         thresholds: what precisions below fp32 have to reach instead of the defaults
-            (:data:`export.precision_gate.THRESHOLDS`): ``labels``, ``routing`` and ``metric``, shares of 1.
+            (:data:`export.gate.THRESHOLDS`): ``labels``, ``routing`` and ``metric``, shares of 1.
         calibration_samples: real samples that int8 reads its ranges from.
         calibration_method: how outliers among them are cut, one of :data:`CALIBRATION_METHODS`.
         target: name of a device preset (:data:`mope_deploy.targets.TARGETS`) that every graph must suit; or None.

@@ -1,7 +1,7 @@
 """Every graph of a bundle, each through its gate: the canonical one in fp32, a fused one, those of lower precision.
 
-fp32 graphs compute what the eager model computes, to rounding (export.parity). Graphs of lower precision are made from
-the canonical one, judged by what they decide (export.precision_gate) and repaired where they fail (export.repair).
+fp32 graphs compute what the eager model computes, to rounding (export.gate.parity). Graphs of lower precision are made from
+the canonical one, judged by what they decide (export.gate) and repaired where they fail (export.precision.repair).
 """
 
 from __future__ import annotations
@@ -16,15 +16,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from export.cases import Case, generated_cases, sample_cases
-from export.exporter_config import MoPEExporterConfig, exporter_config
-from export.fused import attention_layers, fuse, routers
-from export.interface import cpu_session, run_graph
-from export.options import Options
-from export.parity import measure
-from export.precision import Lowering, lowering
-from export.precision.check import DYNAMIC_OPS
-from export.precision_gate import (
+from export.gate import (
     THRESHOLDS,
     Evaluation,
     PrecisionReport,
@@ -32,12 +24,20 @@ from export.precision_gate import (
     measure_precision,
     require_precision,
 )
-from export.reference import Reference, largest_difference
-from export.repair import Lowered, lower_within_gate
-from export.report import ParityReport, require_parity
-from export.split import PartFile, SplitGraph, part_inputs, split
-from export.static import to_static
-from export.to_onnx import drop_routing, save, trace
+from export.gate.cases import Case, generated_cases, sample_cases
+from export.gate.parity import measure
+from export.gate.parity_report import ParityReport, require_parity
+from export.gate.reference import Reference, largest_difference
+from export.gate.session import cpu_session, run_graph
+from export.graph.exporter_config import MoPEExporterConfig, exporter_config
+from export.graph.fused import attention_layers, fuse, routers
+from export.graph.split import PartFile, SplitGraph, part_inputs, split
+from export.graph.static import to_static
+from export.graph.to_onnx import drop_routing, save, trace
+from export.options import Options
+from export.precision import Lowering, lowering
+from export.precision.check import DYNAMIC_OPS
+from export.precision.repair import Lowered, lower_within_gate
 from mope_deploy.data import Sample
 from mope_deploy.model import MoPE
 

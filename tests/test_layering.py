@@ -23,14 +23,14 @@ OURS = ("mope_deploy", "train", "export", "examples", "benchmarks", "tests")
 
 # What may be imported by whom: a module imports its own level and those below it.
 LEVELS = (
-    {"errors", "extras", "console", "progress", "fields"},
-    {"preprocess", "manifest", "bundle", "data", "metrics", "targets"},
+    {"errors", "extras", "console", "progress", "fields", "files", "paths"},
+    {"preprocess", "manifest", "bundle", "data", "metrics", "targets", "task"},
     {"engines"},
     {"predictor", "bench", "cli", "__init__"},
 )
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
-BELOW_MODEL = {"errors", "extras", "fields", "preprocess"}
-DEVICE_PACKAGES = {"numpy", "PIL", "tokenizers", "typer", "rich", "onnxruntime", "soundfile", "av"}
+BELOW_MODEL = {"errors", "extras", "fields", "files", "paths", "preprocess", "task"}
+DEVICE_PACKAGES = {"numpy", "PIL", "tokenizers", "typer", "rich", "onnxruntime", "soundfile", "av", "msgspec", "matplotlib", "pynvml"}
 HEAVY = (
     "torch",
     "torchvision",
@@ -81,7 +81,7 @@ def imports(module: str) -> set[str]:
 
 
 def part(name: str) -> str:
-    """``mope_deploy.engines.ort`` → ``engines``: the piece of mope_deploy that a dotted name belongs to."""
+    """``mope_deploy.engines.session`` → ``engines``: the piece of mope_deploy that a dotted name belongs to."""
     pieces = name.split(".")
     known = {*LEVEL, "model"}
     return pieces[1] if len(pieces) > 1 and pieces[1] in known else "__init__"
@@ -158,7 +158,7 @@ def f():
     require("timm", extra="model", purpose="x")
     importlib.import_module("transformers")
 """
-    found = set(imported(text, "mope_deploy.engines.ort", is_package=False))
+    found = set(imported(text, "mope_deploy.engines.open", is_package=False))
     assert found == {
         "torch.nn",
         "typing.TYPE_CHECKING",

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from mope_deploy.console import err
 from mope_deploy.model import MoPE
-from train.runs import Run
+from train.run_folder import Run
 
 __all__ = ["BestModel", "Interruption", "MetricsFile", "ProgressLines", "best_so_far"]
 

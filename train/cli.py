@@ -59,7 +59,7 @@ def train(
     require("pydantic", extra="train", purpose="training")
     require("yaml", extra="train", purpose="training")
     from train.recipe import check_recipe, read_recipe, shipped_recipes, to_yaml
-    from train.runs import Run, free_folder, open_run
+    from train.run_folder import Run, free_folder, open_run
 
     if list_recipes:
         for name, about in shipped_recipes().items():
@@ -90,7 +90,7 @@ def train(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for module in ("torch", "timm", "transformers", "accelerate", "datasets", "sklearn", "matplotlib", "tensorboard"):
         require(module, extra="train", purpose="training")
-    from train.fit import fit, plan
+    from train.run import fit, plan
 
     if dry_run:
         _print_plan(plan(recipe), recipe.name)

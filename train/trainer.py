@@ -21,7 +21,7 @@ from train.data import Batches, LengthBuckets
 from train.evaluation import decide
 from train.objective import Objective
 from train.optim import learning_rate_factor, optimiser
-from train.runs import Run, seal
+from train.run_folder import Run, seal
 
 __all__ = ["MopeTrainer", "best_metric_name", "training_arguments"]
 

@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mope_deploy.console import err
-from mope_deploy.engines.providers import cache_root
+from mope_deploy.engines.onnxruntime.providers import cache_root
 from mope_deploy.errors import DataError
 from mope_deploy.extras import installed_versions
 from mope_deploy.model.backbones import Backbone
@@ -43,7 +43,7 @@ READERS = {"image": ("Pillow",), "text": ("tokenizers",), "audio": ("soundfile",
 def cache_folder(choice: str) -> Path | None:
     """Where ``train.y_cache`` says that features are kept; None for nowhere.
 
-    ``auto``: ``y`` in :func:`mope_deploy.engines.providers.cache_root`.
+    ``auto``: ``y`` in :func:`mope_deploy.engines.onnxruntime.providers.cache_root`.
     """
     if choice == "off":
         return None

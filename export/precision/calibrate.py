@@ -20,7 +20,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.quantization.calibrate import HistogramCollector
 
-from export.precision import graphs
+from export.graph import files as graphs
 from mope_deploy.errors import ExportError
 
 __all__ = ["activation_limits"]

@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from export.precision import graphs
+from export.graph import files as graphs
 from export.precision.layout import PRODUCTS, Layout, Product, layout, module_of, source_weight
 from mope_deploy.errors import ExportError
 

@@ -18,11 +18,11 @@ from pathlib import Path
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from export.graph import files as graphs
+from export.graph.to_onnx import EMBED_LIMIT
 from export.options import MAX_IR_VERSION
-from export.precision import graphs
 from export.precision.check import DYNAMIC_OPS, check_types
 from export.precision.layout import layout
-from export.to_onnx import EMBED_LIMIT
 from mope_deploy.errors import ExportError
 
 __all__ = ["DynamicLowering"]

@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from export.precision import graphs
+from export.graph import files as graphs
 from export.precision.check import FLOAT_OPS, HALVES, MOVING_OPS, check_types, takes
 from export.precision.layout import PRODUCTS, Layout, layout, module_of
 from mope_deploy.errors import ExportError

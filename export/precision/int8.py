@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from export.precision import graphs
+from export.graph import files as graphs
 from export.precision.calibrate import activation_limits
 from export.precision.check import check_types, output_axis
 from export.precision.layout import layout, module_of, source_weight

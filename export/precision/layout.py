@@ -1,4 +1,4 @@
-"""Where the layers of the encoders and their products stand in a graph, read from names (export.naming).
+"""Where the layers of the encoders and their products stand in a graph, read from names (export.graph.naming).
 
 Nodes are called ``<module>/<operator>`` and weights after their parameters, so no encoder family is known here. A
 *layer* is the innermost numbered module that holds an attention (a Softmax): ``blocks.3`` of a ViT,

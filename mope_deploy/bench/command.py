@@ -186,7 +186,7 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
 
 def _set_up(found: dict[str, Any]) -> str:
     """Threads and arena of the sessions on a CPU, the same for all of them; nothing where there are none."""
-    from mope_deploy.engines.cpu import CpuSettings
+    from mope_deploy.engines.onnxruntime.cpu import CpuSettings
 
     settings = next((row["settings"] for row in found["variants"] if row["settings"]), None)
     if settings is None:

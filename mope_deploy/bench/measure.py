@@ -25,10 +25,10 @@ from mope_deploy.bench.timing import interleave, ratio_of_medians, summary, warm
 from mope_deploy.bundle import Bundle
 from mope_deploy.data import Sample, open_samples
 from mope_deploy.engines import Providers, engines_not_run, open_session
-from mope_deploy.engines.cpu import usable_cores
-from mope_deploy.engines.device import this_device
 from mope_deploy.engines.golden import check_outputs_are_golden
+from mope_deploy.engines.onnxruntime.cpu import usable_cores
 from mope_deploy.engines.split import SplitSession
+from mope_deploy.engines.tensorrt.device import this_device
 from mope_deploy.errors import ConfigError, EngineError, MopeError, UsageError
 from mope_deploy.extras import installed_versions
 from mope_deploy.predictor import Predictor

@@ -29,7 +29,7 @@ from mope_deploy.model.config import MoPEConfig
 from mope_deploy.preprocess import Preprocessing
 
 if TYPE_CHECKING:
-    from mope_deploy.model.fusion import MoPE
+    from mope_deploy.model.mope import MoPE
 
 __all__ = ["copy_state", "fetch_checkpoint", "load_checkpoint", "save_checkpoint"]
 
@@ -69,7 +69,7 @@ def load_checkpoint(folder: Path, *, encoders: Mapping[str, str]) -> MoPE:
         CheckpointError: if a file is missing or damaged, the tensors are not exactly the model's, or an encoder's
             weights are not those it was trained on.
     """
-    from mope_deploy.model.fusion import assemble
+    from mope_deploy.model.mope import assemble
 
     description = _read_config(folder)
     try:

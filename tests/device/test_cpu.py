@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from mope_deploy.bundle import Bundle
-from mope_deploy.engines import cpu, open_session
-from mope_deploy.engines.cpu import CpuSettings, cpu_settings, usable_cores
+from mope_deploy.engines import open_session
+from mope_deploy.engines.onnxruntime import cpu
+from mope_deploy.engines.onnxruntime.cpu import CpuSettings, cpu_settings, usable_cores
 from mope_deploy.errors import UsageError
 from mope_deploy.manifest import Cpu
 from tests.device.test_bench import lay

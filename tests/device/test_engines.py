@@ -14,8 +14,9 @@ import onnxruntime
 import pytest
 
 from mope_deploy.bundle import Bundle, write_bundle
-from mope_deploy.engines import Session, open_session, ort
-from mope_deploy.engines.ort import OnnxRuntimeSession
+from mope_deploy.engines import Session, open_session
+from mope_deploy.engines.onnxruntime import session as ort
+from mope_deploy.engines.onnxruntime.session import OnnxRuntimeSession
 from mope_deploy.engines.session import alone
 from mope_deploy.errors import EngineError, MissingExtraError, UsageError
 from tests.device import tiny

@@ -134,7 +134,7 @@ def test_device_tests_pass_there(old_python: Path, graph_file: Path, tmp_path: P
 
 def test_an_exported_model_runs_there(old_python: Path, tmp_path: Path) -> None:
     """Not these tests' hand-made graph but a MoPE as mope-export writes it, TopK and Gather included."""
-    from export.bundling import export_bundle
+    from export.pipeline import export_bundle
     from tests.export.runs import write_data
     from tests.tiny import bert_folder, tiny_model, vit_folder
 

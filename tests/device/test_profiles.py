@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mope_deploy.bundle import Bundle
-from mope_deploy.engines.profiles import Sizes, TopK, check_topk, chunks, make_profile, profile_shapes
+from mope_deploy.engines.tensorrt.profiles import Sizes, TopK, check_topk, chunks, make_profile, profile_shapes
 from mope_deploy.errors import EngineError, UsageError
 from mope_deploy.manifest import Manifest, TensorSpec
 from tests.device import tiny

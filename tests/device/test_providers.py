@@ -19,12 +19,14 @@ import pytest
 from mope_deploy import console
 from mope_deploy.bundle import Bundle
 from mope_deploy.cli import app
-from mope_deploy.engines import open_session, ort, providers, providers_here
-from mope_deploy.engines.binding import KEPT, Bindings
-from mope_deploy.engines.device import Device
-from mope_deploy.engines.ort import OnnxRuntimeSession
-from mope_deploy.engines.providers import CPU, CUDA, TENSORRT, TENSORRT_RTX, choose_providers, full_name
+from mope_deploy.engines import open_session, providers_here
+from mope_deploy.engines.onnxruntime import providers
+from mope_deploy.engines.onnxruntime import session as ort
+from mope_deploy.engines.onnxruntime.binding import KEPT, Bindings
+from mope_deploy.engines.onnxruntime.providers import CPU, CUDA, TENSORRT, TENSORRT_RTX, choose_providers, full_name
+from mope_deploy.engines.onnxruntime.session import OnnxRuntimeSession
 from mope_deploy.engines.session import TF32_TOLERANCE
+from mope_deploy.engines.tensorrt.device import Device
 from mope_deploy.errors import EngineError, UsageError
 from tests.device import tiny
 from tests.device.test_engines import feeds

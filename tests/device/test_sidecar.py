@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from mope_deploy.engines.device import Device, _driver, _l4t, available_memory, this_device
-from mope_deploy.engines.profiles import Sizes
-from mope_deploy.engines.sidecar import Precision, Proof, Sidecar, write_json
+from mope_deploy.engines.tensorrt.device import Device, _driver, _l4t, available_memory, this_device
+from mope_deploy.engines.tensorrt.profiles import Sizes
+from mope_deploy.engines.tensorrt.sidecar import Precision, Proof, Sidecar, write_json
 from mope_deploy.errors import EngineError
 from mope_deploy.manifest import FileEntry, TensorSpec
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mope_deploy.engines.profiles import Sizes
+from mope_deploy.engines.tensorrt.profiles import Sizes
 from mope_deploy.errors import ExportError, UsageError
 from mope_deploy.manifest import PRECISIONS
 from mope_deploy.targets import TARGETS, get_target

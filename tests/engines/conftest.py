@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from mope_deploy.bundle import Bundle, write_bundle
-from mope_deploy.engines.build import build_engine
-from mope_deploy.engines.sidecar import engine_files, exported_names
+from mope_deploy.engines.tensorrt.build import build_engine
+from mope_deploy.engines.tensorrt.sidecar import engine_files, exported_names
 from tests.device import tiny
 from tests.device.graph import write_graph
 

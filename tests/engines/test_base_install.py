@@ -14,7 +14,7 @@ import pytest
 import tomllib
 
 from mope_deploy.bundle import Bundle
-from mope_deploy.engines.sidecar import Sidecar
+from mope_deploy.engines.tensorrt.sidecar import Sidecar
 from tests.device.test_old_environment import REPOSITORY, clean, environment
 
 ABSENT = ("onnx", "onnxruntime", "torch", "timm", "transformers", "safetensors")

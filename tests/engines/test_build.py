@@ -17,13 +17,13 @@ import tensorrt_rtx
 from onnx import TensorProto, helper, numpy_helper
 
 from mope_deploy.bundle import Bundle, write_bundle
-from mope_deploy.engines.backends import Backend, choose_backend, open_backend
-from mope_deploy.engines.build import _died, build_engine, compute_capabilities, why_not_run_here
-from mope_deploy.engines.device import Device, this_device
-from mope_deploy.engines.log import shared_log
-from mope_deploy.engines.profiles import Sizes
-from mope_deploy.engines.sidecar import EngineFiles, Sidecar, engine_files, exported_files, find_engines
-from mope_deploy.engines.worker import _build, _configure
+from mope_deploy.engines.tensorrt.backends import Backend, choose_backend, open_backend
+from mope_deploy.engines.tensorrt.build import _died, build_engine, compute_capabilities, why_not_run_here
+from mope_deploy.engines.tensorrt.device import Device, this_device
+from mope_deploy.engines.tensorrt.log import shared_log
+from mope_deploy.engines.tensorrt.profiles import Sizes
+from mope_deploy.engines.tensorrt.sidecar import EngineFiles, Sidecar, engine_files, exported_files, find_engines
+from mope_deploy.engines.tensorrt.worker import _build, _configure
 from mope_deploy.errors import EngineError, MissingExtraError, UsageError
 from mope_deploy.manifest import FileEntry
 from tests.device import tiny
@@ -87,7 +87,7 @@ def test_weights_in_a_file_of_their_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("top_k", [0, 2])
 def test_an_exported_mope(top_k: int, tmp_path: Path) -> None:
-    from export.bundling import export_bundle
+    from export.pipeline import export_bundle
     from tests.export.runs import write_data
     from tests.tiny import bert_folder, tiny_model, vit_folder
 

@@ -9,11 +9,11 @@ import pytest
 
 from mope_deploy.bundle import Bundle, write_bundle
 from mope_deploy.engines import Session, built_engines, open_session
-from mope_deploy.engines.backends import Backend, installed
-from mope_deploy.engines.build import build_engine
-from mope_deploy.engines.device import this_device
-from mope_deploy.engines.inspect import read_precisions
-from mope_deploy.engines.sidecar import Proof, engine_files, exported_files, exported_names
+from mope_deploy.engines.tensorrt.backends import Backend, installed
+from mope_deploy.engines.tensorrt.build import build_engine
+from mope_deploy.engines.tensorrt.device import this_device
+from mope_deploy.engines.tensorrt.inspect import read_precisions
+from mope_deploy.engines.tensorrt.sidecar import Proof, engine_files, exported_files, exported_names
 from mope_deploy.errors import EngineError
 from tests.device import tiny
 from tests.device.test_engines import feeds
@@ -37,7 +37,7 @@ def builds_here() -> str | None:
 
 
 def cuda_in_onnxruntime() -> bool:
-    from mope_deploy.engines.ort import available_providers
+    from mope_deploy.engines.onnxruntime.session import available_providers
 
     return "CUDAExecutionProvider" in available_providers()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mope_deploy.engines.inspect import check_precision, read_precisions
+from mope_deploy.engines.tensorrt.inspect import check_precision, read_precisions
 from mope_deploy.errors import EngineError
 
 

@@ -18,13 +18,21 @@ import pytest
 import tensorrt_rtx as trt
 
 from mope_deploy.bundle import Bundle
-from mope_deploy.engines import _rebuild, built_engines, open_built, open_session
-from mope_deploy.engines import trt as tensorrt_session
-from mope_deploy.engines.backends import Backend, open_backend
-from mope_deploy.engines.device import Device, this_device
-from mope_deploy.engines.profiles import Sizes
-from mope_deploy.engines.sidecar import EngineFiles, Proof, Sidecar, engine_files, exported_files, exported_names
-from mope_deploy.engines.trt import _described, check_engine, check_tensors, deserialise, prove
+from mope_deploy.engines import built_engines, open_built, open_session
+from mope_deploy.engines.open import _rebuild
+from mope_deploy.engines.tensorrt import session as tensorrt_session
+from mope_deploy.engines.tensorrt.backends import Backend, open_backend
+from mope_deploy.engines.tensorrt.device import Device, this_device
+from mope_deploy.engines.tensorrt.profiles import Sizes
+from mope_deploy.engines.tensorrt.session import _described, check_engine, check_tensors, deserialise, prove
+from mope_deploy.engines.tensorrt.sidecar import (
+    EngineFiles,
+    Proof,
+    Sidecar,
+    engine_files,
+    exported_files,
+    exported_names,
+)
 from mope_deploy.errors import BundleError, EngineError, MopeError, ParityError
 from tests.device import tiny
 from tests.device.graph import write_graph
@@ -323,7 +331,7 @@ def test_wrong_goldens_are_refused_every_time(built: Bundle, backend: Backend, t
 
 
 def test_building_again_forgets_the_proof(built: Bundle, backend: Backend) -> None:
-    from mope_deploy.engines.build import build_engine
+    from mope_deploy.engines.tensorrt.build import build_engine
 
     proved(built, backend)
     build_engine(built, compute="8.6")
@@ -467,7 +475,7 @@ def test_the_engine_built_here_comes_before_the_exported_one(
         raise EngineError(f"{files.engine} tried")
 
     monkeypatch.setattr(tensorrt_session, "deserialise", deserialise_nothing)
-    monkeypatch.setattr("mope_deploy.engines.device.this_device", lambda: AMPERE)
+    monkeypatch.setattr("mope_deploy.engines.tensorrt.device.this_device", lambda: AMPERE)
     with pytest.raises(EngineError, match=r"engines/model\.tensorrt_rtx\.engine tried"):
         open_session(exported, engine="tensorrt")
     assert tried == [files_of(exported).engine, came(exported).engine]

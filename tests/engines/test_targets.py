@@ -5,10 +5,10 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from export.lint import ALLOWED_OPS
+from export.graph.lint import ALLOWED_OPS
 from export.options import OPSETS
-from mope_deploy.engines.backends import open_backend
-from mope_deploy.engines.log import shared_log
+from mope_deploy.engines.tensorrt.backends import open_backend
+from mope_deploy.engines.tensorrt.log import shared_log
 from mope_deploy.errors import ExportError
 from mope_deploy.targets import TARGETS
 

@@ -11,10 +11,10 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from export.bundling import export_bundle
-from export.exporter_config import MoPEExporterConfig, exporter_config
-from export.static import to_static
-from export.to_onnx import save, trace
+from export.graph.exporter_config import MoPEExporterConfig, exporter_config
+from export.graph.static import to_static
+from export.graph.to_onnx import save, trace
+from export.pipeline import export_bundle
 from mope_deploy.model import MoPE
 from tests.encoders import bert, vit
 from tests.export.runs import write_data, write_run

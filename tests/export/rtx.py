@@ -9,9 +9,9 @@ from typing import Any
 import onnx
 import tensorrt_rtx as trt
 
-from mope_deploy.engines.backends import open_backend
-from mope_deploy.engines.log import shared_log
-from mope_deploy.engines.worker import _build
+from mope_deploy.engines.tensorrt.backends import open_backend
+from mope_deploy.engines.tensorrt.log import shared_log
+from mope_deploy.engines.tensorrt.worker import _build
 
 
 def parse_and_build(file: Path, *, longest: int) -> list[str]:

@@ -17,8 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 
-from export.exporter_config import TASK, MoPEExporterConfig, MoPEGraph
-from export.precision_gate import Evaluation, PrecisionReport, Thresholds, measure_precision
+from export.gate import Evaluation, PrecisionReport, Thresholds, measure_precision
+from export.graph.exporter_config import TASK, MoPEExporterConfig, MoPEGraph
 from mope_deploy.data import Sample
 from mope_deploy.model import MoPEOutput
 from mope_deploy.preprocess import Preprocessing, TextSpec

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from export import export_bundle
-from export.bundling import check_bundle
-from export.reference import eager_outputs
-from export.to_onnx import save
+from export.gate.reference import eager_outputs
+from export.graph.to_onnx import save
+from export.pipeline import check_bundle
 from mope_deploy import load
 from mope_deploy.bundle import Bundle
 from mope_deploy.data import open_samples

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.cases import MIN_VALUES, generated_cases, rows_needed, sample_cases
-from export.exporter_config import EXAMPLE_BATCH, EXAMPLE_LENGTH, MoPEGraph
+from export.gate.cases import MIN_VALUES, generated_cases, rows_needed, sample_cases
+from export.graph.exporter_config import EXAMPLE_BATCH, EXAMPLE_LENGTH, MoPEGraph
 from mope_deploy.data import open_samples
 from tests.export.conftest import Export
 

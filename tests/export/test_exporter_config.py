@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from optimum.exporters.tasks import TasksManager
 
-from export.exporter_config import MODEL_TYPE, TASK, MoPEExporterConfig, MoPEGraph
+from export.graph.exporter_config import MODEL_TYPE, TASK, MoPEExporterConfig, MoPEGraph
 from tests.export.conftest import Export
 
 

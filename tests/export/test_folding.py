@@ -13,12 +13,12 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from export.exporter_config import exporter_config
-from export.folding import AppendedExperts, Cost, FoldedExperts, LayerSize, Mixture, choose, constants, costs
+from export.graph.exporter_config import exporter_config
+from export.graph.folding import AppendedExperts, Cost, FoldedExperts, LayerSize, Mixture, choose, constants, costs
+from export.graph.split import part_inputs, split
+from export.graph.static import to_static
+from export.graph.to_onnx import save, trace
 from export.options import FOLDS, Options
-from export.split import part_inputs, split
-from export.static import to_static
-from export.to_onnx import save, trace
 from mope_deploy.errors import UsageError
 from mope_deploy.model import MoPE
 from mope_deploy.model.backbones.prefix import Made, Projection

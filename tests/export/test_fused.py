@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 import pytest
 
-from export.cases import generated_cases
-from export.fused import attention_layers, fuse, routers
-from export.parity import measure
-from export.to_onnx import save
+from export.gate.cases import generated_cases
+from export.gate.parity import measure
+from export.graph.fused import attention_layers, fuse, routers
+from export.graph.to_onnx import save
 from mope_deploy.errors import ExportError
 from tests.export.conftest import KINDS, Export
 from tests.tiny import tiny_model

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.golden import SAMPLES, golden_samples, make_golden, pick_samples
-from export.reference import eager_outputs
+from export.gate.reference import eager_outputs
+from export.pack.golden import SAMPLES, golden_samples, make_golden, pick_samples
 from mope_deploy.data import Sample, open_samples
 from mope_deploy.errors import DataError
 from tests.export.conftest import Export

@@ -6,7 +6,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, parser
 
-from export.lint import ALLOWED_OPS, check, lint
+from export.graph.lint import ALLOWED_OPS, check, lint
 from mope_deploy.errors import ExportError
 
 
@@ -129,8 +129,8 @@ def test_counts_what_it_does_not_show() -> None:
 def test_nvidias_parser_knows_every_allowed_operator() -> None:
     import tensorrt_rtx as trt
 
-    from mope_deploy.engines.backends import open_backend
-    from mope_deploy.engines.log import shared_log
+    from mope_deploy.engines.tensorrt.backends import open_backend
+    from mope_deploy.engines.tensorrt.log import shared_log
 
     logger = shared_log(open_backend("tensorrt_rtx")).logger
     builder = trt.Builder(logger)

@@ -11,15 +11,15 @@ import onnx_ir as ir
 import pytest
 import soundfile
 
-from export.bundling import check_bundle, export_bundle
-from export.interface import cpu_session
-from export.reference import eager_outputs
+from export.gate.reference import eager_outputs
+from export.gate.session import cpu_session
+from export.pipeline import check_bundle, export_bundle
 from mope_deploy import load
 from mope_deploy.bundle import Bundle
 from mope_deploy.cli import app
 from mope_deploy.console import run_app
 from mope_deploy.data import open_samples
-from mope_deploy.engines.profiles import Sizes, make_profile
+from mope_deploy.engines.tensorrt.profiles import Sizes, make_profile
 from mope_deploy.errors import BundleError, DataError, MediaError, UsageError
 from mope_deploy.manifest import read_manifest
 from mope_deploy.model import MoPE

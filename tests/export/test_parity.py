@@ -14,10 +14,10 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from rich.console import Console
 
-from export.cases import Case, generated_cases
-from export.exporter_config import TASK, MoPEExporterConfig
-from export.parity import _experts, _labels, _Run, measure
-from export.report import InterfaceCheck, NearTie, Rounding, ValueCheck, require_parity
+from export.gate.cases import Case, generated_cases
+from export.gate.parity import _experts, _labels, _Run, measure
+from export.gate.parity_report import InterfaceCheck, NearTie, Rounding, ValueCheck, require_parity
+from export.graph.exporter_config import TASK, MoPEExporterConfig
 from mope_deploy.errors import ParityError
 from mope_deploy.model import MoPE
 from tests.export.conftest import KINDS, Export, make_model

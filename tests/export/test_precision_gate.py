@@ -14,8 +14,8 @@ import pytest
 from rich.console import Console
 from sklearn.metrics import f1_score
 
-from export.golden import pick_samples
-from export.precision_gate import SAMPLES, THRESHOLDS, Evaluation, Thresholds, measure_precision, require_precision
+from export.gate import SAMPLES, THRESHOLDS, Evaluation, Thresholds, measure_precision, require_precision
+from export.pack.golden import pick_samples
 from mope_deploy.data import Sample
 from mope_deploy.errors import DataError, ParityError, UsageError
 from tests.export.conftest import Export, make_model

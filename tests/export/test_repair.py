@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from export.precision_gate import LogitsError, PrecisionReport, Share, Thresholds
-from export.repair import Lowered, lower_within_gate
-from export.report import InterfaceCheck
+from export.gate import LogitsError, PrecisionReport, Share, Thresholds
+from export.gate.parity_report import InterfaceCheck
+from export.precision.repair import Lowered, lower_within_gate
 from mope_deploy.errors import ExportError, ParityError, UsageError
 
 LAYERS = tuple(f"main.encoder.blocks.{i}" for i in range(8))
@@ -178,7 +178,7 @@ def test_how_many_choices_the_search_for_layers_takes(tmp_path: Path) -> None:
         fake = Fake(every(0.001, dict.fromkeys(LAYERS[:count], 1.0)))
         with pytest.MonkeyPatch.context() as patch:
             for later in ("products_instead", "without_the_needless"):
-                patch.setattr(f"export.repair._Search.{later}", lambda _, best: best)
+                patch.setattr(f"export.precision.repair._Search.{later}", lambda _, best: best)
             (tmp_path / str(count)).mkdir()
             assert set(repair(fake, tmp_path / str(count)).kept) == set(LAYERS[:count])
         assert len(fake.tried) <= 1 + 2 * math.ceil(math.log2(8)), count

@@ -16,13 +16,13 @@ import pytest
 import torch
 from torch import nn
 
-from export.exporter_config import exporter_config
-from export.golden import pick_samples
+from export.gate import Evaluation, PrecisionReport, Thresholds, measure_precision
+from export.graph.exporter_config import exporter_config
+from export.graph.static import to_static
+from export.graph.to_onnx import save, trace
+from export.pack.golden import pick_samples
 from export.precision import lowering
-from export.precision_gate import Evaluation, PrecisionReport, Thresholds, measure_precision
-from export.repair import Lowered, lower_within_gate
-from export.static import to_static
-from export.to_onnx import save, trace
+from export.precision.repair import Lowered, lower_within_gate
 from mope_deploy.model import EncoderSpec, MoPE, MoPEConfig, build_model
 from tests.export.conftest import Export
 from tests.export.runs import write_data

@@ -19,11 +19,11 @@ import pytest
 from onnx import numpy_helper
 
 from export import export_bundle
-from export.bundling import check_bundle
-from export.cases import generated_cases
-from export.exporter_config import exporter_config
-from export.parity import measure
-from export.report import require_parity
+from export.gate.cases import generated_cases
+from export.gate.parity import measure
+from export.gate.parity_report import require_parity
+from export.graph.exporter_config import exporter_config
+from export.pipeline import check_bundle
 from export.source import find_source
 from mope_deploy import load
 from mope_deploy.bundle import Bundle

@@ -13,11 +13,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from export.bundling import check_bundle, export_bundle, export_model
-from export.interface import cpu_session
+from export.gate.session import cpu_session
+from export.graph.split import SHARED_BYTES, SplitGraph, part_inputs, split
 from export.options import Options
-from export.split import SHARED_BYTES, SplitGraph, part_inputs, split
-from export.triton import write_repository
+from export.pack.triton import write_repository
+from export.pipeline import check_bundle, export_bundle, export_model
 from mope_deploy import load
 from mope_deploy.bundle import Bundle
 from mope_deploy.engines.session import Arrays

@@ -17,9 +17,9 @@ import onnxruntime as ort
 import pytest
 from google.protobuf import text_format
 
-from export import triton
-from export.pbtxt import quoted, read_text
-from export.triton import write_repository
+from export.pack import triton
+from export.pack.pbtxt import quoted, read_text
+from export.pack.triton import write_repository
 from mope_deploy.bundle import Bundle, write_bundle
 from mope_deploy.errors import ExportError, UsageError
 from tests.device import tiny

@@ -12,15 +12,15 @@ import onnx
 import pytest
 from rich.console import Console
 
-from export.bundling import check_bundle, export_model
-from export.engines import EngineOptions
+from export.gate import PrecisionReport
 from export.options import Options
-from export.precision_gate import PrecisionReport
-from export.summary import Row, summary_table
+from export.pack.engines import EngineOptions
+from export.pack.summary import Row, summary_table
+from export.pipeline import check_bundle, export_model
 from mope_deploy import load
 from mope_deploy.bundle import Bundle
 from mope_deploy.engines import built_engines
-from mope_deploy.engines.sidecar import Sidecar
+from mope_deploy.engines.tensorrt.sidecar import Sidecar
 from mope_deploy.errors import ExportError, ParityError, UsageError
 from tests.export.conftest import Export
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export.cases import generated_cases
-from export.fused import attention_layers, fuse, routers
-from export.interface import cpu_session
-from export.parity import measure
+from export.gate.cases import generated_cases
+from export.gate.parity import measure
+from export.gate.session import cpu_session
+from export.graph.fused import attention_layers, fuse, routers
+from export.graph.split import part_inputs, split
 from export.precision import lowering
-from export.split import part_inputs, split
 from mope_deploy.errors import ConfigError, EngineError, ExportError
 from mope_deploy.model import EncoderSpec, MoPE
 from mope_deploy.model.backbones import load_encoder

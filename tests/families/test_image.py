@@ -20,7 +20,7 @@ from mope_deploy.model import EncoderSpec, MoPE, MoPEConfig
 from mope_deploy.model.backbones import FrozenEncoder, eva, load_encoder, swin, timm_attention
 from mope_deploy.model.backbones.bert import BertBackbone
 from mope_deploy.model.backbones.sources import LoadedEncoder
-from mope_deploy.model.fusion import Form, assemble
+from mope_deploy.model.mope import Form, assemble
 from mope_deploy.preprocess import Preprocessing, TextSpec
 from tests.families.conftest import inputs_of
 from tests.families.table import by_name

@@ -9,10 +9,10 @@ from typing import Any
 
 from accelerate.state import AcceleratorState
 
-import train.fit
+import train.run
 from train.callbacks import ProgressLines
 from train.recipe import load_recipe
-from train.runs import open_run
+from train.run_folder import open_run
 
 
 class StopTheSecond(ProgressLines):
@@ -24,15 +24,15 @@ class StopTheSecond(ProgressLines):
 
 
 def main(recipe: str, port: str) -> int:
-    train.fit.ProgressLines = StopTheSecond  # type: ignore[misc]
-    first = train.fit.fit(load_recipe(recipe), command="first")
+    train.run.ProgressLines = StopTheSecond  # type: ignore[misc]
+    first = train.run.fit(load_recipe(recipe), command="first")
     assert first.status == "interrupted", first.status
     # A process that starts anew: no state of accelerate's, and a meeting point of its own.
     AcceleratorState._reset_state(reset_partial_state=True)
     os.environ |= {"MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "False"}
-    train.fit.ProgressLines = ProgressLines  # type: ignore[misc]
+    train.run.ProgressLines = ProgressLines  # type: ignore[misc]
     run, again = open_run(first.run.folder, recipe=None, overrides=())
-    second = train.fit.fit(again, command="second", resume=run)
+    second = train.run.fit(again, command="second", resume=run)
     assert second.status == "finished", second.status
     # Only the process that writes evaluates.
     assert bool(second.evaluation) == (os.environ["RANK"] == "0")

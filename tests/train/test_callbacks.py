@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from train.callbacks import MetricsFile, ProgressLines, best_so_far
-from train.runs import Run
+from train.run_folder import Run
 
 
 def state(**values: Any) -> SimpleNamespace:

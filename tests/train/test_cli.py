@@ -121,7 +121,7 @@ def test_list_show_and_dry_run_write_nothing(main: Main, source: Path, tmp_path:
 
 
 def test_an_unexpected_failure_is_one_line_too(main: Main, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.fit.build_model", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("train.run.build_model", lambda *_, **__: 1 / 0)
     code, _, log = main(source)
     assert code == 1
     assert "unexpected ZeroDivisionError" in log

@@ -18,8 +18,8 @@ from sklearn.linear_model import LogisticRegression
 
 from mope_deploy.console import run_app
 from mope_deploy.errors import DataError, UsageError
-from train.digits_ve import ensure_digits_ve, generate
-from train.digits_ve.cli import app
+from train.embedded.digits_ve import ensure_digits_ve, generate
+from train.embedded.digits_ve.cli import app
 
 SPLITS = ("train", "validation", "test")
 SMALL = {"train_pairs": 60, "validation_pairs": 12, "test_pairs": 12}

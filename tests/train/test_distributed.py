@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from mope_deploy.errors import ConfigError
 from tests.train.conftest import write_rows
 from train.config import Recipe
-from train.fit import fit
 from train.machine import set_up
+from train.run import fit
 
 # No randomness but the order of samples, and an importance loss that counts as much as the task's.
 PLAIN = {"noise": 0.0, "prompt_dropout": 0.0}

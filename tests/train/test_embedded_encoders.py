@@ -17,12 +17,12 @@ from transformers import AutoModel, AutoTokenizer
 import mope_deploy
 from mope_deploy.console import run_app
 from mope_deploy.errors import CheckpointError, UsageError
-from train.digits_ve.scenes import COLOURS, load_split, render, sample_scenes
-from train.digits_ve.sentences import CLAIMS, PHRASES
-from train.pretrain import cli
-from train.pretrain.bert import pretrain_bert
-from train.pretrain.save import save_folder
-from train.pretrain.vit import pretrain_vit
+from train.embedded.digits_ve.scenes import COLOURS, load_split, render, sample_scenes
+from train.embedded.digits_ve.sentences import CLAIMS, PHRASES
+from train.embedded.pretrain import cli
+from train.embedded.pretrain.bert import pretrain_bert
+from train.embedded.pretrain.save import save_folder
+from train.embedded.pretrain.vit import pretrain_vit
 
 EMBEDDED = Path(mope_deploy.__file__).parent / "model" / "backbones" / "embedded"
 VIT, BERT = EMBEDDED / "digits-ve-vit", EMBEDDED / "digits-ve-bert"
@@ -215,7 +215,7 @@ def test_an_interrupt_leaves_the_old_encoder(tmp_path: Path, monkeypatch: pytest
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("train.pretrain.vit._evaluate", interrupt)
+    monkeypatch.setattr("train.embedded.pretrain.vit._evaluate", interrupt)
     with pytest.raises(KeyboardInterrupt):
         pretrain_vit(tmp_path / "vit", scenes=64, batch=32, seed=1)
     assert [path.name for path in tmp_path.iterdir()] == ["vit"]

@@ -31,9 +31,9 @@ from mope_deploy.model import MoPE
 from tests.tiny import LABELS
 from train.config import Recipe
 from train.evaluation import decide
-from train.fit import Outcome, fit, plan
 from train.objective import Objective
-from train.runs import Run, open_run, resumable
+from train.run import Outcome, fit, plan
+from train.run_folder import Run, open_run, resumable
 from train.trainer import MopeTrainer
 
 Make = Callable[..., Recipe]
@@ -98,7 +98,7 @@ def base(tiny: Path, folder: Path) -> dict[str, Any]:
 def no_pictures(finished: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than training here; ``finished`` has its pictures, and test_report.py looks at others."""
     for name in ("confusion_picture", "label_picture", "usage_picture"):
-        monkeypatch.setattr(f"train.fit.{name}", lambda path, *_, **__: path.touch())
+        monkeypatch.setattr(f"train.run.{name}", lambda path, *_, **__: path.touch())
 
 
 def test_a_run_folder_holds_what_is_documented(finished: Outcome, tiny: Path) -> None:
@@ -203,7 +203,7 @@ def test_frozen_encoders_are_untouched_and_every_trained_tensor_moves(recipe: Ma
             return super().train(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train.fit.MopeTrainer", Spy)
+        patch.setattr("train.run.MopeTrainer", Spy)
         trained(recipe("train.epochs=1"))
     after = dict(models[0].named_parameters())
     moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
@@ -302,7 +302,7 @@ def test_sigterm_at_any_step_loses_nothing(
 ) -> None:
     """Step 7 is the last of the first epoch: its validation must happen exactly once."""
     with monkeypatch.context() as patch:
-        patch.setattr("train.fit.ProgressLines", send_at(step, signal.SIGTERM))
+        patch.setattr("train.run.ProgressLines", send_at(step, signal.SIGTERM))
         first = trained(recipe("data.group_by=template"))
     assert first.status == ("finished" if step == 23 else "interrupted")
     if step < 23:
@@ -328,7 +328,7 @@ def test_a_second_signal_ends_at_once(recipe: Make, monkeypatch: pytest.MonkeyPa
                 os.kill(os.getpid(), signal.SIGINT)
                 pytest.fail("the second signal did nothing")
 
-    monkeypatch.setattr("train.fit.ProgressLines", Impatient)
+    monkeypatch.setattr("train.run.ProgressLines", Impatient)
     outcome = trained(recipe())
     assert outcome.status == "interrupted"
     assert outcome.run.read()["status"] == "interrupted"
@@ -372,7 +372,7 @@ def test_a_run_without_a_resume_state_starts_again(recipe: Make, monkeypatch: py
 def interrupted(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run interrupted at step 10 of 24."""
     with monkeypatch.context() as patch:
-        patch.setattr("train.fit.ProgressLines", send_at(9, signal.SIGINT))
+        patch.setattr("train.run.ProgressLines", send_at(9, signal.SIGINT))
         return trained(recipe()).run
 
 
@@ -427,7 +427,7 @@ def test_early_stopping_counts_over_an_interruption(recipe: Make, monkeypatch: p
     whole = trained(recipe(*still, "run.dir=" + str(recipe().run.dir) + "-whole"))
     assert whole.run.read()["steps"] == 24
     with monkeypatch.context() as patch:
-        patch.setattr("train.fit.ProgressLines", send_at(17, signal.SIGINT))
+        patch.setattr("train.run.ProgressLines", send_at(17, signal.SIGINT))
         first = trained(recipe(*still))
     assert first.status == "interrupted"
     assert resumed(first.run).run.read()["steps"] == 24

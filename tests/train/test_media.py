@@ -19,8 +19,8 @@ from tests.train.conftest import write_rows
 from train.config import Recipe
 from train.data import Batches, MediaCache, find_splits, read_split
 from train.features import Features
-from train.fit import _config, fit
 from train.recipe import check_recipe
+from train.run import _config, fit
 
 
 @pytest.fixture(scope="module")

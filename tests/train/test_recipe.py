@@ -152,8 +152,8 @@ def test_every_key_that_the_documentation_names_exists() -> None:
 
 
 def test_the_documented_call_from_python_exists() -> None:
-    from train.fit import Outcome, fit
     from train.recipe import load_recipe
+    from train.run import Outcome, fit
 
     assert load_recipe("digits-ve", ["seed=1", "run.dir=runs/seed-1"]).seed == 1
     assert {"run", "status", "evaluation"} <= Outcome.__dataclass_fields__.keys()

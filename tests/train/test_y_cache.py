@@ -22,7 +22,7 @@ from tests.train.test_data import split_of
 from train.config import Recipe
 from train.data import MediaCache, Split
 from train.features import Features
-from train.fit import fit
+from train.run import fit
 from train.y_cache import YCache, batch_keys, cache_folder, encoder_key
 
 CPU = torch.device("cpu")
@@ -202,7 +202,7 @@ def test_a_second_run_computes_nothing_that_the_first_has_kept(
 ) -> None:
     """Train, validation and baselines; weights are those of a run without the cache."""
     for name in ("confusion_picture", "usage_picture"):
-        monkeypatch.setattr(f"train.fit.{name}", lambda path, *_, **__: path.touch())
+        monkeypatch.setattr(f"train.run.{name}", lambda path, *_, **__: path.touch())
     for name in ("ROUNDS", "ROUND_STEPS", "SEEDS"):
         monkeypatch.setattr(f"train.baselines.{name}", 1)
     bare = ("model.complementary.0.prompts=0", "model.y_norm=standardise", "train.max_steps=2", "baselines=true")

@@ -50,7 +50,7 @@ def find_splits(section: DataSection, *, multi_label: bool, fetch: bool = True) 
         root = _root(section, section.name)
         if not fetch and not (root / "train.jsonl").is_file():
             return None
-        from train.digits_ve.generate import ensure_digits_ve
+        from train.embedded.digits_ve.generate import ensure_digits_ve
 
         ensure_digits_ve(root, seed=section.seed, train_pairs=section.train_pairs)
         return SplitFiles(root / "train.jsonl", root / "validation.jsonl", root / "test.jsonl")

@@ -5,7 +5,7 @@ to: queries, output projection and MLP run on the tokens alone. Equal to the tok
 through the whole layer, up to rounding.
 
 A key or value is ``weight · norm(prompt) + bias`` with frozen weights, so that of a prompt which is known beforehand
-can be computed beforehand (:mod:`export.folding`). What an encoder does to keys afterwards (a norm of each head, rotary
+can be computed beforehand (:mod:`export.graph.folding`). What an encoder does to keys afterwards (a norm of each head, rotary
 angles, which prompts do not have) the layer does to those as well.
 """
 

@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from export.graph.files import read, write
 from export.precision.check import check_types
-from export.precision.graphs import read, write
 from export.precision.layout import layout
 from mope_deploy.errors import ExportError
 from tests.export.precision.conftest import LOWERED, AllLowered

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from export.lint import check
+from export.graph.lint import check
 from export.precision import lowering
 from export.precision.calibrate import activation_limits
 from export.precision.int8 import Int8Lowering, quantise_weight, scale_of

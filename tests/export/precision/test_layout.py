@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
-from export.precision.graphs import read
+from export.graph.files import read
 from export.precision.layout import layout
 from mope_deploy.errors import ExportError
 from tests.export.conftest import KINDS, Export

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import tensorrt_rtx as trt
 
-from mope_deploy.engines.backends import open_backend
-from mope_deploy.engines.log import shared_log
-from mope_deploy.engines.worker import _precision
+from mope_deploy.engines.tensorrt.backends import open_backend
+from mope_deploy.engines.tensorrt.log import shared_log
+from mope_deploy.engines.tensorrt.worker import _precision
 from tests.export.precision.conftest import AllLowered
 from tests.export.rtx import parse_and_build
 

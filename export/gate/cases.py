@@ -1,0 +1,126 @@
+"""What the gate feeds to both sides: batches of sizes and lengths other than the traced ones, and real samples.
+
+Letters: B batch · T text length in tokens · S samples of a clip · C classes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.graph.exporter_config import EXAMPLE_BATCH, EXAMPLE_LENGTH, MoPEGraph
+from mope_deploy.data import Sample
+from mope_deploy.preprocess import AudioSpec, Preprocessing, VideoSpec, present_name
+
+__all__ = ["MIN_VALUES", "Case", "generated_cases", "rows_needed", "sample_cases"]
+
+MIN_VALUES = 128  # a maximum over fewer values says little about an error
+_SHORTEST = 3  # tokens: one word between two special ones
+_REAL_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Case:
+    """One batch that both sides compute.
+
+    Attributes:
+        name: what it is, for the report.
+        source: ``"generated"`` or ``"samples"``.
+        inputs: arrays by input name.
+    """
+
+    name: str
+    source: str
+    inputs: dict[str, NDArray[Any]]
+
+    @property
+    def batch(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+
+def rows_needed(classes: int) -> int:
+    """Samples whose logits are at least :data:`MIN_VALUES` values, and a quarter more: near-ties may be set aside."""
+    return math.ceil(1.25 * MIN_VALUES / classes)
+
+
+def generated_cases(graph: MoPEGraph, *, seed: int = 0) -> list[Case]:
+    """Random inputs of every modality in awkward batches, none of the traced size, until there are enough values.
+
+    Texts have one to T real tokens less than T in turn, so most rows are padded; one case has no padding at all and one
+    nothing but padded rows. No row is ever fully masked: attention over nothing is not defined. Clips of varying length
+    are padded in the same way; a modality that may be missing is, in some rows of each batch.
+    """
+    random = np.random.default_rng(seed)
+    longest = graph.max_length or _SHORTEST
+    lengths = [T for T in (5, longest, 11, _SHORTEST) if _SHORTEST <= T <= longest and T != EXAMPLE_LENGTH] or [longest]
+    plan = zip((1, 3, 8, 5), ("padded", "padded", "unpadded", "all rows padded"), itertools.cycle(lengths))
+    cases = [_case(graph, random, B, T, padding) for B, padding, T in plan]
+    for B, T in zip(itertools.cycle((13, 16)), itertools.cycle(lengths)):
+        if sum(case.batch for case in cases) >= rows_needed(graph.num_labels):
+            return cases
+        cases.append(_case(graph, random, B, T, "padded"))
+    raise AssertionError("unreachable: the plan is endless")
+
+
+def sample_cases(preprocessing: Preprocessing, samples: Sequence[Sample]) -> Iterator[Case]:
+    """Real samples as preprocessing makes them, in batches that are not of the traced size."""
+    done = 0
+    for size in itertools.chain((1, 3), itertools.repeat(_REAL_BATCH)):
+        rows = samples[done : done + size]
+        if not rows:
+            return
+        inputs = preprocessing.collate([sample.load(preprocessing) for sample in rows])
+        yield Case(f"samples {done + 1} to {done + len(rows)}", "samples", inputs)
+        done += len(rows)
+
+
+def _case(graph: MoPEGraph, random: np.random.Generator, B: int, T: int, padding: str) -> Case:
+    assert (B, T) != (EXAMPLE_BATCH, EXAMPLE_LENGTH)
+    inputs: dict[str, NDArray[Any]] = {}
+    if graph.image_size is not None:
+        inputs["pixel_values"] = random.standard_normal((B, graph.num_channels, *graph.image_size), dtype=np.float32)
+    if graph.vocab_size is not None:
+        # Real tokens per row: T, T − 1, … in turn, starting one lower if every row is to be padded.
+        first = 1 if padding == "all rows padded" else 0
+        cut = np.zeros(B, int) if padding == "unpadded" else (np.arange(B) + first) % max(1, T - 1)
+        real = np.maximum(1, T - np.maximum(cut, first))  # (B,)
+        mask = (np.arange(T) < real[:, None]).astype(np.int64)  # (B, T)
+        inputs["input_ids"] = random.integers(0, graph.vocab_size, (B, T)) * mask
+        inputs["attention_mask"] = mask
+    if graph.audio is not None:
+        inputs |= _audio(graph.audio, random, B, padding)
+    if graph.video is not None:
+        inputs |= _whole(graph.video, random, B)
+    for i, modality in enumerate(graph.missing):
+        inputs[present_name(modality)] = (np.arange(B) % 3 != i % 3).astype(np.int64)
+    name = f"{B} × {T} tokens, {padding}" if graph.vocab_size is not None else f"batch of {B}, {padding}"
+    return Case(name, "generated", {key: inputs[key] for key in graph.input_names})
+
+
+def _audio(spec: AudioSpec, random: np.random.Generator, B: int, padding: str) -> dict[str, NDArray[Any]]:
+    """Random clips: of the fixed form, or of 1 to about 10 times the encoder's shortest clip, padded as texts are."""
+    if spec.fixed:
+        return _whole(spec, random, B)
+    S = min(spec.max_samples, (7 + B % 4) * spec.min_samples + B)  # another one for every batch
+    first = 1 if padding == "all rows padded" else 0
+    cut = np.zeros(B, int) if padding == "unpadded" else (np.arange(B) + first) * (S // 7)
+    real = np.maximum(spec.min_samples, S - cut)  # (B,)
+    mask = (np.arange(S) < real[:, None]).astype(np.int64)  # (B, S)
+    return {
+        "audio_values": np.where(mask, random.standard_normal((B, S), dtype=np.float32), np.float32(0)),
+        "audio_mask": mask,
+    }
+
+
+def _whole(spec: AudioSpec | VideoSpec, random: np.random.Generator, B: int) -> dict[str, NDArray[Any]]:
+    """Random values of inputs whose every axis but the batch is fixed."""
+    shapes = {
+        name: [B, *(axis for axis in shape if isinstance(axis, int))] for name, (_, shape) in spec.tensors.items()
+    }
+    return {name: random.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}

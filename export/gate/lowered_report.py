@@ -1,0 +1,326 @@
+"""What the precision gate found on one file: as JSON, as a table, and as the figures of a manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from export.gate.parity_report import InterfaceCheck, json_safe, verdict
+from export.gate.thresholds import SAMPLES, Thresholds
+from mope_deploy.errors import ParityError
+
+__all__ = ["Flip", "LogitsError", "Metric", "PrecisionReport", "Share", "require_precision"]
+
+_SLACK = 1e-9  # a difference of two shares is rounded: 0.80 − 0.79 is a little more than 0.01
+_MARKS = {
+    "CPU": "computed on a CPU, which rounds otherwise than the device will",
+    "emulated": "emulated: a float32 copy whose tensors were rounded one by one",
+}
+
+
+@dataclass(frozen=True)
+class LogitsError:
+    """How far the logits are from the eager model's; NaN if any output is not finite.
+
+    Attributes:
+        maximum: max|a − b| / max|b|.
+        rms: root mean square of a − b over that of b.
+    """
+
+    maximum: float
+    rms: float
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many decisions of one kind were compared, and how many were the same."""
+
+    compared: int
+    equal: int
+
+    @property
+    def share(self) -> float:
+        """0 to 1; of nothing, 0: what was not compared has not agreed."""
+        return self.equal / self.compared if self.compared else 0.0
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The task's metric on the samples that have labels, with the eager model and with the file.
+
+    Attributes:
+        name: ``"accuracy"``, or ``"f1_micro"`` of multi-label models.
+        samples: how many had labels.
+        before, after: 0 to 1.
+    """
+
+    name: str
+    samples: int
+    before: float
+    after: float
+
+    @property
+    def change(self) -> float:
+        """Negative if the file is worse."""
+        return self.after - self.before
+
+
+@dataclass(frozen=True)
+class Flip:
+    """One decision that differs.
+
+    Attributes:
+        sample: where it is from, ``file:line``.
+        where: ``"label"``, ``"label red"`` of a multi-label model, or ``"layer 3"``.
+        eager, lowered: what each side chose.
+        margin: by how much the eager model preferred its own choice to the other one: a difference of logits (of
+            multi-label models, the logit's distance from 0), or of routing weights before selection.
+    """
+
+    sample: str
+    where: str
+    eager: str
+    lowered: str
+    margin: float
+
+
+@dataclass(frozen=True)
+class PrecisionReport:
+    """What the gate found; passed only if every part did.
+
+    Attributes:
+        file: name of the file that was run.
+        sha256: of that file.
+        precision: ``"fp16"``, ``"bf16"``, ``"int8"``, …
+        reference: what it was compared with.
+        runtime: what ran it.
+        mark: what this does not show: ``"emulated"``, ``"CPU"``, or nothing.
+        samples: how many real samples were compared.
+        interface: names, dtypes, axes, that it runs.
+        finite: whether every output of both sides is a finite number.
+        logits: their relative error.
+        labels: predictions.
+        metric: None where no sample has a label.
+        routed: whether the model chooses among experts.
+        experts: the top expert, a share per layer; empty if the file has no output ``routing``.
+        drift: share of the routing weight that went to other experts, ½ Σ|a − b|, the mean per layer; NaN if any output
+            is not finite. On few samples it says more than flips, which are rare.
+        selections: the set of selected experts, a share per layer, under top-k routing; else empty.
+        label_flips, expert_flips: what differs, the largest margins first, at most 100 each; all are counted.
+        thresholds: what had to be reached.
+    """
+
+    file: str
+    sha256: str
+    precision: str
+    reference: str
+    runtime: str
+    mark: str
+    samples: int
+    interface: tuple[InterfaceCheck, ...]
+    finite: bool
+    logits: LogitsError
+    labels: Share
+    metric: Metric | None
+    routed: bool
+    experts: tuple[Share, ...]
+    drift: tuple[float, ...]
+    selections: tuple[Share, ...]
+    label_flips: tuple[Flip, ...]
+    expert_flips: tuple[Flip, ...]
+    thresholds: Thresholds
+
+    @property
+    def passed(self) -> bool:
+        return not self.problems()
+
+    @property
+    def ran(self) -> bool:
+        """Whether there is anything to judge: the file is what it should be from outside, and ran on some samples."""
+        return self.samples > 0 and all(check.passed for check in self.interface)
+
+    @property
+    def routing(self) -> Share:
+        """The top expert, over all layers."""
+        return Share(sum(layer.compared for layer in self.experts), sum(layer.equal for layer in self.experts))
+
+    @property
+    def worst_layer(self) -> int | None:
+        """The layer whose top expert agrees least; None without routing."""
+        if not self.experts:
+            return None
+        return min(range(len(self.experts)), key=lambda i: self.experts[i].share)
+
+    @property
+    def labels_passed(self) -> bool:
+        """Whether enough predictions agree."""
+        return self.labels.share >= self.thresholds.labels
+
+    @property
+    def metric_passed(self) -> bool:
+        """Whether the metric, if it is known, dropped by no more than it may."""
+        if self.metric is None or self.thresholds.metric is None:
+            return True
+        return -self.metric.change - self.thresholds.metric <= _SLACK
+
+    @property
+    def routing_passed(self) -> bool:
+        """Whether every layer chooses its top expert as the model does; a file that does not show it has not passed."""
+        asked = self.thresholds.routing
+        if asked is None or not self.routed:
+            return True
+        return bool(self.experts) and all(layer.share >= asked for layer in self.experts)
+
+    def problems(self) -> list[str]:
+        """Everything that failed as a phrase."""
+        found = [
+            f"{check.what}: received {check.received}, expected {check.expected}"
+            for check in self.interface
+            if not check.passed
+        ]
+        if found:
+            return found
+        if not self.samples:
+            return ["nothing was compared"]
+        asked = self.thresholds
+        if not self.finite:
+            found.append("an output is NaN or infinite")
+        if not self.labels_passed:
+            found.append(f"{_of(self.labels)} predicted labels agree, at least {_percent(asked.labels)} must")
+        if self.metric is not None and asked.metric is not None and not self.metric_passed:
+            found.append(
+                f"{self.metric.name} drops from {_percent(self.metric.before)} to {_percent(self.metric.after)}, at "
+                f"most {100 * asked.metric:g} points are allowed"
+            )
+        if asked.routing is not None and not self.routing_passed:
+            if not self.experts:
+                found.append("the file has no output routing, so which experts it chooses was not compared")
+            found += [
+                f"{_of(layer)} samples have the same top expert in layer {i}, at least {_percent(asked.routing)} must"
+                for i, layer in enumerate(self.experts)
+                if layer.share < asked.routing
+            ]
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, every part with its verdict."""
+        document = {"passed": self.passed, "problems": self.problems()} | dataclasses.asdict(self)
+        document["few_samples"] = self.samples < SAMPLES
+        document["thresholds"] = self.thresholds.to_dict()
+        document["labels"] = _share(self.labels)
+        document["metric"] = (
+            None if self.metric is None else dataclasses.asdict(self.metric) | {"change": self.metric.change}
+        )
+        document["routing"] = _share(self.routing) if self.experts else None
+        document["experts"] = [_share(layer) for layer in self.experts]
+        document["selections"] = [_share(layer) for layer in self.selections]
+        return json_safe(document)
+
+    def figures(self) -> dict[str, float | str | bool]:
+        """The few figures that a manifest shows."""
+        found: dict[str, float | str | bool] = {
+            "passed": self.passed,
+            "runtime": self.runtime,
+            "logits_max_relative_error": self.logits.maximum,
+            "logits_rms_relative_error": self.logits.rms,
+            "labels_compared": self.labels.compared,
+            "labels_equal": self.labels.equal,
+            "labels_agreement": self.labels.share,
+        }
+        if self.metric is not None:
+            found |= {
+                "metric": self.metric.name,
+                "metric_samples": self.metric.samples,
+                "metric_before": self.metric.before,
+                "metric_after": self.metric.after,
+            }
+        if self.worst_layer is not None:
+            found |= {
+                "experts_compared": self.routing.compared,
+                "experts_equal": self.routing.equal,
+                "experts_agreement": self.routing.share,
+                "experts_worst_layer": self.worst_layer,
+                "experts_worst_layer_agreement": self.experts[self.worst_layer].share,
+            }
+        return json_safe(found)
+
+    def table(self) -> Table:
+        """For a terminal: one line a check."""
+        table = Table(title=f"{self.file} ({self.precision}) against {self.reference}", title_justify="left")
+        for column in ("check", "compared", "result", "required", ""):
+            table.add_column(column, justify="left" if column == "check" else "right")
+        if not self.ran:
+            for one in (check for check in self.interface if not check.passed):
+                table.add_row(one.what, "", one.received, one.expected, verdict(False))
+            if all(check.passed for check in self.interface):
+                table.add_row("samples", "0", "nothing was compared", "some", verdict(False))
+            return table
+        asked = self.thresholds
+        error = f"max {self.logits.maximum:.1e}, RMS {self.logits.rms:.1e}"
+        table.add_row("error of logits", f"{self.samples:,}", error, "finite", verdict(self.finite))
+        _add_share(table, "predicted labels", self.labels, asked.labels)
+        if self.metric is not None:
+            change = f"{_percent(self.metric.before)} → {_percent(self.metric.after)}"
+            limit = "" if asked.metric is None else f"drop ≤ {100 * asked.metric:g}"
+            passed = verdict(self.metric_passed) if limit else ""
+            table.add_row(self.metric.name, f"{self.metric.samples:,}", change, limit, passed)
+        if self.worst_layer is not None:
+            _add_share(table, "top expert, all layers", self.routing, None)
+            name = f"top expert, worst layer ({self.worst_layer})"
+            _add_share(table, name, self.experts[self.worst_layer], asked.routing)
+        elif not self.routing_passed and asked.routing is not None:
+            table.add_row("top expert", "0", "no output routing", f"≥ {_percent(asked.routing)}", verdict(False))
+        if self.selections:
+            all_layers = Share(sum(s.compared for s in self.selections), sum(s.equal for s in self.selections))
+            _add_share(table, "selected experts", all_layers, None)
+        table.caption = "; ".join(self._remarks()) or None
+        table.caption_justify = "left"
+        return table
+
+    def _remarks(self) -> list[str]:
+        found = [_MARKS.get(self.mark, self.mark)] if self.mark else []
+        if self.samples < SAMPLES:
+            found.append(f"{self.samples:,} samples only; {SAMPLES:,} would say more")
+        if self.metric is None:
+            found.append("no sample has a label, so no metric was compared")
+        return found
+
+
+def require_precision(report: PrecisionReport) -> PrecisionReport:
+    """``report`` if it passed.
+
+    Raises:
+        ParityError: with what failed.
+    """
+    if not report.passed:
+        shown = report.problems()
+        more = f"; and {len(shown) - 4} more" if len(shown) > 4 else ""
+        raise ParityError(f"{report.file} is not the model in {report.precision}: {'; '.join(shown[:4])}{more}")
+    return report
+
+
+def _add_share(table: Table, name: str, found: Share, asked: float | None) -> None:
+    table.add_row(
+        name,
+        f"{found.compared:,}",
+        f"{found.equal:,} equal, {_percent(found.share)}",
+        "" if asked is None else f"≥ {_percent(asked)}",
+        "" if asked is None else verdict(found.share >= asked),
+    )
+
+
+def _share(found: Share) -> dict[str, float | int]:
+    return dataclasses.asdict(found) | {"share": found.share}
+
+
+def _of(found: Share) -> str:
+    return f"{found.equal:,} of {found.compared:,} ({_percent(found.share)})"
+
+
+def _percent(share: float) -> str:
+    """Rounded down, so that what failed never reads as what was required."""
+    return f"{math.floor(round(share * 1e4, 6)) / 100:.2f} %"

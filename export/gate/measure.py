@@ -1,0 +1,209 @@
+"""One file of lower precision against the eager model. It fails closed.
+
+Letters: n samples · C classes · K experts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.gate.evaluation import Batch, Evaluation
+from export.gate.lowered_report import Flip, LogitsError, Metric, PrecisionReport, Share
+from export.gate.parity_report import InterfaceCheck
+from export.gate.session import RUNTIME, GraphSession, open_graph, reason, run_graph
+from export.gate.thresholds import Thresholds
+from export.graph.exporter_config import MoPEExporterConfig
+from mope_deploy.metrics import report as scores
+
+__all__ = ["measure_precision"]
+
+_LISTED = 100  # flips written out; all are counted
+
+Array = NDArray[Any]
+Arrays = dict[str, Array]
+
+
+def measure_precision(
+    evaluation: Evaluation,
+    file: Path,
+    config: MoPEExporterConfig,
+    *,
+    precision: str,
+    thresholds: Thresholds,
+    mark: str = "",
+    limit: int | None = None,
+    parts: Sequence[Path] = (),
+) -> PrecisionReport:
+    """Run ``file`` in ONNX Runtime on the CPU and compare. Never raises for a wrong file: it is in the report.
+
+    Args:
+        evaluation: the samples and the eager model's outputs.
+        file: the graph as saved, or what can be run in its place.
+        config: what the graph was asked to be. A model that routes needs its output ``routing`` here.
+        precision: what it was lowered to.
+        thresholds: what has to be reached.
+        mark: what running it here does not show: ``"emulated"``, ``"CPU"``, or nothing.
+        limit: only the first so many samples.
+        parts: of a graph in several files the others; the report's hash is that of ``file``.
+
+    Raises:
+        DataError: a sample that cannot be read.
+    """
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    session, interface = open_graph(file, config, parts)
+    outputs = tuple(config.outputs)
+    runs: list[tuple[Batch, Arrays]] = []
+    if session is not None:
+        for batch in evaluation.batches(limit=limit, what=file.name):
+            lowered, failures = _run(session, batch, config, precision)
+            interface += failures
+            if lowered is None:
+                break
+            runs.append((batch, lowered))
+    if not all(check.passed for check in interface):
+        runs = []
+    model, n = evaluation.model.config, sum(batch.stop - batch.start for batch, _ in runs)
+    eager: Arrays = {}
+    lowered = {}
+    if runs:
+        eager = {name: np.concatenate([batch.eager[name] for batch, _ in runs]) for name in runs[0][0].eager}
+        lowered = {name: np.concatenate([arrays[name] for _, arrays in runs]) for name in outputs}
+    finite = all(bool(np.isfinite(array).all()) for array in (*eager.values(), *lowered.values()))
+    labels, label_flips = _labels(eager, lowered, model.labels, evaluation.name, multi_label=model.multi_label)
+    experts, expert_flips = _experts(eager, lowered, evaluation.name)
+    return PrecisionReport(
+        file=" + ".join(path.name for path in (file, *parts)),
+        sha256=digest,
+        precision=precision,
+        reference="the eager model, PyTorch float32",
+        runtime=RUNTIME,
+        mark=mark,
+        samples=n,
+        interface=tuple(interface),
+        finite=finite,
+        logits=_error(eager, lowered),
+        labels=labels,
+        metric=_metric(eager, lowered, evaluation, n),
+        routed=model.dynamic,
+        experts=experts,
+        drift=_drift(eager, lowered) if finite else (np.nan,) * len(experts),
+        selections=_selections(eager, lowered) if 1 < model.top_k < model.experts else (),
+        label_flips=label_flips,
+        expert_flips=expert_flips,
+        thresholds=thresholds,
+    )
+
+
+def _run(
+    session: GraphSession, batch: Batch, config: MoPEExporterConfig, precision: str
+) -> tuple[Arrays | None, list[InterfaceCheck]]:
+    """The file's outputs for one batch, and what is wrong with them."""
+    outputs = tuple(config.outputs)
+    where = f"samples {batch.start + 1} to {batch.stop}"
+    try:
+        lowered = run_graph(session, batch.feeds, outputs, config=config, precision=precision)
+    except Exception as error:  # the library's own exceptions share no base class but this
+        return None, [InterfaceCheck(f"running {where}", reason(error), "outputs")]
+    checks = [
+        InterfaceCheck(
+            f"{name} of {where}",
+            f"{lowered[name].dtype} {lowered[name].shape}",
+            f"{batch.eager[name].dtype} {batch.eager[name].shape}",
+        )
+        for name in outputs
+    ]
+    failed = [check for check in checks if not check.passed]
+    return (None if failed else lowered), failed
+
+
+def _error(eager: Arrays, lowered: Arrays) -> LogitsError:
+    if not eager:
+        return LogitsError(np.nan, np.nan)
+    b = eager["logits"].astype(np.float64)  # (n, C)
+    difference = lowered["logits"].astype(np.float64) - b
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = [
+            np.abs(difference).max() / np.abs(b).max(),
+            np.sqrt((difference**2).mean() / (b**2).mean()),
+        ]
+    return LogitsError(*(float(value) if np.isfinite(value) else np.nan for value in found))
+
+
+def _verdicts(logits: Array, *, multi_label: bool) -> Array:
+    """What is decided: class indices (n, 1), or of multi-label models booleans (n, C), as training counts them."""
+    return logits >= 0 if multi_label else logits.argmax(axis=1)[:, None]
+
+
+def _labels(
+    eager: Arrays, lowered: Arrays, names: Sequence[str], name: Callable[[int], str], *, multi_label: bool
+) -> tuple[Share, tuple[Flip, ...]]:
+    if not eager:
+        return Share(0, 0), ()
+    a, b = (_verdicts(side["logits"], multi_label=multi_label) for side in (lowered, eager))  # (n, 1) or (n, C)
+    flips = []
+    for row, column in np.argwhere(a != b).tolist():
+        chosen, ours = a[row, column], b[row, column]
+        logits = eager["logits"][row].astype(np.float64)
+        if multi_label:
+            answers = ("yes", "no") if ours else ("no", "yes")
+            flips.append(Flip(name(row), f"label {names[column]}", *answers, margin=abs(float(logits[column]))))
+        else:
+            flips.append(
+                Flip(name(row), "label", names[ours], names[chosen], margin=float(logits[ours] - logits[chosen]))
+            )
+    return Share(b.size, int((a == b).sum())), _largest(flips)
+
+
+def _metric(eager: Arrays, lowered: Arrays, evaluation: Evaluation, n: int) -> Metric | None:
+    known = evaluation.labelled[:n]
+    if not known.any():
+        return None
+    model = evaluation.model.config
+    figure = "f1_micro" if model.multi_label else "accuracy"
+    found = []
+    for side in (eager, lowered):
+        decided = _verdicts(side["logits"], multi_label=model.multi_label)
+        decided = decided if model.multi_label else decided[:, 0]
+        found.append(float(scores(evaluation.truth[:n][known], decided[known], model.labels)[figure]))
+    return Metric(figure, int(known.sum()), *found)
+
+
+def _experts(eager: Arrays, lowered: Arrays, name: Callable[[int], str]) -> tuple[tuple[Share, ...], tuple[Flip, ...]]:
+    """The top expert of every sample and layer."""
+    if "routing" not in lowered:
+        return (), ()
+    a, b = (side["routing"].argmax(axis=-1) for side in (lowered, eager))  # (n, layers)
+    flips = []
+    for row, layer in np.argwhere(a != b).tolist():
+        weights = eager["soft"][row, layer].astype(np.float64)  # (K,)
+        chosen, ours = int(a[row, layer]), int(b[row, layer])
+        margin = float(weights[ours] - weights[chosen])
+        flips.append(Flip(name(row), f"layer {layer}", f"expert {ours}", f"expert {chosen}", margin=margin))
+    return tuple(Share(len(a), int(equal)) for equal in (a == b).sum(axis=0)), _largest(flips)
+
+
+def _drift(eager: Arrays, lowered: Arrays) -> tuple[float, ...]:
+    """Per layer, the mean share of the routing weight that went to other experts."""
+    if "routing" not in lowered:
+        return ()
+    moved = np.abs(lowered["routing"].astype(np.float64) - eager["routing"]).sum(axis=-1) / 2  # (n, layers)
+    return tuple(moved.mean(axis=0).tolist())
+
+
+def _selections(eager: Arrays, lowered: Arrays) -> tuple[Share, ...]:
+    """The set of experts that top-k routing selected, in every layer."""
+    if "routing" not in lowered:
+        return ()
+    same = ((lowered["routing"] > 0) == (eager["routing"] > 0)).all(axis=-1)  # (n, layers)
+    return tuple(Share(len(same), int(equal)) for equal in same.sum(axis=0))
+
+
+def _largest(flips: list[Flip]) -> tuple[Flip, ...]:
+    return tuple(sorted(flips, key=lambda flip: -flip.margin)[:_LISTED])

@@ -1,0 +1,186 @@
+"""Golden samples: a few real ones with all that is known of them, raw and as arrays, for a device to check itself."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from export.gate.reference import eager_outputs
+from mope_deploy.data import Sample, open_samples
+from mope_deploy.errors import DataError
+from mope_deploy.model import MoPE
+from mope_deploy.preprocess import Preprocessing, Waveform
+from mope_deploy.preprocess.audio import read_waveform
+from mope_deploy.preprocess.video import read_clip
+
+__all__ = ["FOLDER", "INPUTS", "OUTPUTS", "SAMPLES", "Golden", "golden_samples", "make_golden", "pick_samples"]
+
+FOLDER = "golden"
+SAMPLES, INPUTS, OUTPUTS = f"{FOLDER}/samples.jsonl", f"{FOLDER}/inputs.npz", f"{FOLDER}/outputs.npz"
+
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+_LONGEST_SIDE = 1024  # pixels; a larger picture is shrunk before it goes into a bundle
+_LONGEST_FRAME = 320  # of a video
+_FLAC_CHANNELS = 8  # more it does not hold
+_SAFE_GAP = 1e-3  # between the last selected expert and the next one
+
+
+@dataclass(frozen=True)
+class Golden:
+    """The files of the golden samples by their name in the bundle, and the arrays in them."""
+
+    files: dict[str, bytes]
+    inputs: dict[str, NDArray[Any]]
+    outputs: dict[str, NDArray[Any]]
+
+
+def pick_samples(data: Path, model: MoPE, count: int, *, seed: int = 0) -> list[Sample]:
+    """``count`` samples of a data file, drawn without order so that every label has its chance; fewer if it has fewer.
+
+    Raises:
+        DataError: a row that cannot be used, by file and line, or no row at all.
+    """
+    rows = list(
+        open_samples(
+            data,
+            labels=model.config.labels,
+            multi_label=model.config.multi_label,
+            require_label=False,
+            modalities=[spec.modality for spec in (model.config.main, *model.config.complementary)],
+            optional=model.config.missing,
+        )
+    )
+    if not rows:
+        raise DataError(f"{data} has no rows", expected="samples to check the export on")
+    order = np.random.default_rng(seed).permutation(len(rows))[:count]
+    return [rows[i] for i in order]
+
+
+def golden_samples(model: MoPE, samples: Sequence[Sample], count: int) -> list[Sample]:
+    """``count`` of ``samples``: one of each label as far as they go, if possible none with a near-tie of experts."""
+    steady = [sample for sample, safe in zip(samples, _is_steady(model, samples), strict=True) if safe]
+    ordered = steady + [sample for sample in samples if sample not in steady]
+    chosen: list[Sample] = []
+    seen: set[str] = set()
+    for sample in ordered:
+        labels = {sample.label} if isinstance(sample.label, str) else set(sample.label or ())
+        if len(chosen) < count and labels - seen:
+            chosen.append(sample)
+            seen |= labels
+    chosen += [sample for sample in ordered if sample not in chosen][: count - len(chosen)]
+    return chosen
+
+
+def make_golden(model: MoPE, samples: Sequence[Sample], *, outputs: Iterable[str]) -> Golden:
+    """Write down ``samples``: rows as JSONL with their files, the input arrays made from exactly those, the outputs.
+
+    Pictures become PNG, sounds FLAC at their own rate, videos the frames that the encoder reads, in an ``.npz``: what
+    every device decodes to the same values.
+
+    Args:
+        model: the reference.
+        samples: what to store.
+        outputs: names of the outputs to store.
+    """
+    files: dict[str, bytes] = {}
+    rows, loaded = [], []
+    for i, sample in enumerate(samples):
+        row: dict[str, Any] = {}
+        item: dict[str, Any] = {}
+        # The arrays come from what is stored, as on the device, not from whatever file it was made from.
+        if sample.image is not None:
+            row["image"] = f"{i}.png"
+            files[f"{FOLDER}/{i}.png"] = png = _png(sample.image)
+            item["image"] = model.preprocessing.load_image(Image.open(io.BytesIO(png)))
+        if sample.text is not None:
+            row["text"] = item["text"] = sample.text
+        if sample.audio is not None:
+            row["audio"] = f"{i}.flac"
+            files[f"{FOLDER}/{i}.flac"], stored = _flac(sample.audio, model.preprocessing)
+            item["audio"] = model.preprocessing.load_audio(stored)
+        if sample.video is not None:
+            row["video"] = f"{i}.npz"
+            frames = _clip(sample.video, model.preprocessing)
+            files[f"{FOLDER}/{i}.npz"] = _npz({"frames": frames})
+            item["video"] = model.preprocessing.load_video(frames)
+        row["label"] = sample.label
+        rows.append(row)
+        loaded.append(item)
+    inputs = model.preprocessing.collate(loaded)
+    inputs = {name: inputs[name] for name in model.input_names}
+    known = {name: array for name, array in eager_outputs(model, inputs).items() if name in set(outputs)}
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    files |= {SAMPLES: lines.encode(), INPUTS: _npz(inputs), OUTPUTS: _npz(known)}
+    return Golden(files=files, inputs=inputs, outputs=known)
+
+
+def _is_steady(model: MoPE, samples: Sequence[Sample]) -> list[bool]:
+    """Per sample, whether rounding cannot change which experts are selected."""
+    top_k = model.config.top_k
+    if not model.config.dynamic or not 0 < top_k < model.config.experts:
+        return [True] * len(samples)
+    found: list[bool] = []
+    for start in range(0, len(samples), 16):
+        batch = [sample.load(model.preprocessing) for sample in samples[start : start + 16]]
+        soft = -np.sort(
+            -eager_outputs(model, model.preprocessing.collate(batch))["soft"], axis=-1
+        )  # (B, layers, K), falling
+        found += ((soft[..., top_k - 1] - soft[..., top_k]).min(axis=-1) > _SAFE_GAP).tolist()
+    return found
+
+
+def _png(path: Path) -> bytes:
+    """The picture upright, without metadata and lossless, so that every device decodes the same pixels."""
+    with Image.open(path) as opened:
+        image = ImageOps.exif_transpose(opened)
+        if image.mode not in _PNG_MODES:
+            image = image.convert("RGB")
+        if max(image.size) > _LONGEST_SIDE:
+            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+            image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
+        image.info = {key: value for key, value in image.info.items() if key == "transparency"}
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG", optimize=True)
+        return buffer.getvalue()
+
+
+def _flac(path: Path, preprocessing: Preprocessing) -> tuple[bytes, Waveform]:
+    """What the encoder reads of a clip as FLAC, at its own rate and with its own channels; and what that decodes to."""
+    import soundfile
+
+    spec = preprocessing.audio
+    assert spec is not None
+    clip = read_waveform(path, seconds=spec.max_seconds, target=spec.sample_rate)
+    samples = clip.samples[:, :_FLAC_CHANNELS]
+    whole = samples * 2.0**15
+    subtype = "PCM_16" if np.array_equal(whole, np.rint(whole)) else "PCM_24"
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, clip.rate, format="FLAC", subtype=subtype)
+    buffer.seek(0)
+    stored, rate = soundfile.read(buffer, dtype="float32", always_2d=True)
+    return buffer.getvalue(), Waveform(stored, rate)
+
+
+def _clip(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """The frames that the encoder reads of a video, uint8 (F, h, w, 3), shrunk to 320 pixels a side at most."""
+    assert preprocessing.video is not None
+    frames = []
+    for frame in read_clip(path, preprocessing.video):
+        image = Image.fromarray(frame)
+        image.thumbnail((_LONGEST_FRAME, _LONGEST_FRAME))
+        frames.append(np.asarray(image))
+    return np.stack(frames)
+
+
+def _npz(arrays: dict[str, NDArray[Any]]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()

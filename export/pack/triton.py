@@ -1,0 +1,271 @@
+"""From a bundle to a model repository for NVIDIA's Triton Inference Server: ``config.pbtxt``, ``1/model.onnx``.
+
+Triton serves the graph itself: pictures and texts are prepared by its clients, as docs/bundle.md describes. Layout and
+configuration: Triton's "Model Repository" and "Model Configuration" pages, and its ONNX Runtime backend's page.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from export.pack.pbtxt import Message, quoted, read_text
+from mope_deploy import __version__
+from mope_deploy.bundle import Bundle
+from mope_deploy.engines.tensorrt.profiles import DEFAULT_BATCH, Sizes
+from mope_deploy.errors import ExportError, UsageError
+from mope_deploy.manifest import MANIFEST, Graph, TensorSpec
+
+__all__ = ["model_name", "write_repository"]
+
+CONFIG, LABELS, MODEL, SOURCE = "config.pbtxt", "labels.txt", "model.onnx", "bundle.json"
+PLATFORM = "onnxruntime_onnx"
+MAX_BATCH, MAX_INSTANCES = 4096, 64
+QUEUE_DELAY_US = 500  # that a request may wait for others to share its batch
+KINDS = ("auto", "gpu", "cpu")
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_TYPES = {
+    "float32": "TYPE_FP32",
+    "float16": "TYPE_FP16",
+    "int64": "TYPE_INT64",
+    "int32": "TYPE_INT32",
+    "int8": "TYPE_INT8",
+    "uint8": "TYPE_UINT8",
+    "bool": "TYPE_BOOL",
+}
+
+
+def write_repository(
+    bundle: Bundle,
+    folder: Path,
+    *,
+    graph: str | None = None,
+    name: str | None = None,
+    max_batch: int = 16,
+    queue_delay_us: int = QUEUE_DELAY_US,
+    instances: int | None = None,
+    kind: str = "auto",
+) -> Path:
+    """Put a graph of a bundle into a model repository, as a new model or as the next version of one.
+
+    A model that is there keeps its ``config.pbtxt``, whatever was tuned in it. All of the new version appears at once.
+
+    Args:
+        bundle: opened and verified.
+        folder: the repository; made if it is not there.
+        graph: name of the graph; by default the first that ONNX Runtime takes.
+        name: of the model in the repository; by default the bundle's.
+        max_batch: most samples that Triton puts into one call. It batches requests of the same shapes only: clients
+            that pad their texts to a common length share batches. Always 1 for int8-dynamic.
+        queue_delay_us: microseconds that a request may wait for others, to share a batch.
+        instances: copies of the model on each device; None for Triton's choice of one on every GPU, or on the CPU.
+        kind: where those copies are, one of :data:`KINDS`.
+
+    Returns:
+        The version's folder, ``folder/name/1``.
+
+    Raises:
+        UsageError: an argument that cannot be; no such graph, or one in parts; a model of another interface has that
+            name, or something that is no model of a repository.
+        ExportError: the labels or axes cannot be said in a repository, or it cannot be written.
+    """
+    chosen = bundle.graph(graph, engine="onnxruntime")
+    if chosen.parts:
+        raise UsageError(
+            f"{chosen.name} of {bundle.path} is in parts, which one model of Triton cannot be",
+            todo="export it without --split",
+        )
+    if chosen.precision == "int8-dynamic":  # its results would depend on batch-mates
+        max_batch = 1
+    name = model_name(bundle) if name is None else name
+    _check_arguments(bundle, folder, name, max_batch, queue_delay_us, instances, kind)
+    model = folder / name
+    labels = _labels(bundle)
+    config = _config(
+        bundle,
+        chosen,
+        name=name,
+        max_batch=max_batch,
+        queue_delay_us=queue_delay_us,
+        instances=instances,
+        kind=kind,
+    )
+    try:
+        if os.path.lexists(model):
+            _check_compatible(model, config, labels)
+            version = 1 + max((int(path.name) for path in model.iterdir() if path.name.isdecimal()), default=0)
+            with _staged(model) as staged:
+                _put(bundle, chosen, staged)
+                staged.rename(model / str(version))
+        else:
+            version = 1
+            folder.mkdir(parents=True, exist_ok=True)
+            with _staged(folder) as staged:
+                _put(bundle, chosen, staged / "1")
+                (staged / LABELS).write_text(labels, encoding="utf-8")
+                (staged / CONFIG).write_text(config, encoding="utf-8")
+                staged.rename(model)
+    except OSError as error:
+        raise ExportError(f"the model repository {folder} cannot be written", received=error.strerror) from error
+    return model / str(version)
+
+
+def _check_arguments(
+    bundle: Bundle, folder: Path, name: str, max_batch: int, queue_delay_us: int, instances: int | None, kind: str
+) -> None:
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            "the name of a Triton model", received=repr(name[:60]), expected="letters, digits and _ . -, at most 128"
+        )
+    if not 1 <= max_batch <= MAX_BATCH:
+        raise UsageError("the largest batch", received=max_batch, expected=f"1 to {MAX_BATCH:,}")
+    if not 0 <= queue_delay_us <= 10_000_000:
+        raise UsageError("the queue delay", received=queue_delay_us, expected="0 to 10,000,000 microseconds")
+    if instances is not None and not 1 <= instances <= MAX_INSTANCES:
+        raise UsageError("instances of a Triton model", received=instances, expected=f"1 to {MAX_INSTANCES}")
+    if kind not in KINDS:
+        raise UsageError("where instances run", received=repr(kind), expected=f"one of {', '.join(KINDS)}")
+    if (folder / MANIFEST).exists() or folder.resolve().is_relative_to(bundle.path.resolve()):
+        raise UsageError(f"{folder} is a bundle, not a model repository", todo="choose another folder")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file", expected="a folder, or nothing yet")
+
+
+def model_name(bundle: Bundle) -> str:
+    """The bundle's own name with what Triton does not take replaced."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", bundle.manifest.name).strip("_.-")[:128] or "mope"
+
+
+def _labels(bundle: Bundle) -> str:
+    """The file of labels: one a line, in the order of the logits."""
+    for label in bundle.manifest.task.labels:
+        if len(label.splitlines()) != 1:
+            raise ExportError(
+                "a label cannot stand in Triton's file of labels", received=repr(label[:60]), expected="one line"
+            )
+    return "".join(f"{label}\n" for label in bundle.manifest.task.labels)
+
+
+def _config(
+    bundle: Bundle,
+    graph: Graph,
+    *,
+    name: str,
+    max_batch: int,
+    queue_delay_us: int,
+    instances: int | None,
+    kind: str,
+) -> str:
+    """The text of ``config.pbtxt``."""
+    best = bundle.manifest.build.profile.get("batch", (0, Sizes.parse(DEFAULT_BATCH, axis="batch").opt, 0))[1]
+    preferred = sorted({size for size in (best, max_batch) if size <= max_batch})
+    lines = [
+        f"# Written by mope-deploy {__version__}. Each version's {SOURCE} names the bundle it came from.",
+        f"name: {quoted(name)}",
+        f"platform: {quoted(PLATFORM)}",
+        f"max_batch_size: {max_batch}",
+        *_tensors("input", graph.inputs),
+        *_tensors("output", graph.outputs),
+        "# Only the newest version is served: a new one takes over at once.",
+        "version_policy { latest { num_versions: 1 } }",
+        "dynamic_batching {",
+        f"  preferred_batch_size: [ {', '.join(map(str, preferred))} ]",
+        f"  max_queue_delay_microseconds: {queue_delay_us}",
+        "}",
+    ]
+    if instances is not None:
+        lines.append(f"instance_group [ {{ count: {instances} kind: KIND_{kind.upper()} }} ]")
+    if graph.precision == "fp32":
+        lines += [
+            "# Products of float32 are not rounded to TF32 (needs a Triton whose ONNX Runtime is 1.18 or newer).",
+            "optimization { execution_accelerators { gpu_execution_accelerator [",
+            '  { name: "cuda" parameters { key: "use_tf32" value: "0" } }',
+            "] } }",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _tensors(field: str, specs: tuple[TensorSpec, ...]) -> Iterator[str]:
+    """Inputs or outputs without the batch axis, which ``max_batch_size`` stands for; axes that vary are -1."""
+    yield f"{field} ["
+    for i, spec in enumerate(specs):
+        if spec.shape[0] != "batch" or len(spec.shape) < 2:
+            raise ExportError(f"Triton cannot batch {spec.name}", received=spec.form, expected="a first axis batch")
+        sizes = ", ".join(str(axis) if isinstance(axis, int) else "-1" for axis in spec.shape[1:])
+        labels = f" label_filename: {quoted(LABELS)}" if spec.name == "logits" else ""
+        comma = "," if i < len(specs) - 1 else ""
+        yield (f"  {{ name: {quoted(spec.name)} data_type: {_TYPES[spec.dtype]} dims: [ {sizes} ]{labels} }}{comma}")
+    yield "]"
+
+
+def _check_compatible(model: Path, config: str, labels: str) -> None:
+    """The model that is there takes and gives the same tensors, with labels in the same order."""
+    todo = "choose another name for this model, or another folder"
+    if model.is_symlink() or not (model / CONFIG).is_file():
+        raise UsageError(f"{model} exists and is no model of a Triton repository: no {CONFIG}", todo=todo)
+    try:
+        theirs = _interface(read_text((model / CONFIG).read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise UsageError(f"{model / CONFIG} cannot be read: {error}", todo=todo) from error
+    for what, ours in _interface(read_text(config)).items():
+        if theirs[what] != ours:
+            raise UsageError(
+                f"{model} is another model, of another {what}",
+                received=theirs[what],
+                expected=ours,
+                todo=todo,
+            )
+    if (model / LABELS).read_text(encoding="utf-8") != labels:
+        raise UsageError(f"{model} is a model with other labels, or in another order", todo=todo)
+
+
+def _interface(config: Message) -> dict[str, Any]:
+    """What a new version may not change for clients of the old ones."""
+
+    def tensors(field: str) -> list[tuple[Any, ...]]:
+        keys = ("name", "data_type", "dims", "label_filename")
+        return sorted(tuple(tuple(one.get(key, ())) for key in keys) for one in config.get(field, ()))
+
+    batch = config.get("max_batch_size", ["0"])[0]
+    return {
+        "platform": ", ".join(config.get("platform", [])) or "none",
+        "batching": "a batch axis" if batch != "0" else "no batch axis",
+        "set of inputs": tensors("input"),
+        "set of outputs": tensors("output"),
+    }
+
+
+def _put(bundle: Bundle, graph: Graph, version: Path) -> None:
+    """One version: the graph under the name that Triton looks for, weights under the one that the graph has for them.
+
+    A graph of several files has to be in a folder of that name.
+    """
+    version.mkdir(parents=True, exist_ok=True)
+    place = version / MODEL if graph.data else version
+    base = Path(graph.file).parent
+    for name in graph.data:
+        target = place / Path(name).relative_to(base)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle.file(name), target)
+    shutil.copyfile(bundle.file(graph.file), place / MODEL)
+    source = {"name": bundle.manifest.name, "sha256": bundle.sha256, "graph": graph.name, "precision": graph.precision}
+    (version / SOURCE).write_text(json.dumps(source, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """A hidden folder beside what it will be renamed to; gone afterwards in any case."""
+    staged = folder / f".{secrets.token_hex(8)}.tmp"
+    staged.mkdir()
+    try:
+        yield staged
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)

@@ -1,0 +1,236 @@
+"""ONNX Runtime behind the session protocol. Works from 1.18 (JetPack 6) on."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mope_deploy.engines.onnxruntime.binding import Bindings
+from mope_deploy.engines.onnxruntime.cpu import CpuSettings, cpu_settings
+from mope_deploy.engines.onnxruntime.providers import (
+    CPU,
+    CUDA,
+    PLANNING,
+    TENSORRT,
+    Providers,
+    choose_providers,
+    distributions,
+    make_cache,
+    tf32_is_allowed,
+)
+from mope_deploy.engines.session import TF32_TOLERANCE, Arrays, alone, check_feeds, check_interface, check_outputs
+from mope_deploy.engines.tensorrt.profiles import Profile, chunks
+from mope_deploy.errors import EngineError, MissingExtraError, UsageError
+from mope_deploy.extras import require
+from mope_deploy.manifest import Graph
+
+__all__ = ["OnnxRuntimeSession", "available_providers", "library_version"]
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
+# How its releases word that a file is newer than they know: the IR version, the opset, one operator.
+_TOO_OLD = r"IR version|model file format version|opset|not a registered function/op|Could not find an implementation"
+
+
+class OnnxRuntimeSession:
+    """One graph in ONNX Runtime; the :class:`~mope_deploy.engines.session.Session` protocol.
+
+    Args:
+        path: the ONNX file.
+        graph: what the manifest says about it.
+        cpu: threads and arena; by default what :func:`~mope_deploy.engines.onnxruntime.cpu.cpu_settings` finds best here.
+        providers: ONNX Runtime's execution providers, names (``"cuda"`` or ``"CUDAExecutionProvider"``) or (name,
+            options) pairs; the CPU by default. The first one must come up: ONNX Runtime itself would fall back to the
+            CPU without a word. What options they are given by default: providers.py.
+        profile: sizes of the graph's axes, for the providers that build engines of their own: batches are cut and
+            padded to fit.
+        cache: folder in which those providers may keep their engines; made if it is not there.
+        pad_id: of the tokenizer, for such padding.
+        takes_turns: whether another session runs before and after this one does: then its threads, which otherwise
+            spin for a while in wait of more work, must not take the cores from that one's.
+
+    Raises:
+        UsageError: no provider is called that.
+        MissingExtraError: onnxruntime is not installed.
+        EngineError: it refuses the file, has no such provider, or the provider does not come up.
+    """
+
+    name = "onnxruntime"
+    why = ""
+
+    def __init__(
+        self,
+        path: Path,
+        graph: Graph,
+        *,
+        cpu: CpuSettings | None = None,
+        providers: Providers | None = None,
+        profile: Profile | None = None,
+        cache: Path | None = None,
+        pad_id: int = 0,
+        takes_turns: bool = False,
+    ) -> None:
+        ort = _import()
+        chosen = choose_providers(
+            providers, ort.get_available_providers(), inputs=graph.inputs, profile=profile, cache=cache
+        )
+        first = chosen[0][0]
+        if first in PLANNING and make_cache(cache) is None:
+            chosen = choose_providers(providers, ort.get_available_providers(), inputs=graph.inputs, profile=profile)
+        self.least_tolerance = TF32_TOLERANCE if tf32_is_allowed(chosen, os.environ) else 0.0
+        options = ort.SessionOptions()
+        options.log_severity_level = 4  # fatal only: every error is raised as well, and reported once
+        cpu = cpu or cpu_settings()
+        self.settings = cpu.to_dict()
+        options.intra_op_num_threads, options.enable_cpu_mem_arena = cpu.threads, cpu.arena
+        if first == CPU:  # else the arena takes in the weights, and keeps the room that unpacking them took
+            options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+        if not cpu.spinning:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        elif takes_turns:
+            options.add_session_config_entry("session.force_spinning_stop", "1")
+        try:
+            # Falling back to other providers prints to standard output, where a command's JSON goes; in 1.18 no option
+            # keeps it from that.
+            with contextlib.redirect_stdout(io.StringIO()):
+                wanted = [(name, given) if given else name for name, given in chosen]
+                self._session = ort.InferenceSession(str(path), options, providers=wanted, enable_fallback=0)
+            self._session.disable_fallback()
+            loaded = {
+                "inputs": _described(self._session.get_inputs()),
+                "outputs": _described(self._session.get_outputs()),
+            }
+        except Exception as error:  # the library's own exceptions share no base class but this
+            raise _refused(error, path, graph, ort.__version__) from error
+        active = self._session.get_providers()
+        if first not in active:
+            raise EngineError(
+                f"onnxruntime could not start {first}",
+                received=f"a session on {', '.join(active)}",
+                todo="check the driver and the libraries it needs, or leave providers out to use the CPU",
+            )
+        self.device = active[0]
+        self.inputs, self.outputs = graph.inputs, graph.outputs
+        check_interface("inputs", loaded["inputs"], self.inputs, str(path))
+        check_interface("outputs", loaded["outputs"], self.outputs, str(path))
+        self._profile, self._pad_id = profile if first in PLANNING else None, pad_id
+        self._alone = graph.precision == "int8-dynamic"  # its ranges are those of whole tensors
+        self._shapes = {spec.name: spec.shape for spec in self.inputs}
+        self._lock = threading.Lock()  # of the buffers
+        self._bindings: Bindings | None = None
+        if first in (CUDA, TENSORRT):
+            self._bindings = Bindings(ort, self._session, self.inputs, self.outputs)
+
+    def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None) -> Arrays:
+        names = check_outputs(outputs, self.outputs)
+        check_feeds(feeds, self.inputs)
+        try:
+            if self._alone:
+                parts = [(self._run(one, names), 1) for one in alone(feeds, self._shapes)]
+            elif self._profile is None:
+                return self._run(feeds, names)
+            else:
+                parts = [
+                    (self._run(chunk.feeds, names), chunk.rows)
+                    for chunk in chunks(feeds, self.inputs, self._profile, pad_id=self._pad_id)
+                ]
+        except UsageError:
+            raise
+        except Exception as error:
+            raise EngineError(f"onnxruntime failed while running the graph: {_message(error)}") from error
+        return {name: np.concatenate([part[name][:rows] for part, rows in parts]) for name in names}
+
+    def _run(self, feeds: Mapping[str, NDArray[Any]], names: Sequence[str]) -> Arrays:
+        if self._bindings is not None:
+            with self._lock:
+                found = self._bindings.run(feeds, names)
+            if found is not None:
+                return found
+        return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+
+
+def available_providers() -> list[str]:
+    """What the installed onnxruntime can be asked for; each may still fail to start.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+        EngineError: it cannot be imported.
+    """
+    return list(_import().get_available_providers())
+
+
+def library_version() -> str:
+    """Version of the installed onnxruntime.
+
+    Raises:
+        MissingExtraError, EngineError: see :func:`available_providers`.
+    """
+    return str(_import().__version__)
+
+
+def _import() -> ModuleType:
+    try:
+        return require("onnxruntime", extra="ort", purpose="running a bundle")
+    except MissingExtraError as error:
+        if found := distributions():  # never advise to install one over the other
+            named = " and ".join(f"{name} {version}" for name, version in found.items())
+            raise EngineError(
+                f"{named} is installed and cannot be imported: {_message(error.__cause__ or error)}",
+                todo="install what is missing, or that same package again",
+            ) from error
+        raise MissingExtraError(
+            error.what,
+            todo="run: pip install 'mope-deploy[ort]' for a CPU or 'mope-deploy[ort-gpu]' for CUDA; "
+            "on a Jetson, the onnxruntime-gpu wheel made for its JetPack",
+        ) from error
+    except Exception as error:  # a wheel for another numpy, Python or CUDA stumbles while it is imported
+        raise EngineError(
+            f"onnxruntime is installed and cannot be imported: {_message(error)}",
+            todo=f"install {' or '.join(distributions()) or 'it'} again",
+        ) from error
+
+
+def _described(tensors: Sequence[Any]) -> dict[str, tuple[str, tuple[int | None, ...]]]:
+    """Name → (numpy's dtype, sizes); ONNX Runtime reports an axis that varies by its name or as None."""
+    return {
+        tensor.name: (
+            _DTYPES.get(tensor.type, tensor.type),
+            tuple(size if isinstance(size, int) else None for size in tensor.shape),
+        )
+        for tensor in tensors
+    }
+
+
+def _refused(error: Exception, path: Path, graph: Graph, version: str) -> EngineError:
+    message = _message(error)
+    if re.search(_TOO_OLD, str(error)):
+        return EngineError(
+            f"onnxruntime {version} is too old for {path.name}",
+            received=f"a graph of IR version {graph.ir_version} and opset {graph.opset} ({message})",
+            expected="one that it reads",
+            todo="upgrade onnxruntime, or run another graph of the bundle",
+        )
+    return EngineError(f"onnxruntime {version} refuses {path}: {message}")
+
+
+def _message(error: BaseException) -> str:
+    """One line; of a long one the end, which says what happened where the beginning names sources and functions."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    return message if len(message) <= 300 else f"… {message[-300:]}"

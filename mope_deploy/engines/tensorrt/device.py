@@ -1,0 +1,85 @@
+"""What this machine is, as far as an engine depends on it."""
+
+from __future__ import annotations
+
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from mope_deploy.engines.tensorrt.cuda import Cuda
+from mope_deploy.errors import EngineError
+
+__all__ = ["Device", "available_memory", "this_device"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """A machine. None stands for what is not there or not known.
+
+    Args:
+        os: operating system and processor, ``"Linux x86_64"``.
+        gpu: name of the GPU.
+        compute_capability: of the GPU, ``"8.7"``.
+        driver: version of the GPU's driver, ``"580.65.06"``.
+        cuda: newest CUDA that the driver supports, ``"12.6"``.
+        l4t: release of Jetson Linux, ``"36.4.3"``.
+        no_gpu: why there is no GPU, if there is none.
+    """
+
+    os: str
+    gpu: str | None = None
+    compute_capability: str | None = None
+    driver: str | None = None
+    cuda: str | None = None
+    l4t: str | None = None
+    no_gpu: str | None = None
+
+
+def this_device() -> Device:
+    """The machine this process runs on, with the first GPU that CUDA shows."""
+    system, l4t = f"{platform.system()} {platform.machine()}", _l4t(_read("/etc/nv_tegra_release"))
+    try:
+        cuda = Cuda()
+    except EngineError as error:
+        return Device(os=system, l4t=l4t, no_gpu=str(error))
+    return Device(
+        os=system,
+        gpu=cuda.name,
+        compute_capability=cuda.compute_capability,
+        driver=_driver(_read("/proc/driver/nvidia/version")),
+        cuda=cuda.version,
+        l4t=l4t,
+    )
+
+
+def available_memory() -> int | None:
+    """Bytes of main memory that a new process may take: what Linux says, or less where a container's limit says so."""
+    found = []
+    match = re.search(r"^MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
+    if match:
+        found.append(int(match[1]) * 1024)
+    limit, used = _read("/sys/fs/cgroup/memory.max").strip(), _read("/sys/fs/cgroup/memory.current").strip()
+    if limit.isdigit() and used.isdigit():
+        cache = re.search(r"^inactive_file (\d+)", _read("/sys/fs/cgroup/memory.stat"), re.MULTILINE)
+        found.append(max(int(limit) - int(used) + (int(cache[1]) if cache else 0), 0))
+    return min(found, default=None)
+
+
+def _driver(text: str) -> str | None:
+    """From the kernel module's own line: ``NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  …``."""
+    match = re.search(r"^NVRM version:.*?\s(\d+\.\d+(?:\.\d+)?)\s", text, re.MULTILINE)
+    return match[1] if match else None
+
+
+def _l4t(text: str) -> str | None:
+    """From Jetson Linux's own line: ``# R36 (release), REVISION: 4.3, …``."""
+    match = re.match(r"# R(\d+) \(release\), REVISION: ([\d.]+)", text)
+    return f"{match[1]}.{match[2]}" if match else None
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

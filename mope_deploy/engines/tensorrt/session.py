@@ -1,0 +1,360 @@
+"""A built engine: checked, deserialised, proved on this device, then behind the session protocol.
+
+The checks come in one order, and the first that fails is the one reported, with both values: hashes → library version →
+compute capability → operating system → deserialising → inputs and outputs → precision → golden samples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mope_deploy.bundle import Bundle
+from mope_deploy.engines.golden import Verification, check_outputs_are_golden
+from mope_deploy.engines.session import TF32_TOLERANCE, Arrays, Session, check_feeds, check_interface, check_outputs
+from mope_deploy.engines.tensorrt.backends import Backend, dtype_name
+from mope_deploy.engines.tensorrt.cuda import Cuda
+from mope_deploy.engines.tensorrt.device import Device
+from mope_deploy.engines.tensorrt.inspect import check_precision, read_precisions
+from mope_deploy.engines.tensorrt.log import shared_log
+from mope_deploy.engines.tensorrt.profiles import Chunk, chunks, profile_shapes
+from mope_deploy.engines.tensorrt.sidecar import EngineFiles, Proof, Sidecar, onnx_files, write_json
+from mope_deploy.errors import EngineError
+from mope_deploy.manifest import Graph
+
+__all__ = ["TensorRTSession", "check_engine", "check_tensors", "deserialise", "open_engine", "prove"]
+
+REBUILD = "build it again on this device: mope build BUNDLE, or add --rebuild"
+
+
+def open_engine(bundle: Bundle, graph: Graph, files: EngineFiles, backend: Backend, device: Device) -> TensorRTSession:
+    """Load a built engine, all checks included.
+
+    The engine's precision is read back and the golden samples are run before anything else, unless this very engine
+    was proved on this very device before.
+
+    Raises:
+        EngineError: the first check that fails.
+        ParityError: the golden samples do not come out.
+    """
+    sidecar = Sidecar.read(files.sidecar)
+    plan = check_engine(sidecar, files, bundle, graph, backend, device)
+    engine = deserialise(backend, plan, files)
+    check_tensors(_described(backend, engine), sidecar, graph, files)
+    pad_id = bundle.manifest.text.pad_id if bundle.manifest.text else 0
+    session = TensorRTSession(engine, backend, sidecar, graph, pad_id=pad_id)
+    session.files = files
+    session.proof = prove(session, bundle, sidecar, files, backend, device, information=session.information)
+    return session
+
+
+def check_engine(
+    sidecar: Sidecar, files: EngineFiles, bundle: Bundle, graph: Graph, backend: Backend, device: Device
+) -> bytes:
+    """Everything that can be known before deserialising; returns the engine's bytes, read once, as they were hashed.
+
+    Raises:
+        EngineError: naming the first mismatch with both values.
+    """
+    name = files.engine
+    if (sidecar.backend, sidecar.graph) != (backend.name, graph.name):
+        raise _mismatch(
+            f"{files.sidecar}", f"{sidecar.graph} for {sidecar.backend}", f"{graph.name} for {backend.name}"
+        )
+    wanted = onnx_files(bundle, graph)
+    if sidecar.onnx != wanted:
+        file = next(iter(sorted({*sidecar.onnx, *wanted} - {k for k in wanted if sidecar.onnx.get(k) == wanted[k]})))
+        raise _mismatch(
+            f"{name} was built from another ONNX file: {file}",
+            f"SHA-256 {sidecar.onnx.get(file, 'none')[:12]}",
+            f"{wanted.get(file, 'none')[:12]}",
+        )
+    try:
+        size = name.stat().st_size
+        if size != sidecar.engine.bytes:
+            raise _mismatch(f"{name} is damaged", f"{size:,} bytes", f"{sidecar.engine.bytes:,}")
+        plan = name.read_bytes()
+    except OSError as error:
+        raise EngineError(f"{name} cannot be read", received=error.strerror, todo=REBUILD) from error
+    digest = hashlib.sha256(plan).hexdigest()
+    if digest != sidecar.engine.sha256:
+        raise _mismatch(f"{name} is damaged", f"SHA-256 {digest[:12]}…", f"{sidecar.engine.sha256[:12]}…")
+    if sidecar.version != backend.version:
+        raise _mismatch(
+            f"{name} was built by another version of {backend.name}",
+            sidecar.version,
+            f"{backend.version}, installed here",
+        )
+    _check_header(backend, plan, files)
+    if device.compute_capability is None:
+        raise EngineError(
+            f"{name} needs a GPU to run",
+            received=device.no_gpu or "no GPU",
+            expected=f"compute capability {', '.join(sidecar.compute_capabilities)}",
+        )
+    if device.compute_capability not in sidecar.compute_capabilities:
+        raise _mismatch(
+            f"{name} was built for another GPU",
+            f"compute capability {', '.join(sidecar.compute_capabilities)}",
+            f"{device.compute_capability}, that of {device.gpu}",
+        )
+    if sidecar.built_on.os != device.os:
+        raise _mismatch(f"{name} was built on another system", sidecar.built_on.os, device.os)
+    if sidecar.built_on.l4t != device.l4t and sidecar.built_on.compute_capability is not None:
+        raise _mismatch(
+            f"{name} was built on another Jetson Linux", f"{sidecar.built_on.l4t or 'none'}", f"{device.l4t or 'none'}"
+        )
+    return plan
+
+
+def _check_header(backend: Backend, plan: bytes, files: EngineFiles) -> None:
+    """TensorRT-RTX reads an engine's header without deserialising it; a full TensorRT has no such call.
+
+    Without a GPU a good engine is reported invalid too, with no reason among these.
+    """
+    flags = getattr(backend.module, "EngineInvalidityDiagnostics", None)
+    if flags is None or not hasattr(backend.module.Runtime, "get_engine_validity"):
+        return
+    _, why = _runtime(backend).get_engine_validity(plan)
+    for flag, words in (
+        ("MALFORMED_ENGINE", "no engine of this library"),
+        ("VERSION_MISMATCH", "an engine of another version"),
+    ):
+        if int(why) & int(getattr(flags, flag, 0)):
+            raise _mismatch(str(files.engine), words, f"one built by {backend.name} {backend.version}")
+
+
+def deserialise(backend: Backend, plan: bytes, files: EngineFiles) -> Any:
+    """The library's engine object.
+
+    Raises:
+        EngineError: the library refuses; it returns None then, and its log says why.
+    """
+    Cuda().activate()
+    log = shared_log(backend)
+    log.clear()
+    engine = _runtime(backend).deserialize_cuda_engine(plan)
+    if engine is None:
+        reason = " ".join(log.errors[0].split())[:400] if log.errors else "it said nothing"
+        raise EngineError(f"{backend.name} {backend.version} refuses {files.engine}: {reason}", todo=REBUILD)
+    return engine
+
+
+def check_tensors(
+    found: Mapping[str, Mapping[str, tuple[str, tuple[int | None, ...]]]],
+    sidecar: Sidecar,
+    graph: Graph,
+    files: EngineFiles,
+) -> None:
+    """The engine has the tensors that its sidecar and the manifest promise; int64 inputs may have become int32.
+
+    Args:
+        found: ``"inputs"`` and ``"outputs"`` → name → (dtype, sizes).
+        sidecar, graph, files: what was promised, and where.
+
+    Raises:
+        EngineError: at the first tensor that differs.
+    """
+    for kind, built, promised in (
+        ("inputs", sidecar.inputs, graph.inputs),
+        ("outputs", sidecar.outputs, graph.outputs),
+    ):
+        check_interface(kind, found[kind], built, str(files.engine))
+        narrow = {spec.name for spec in built if spec.dtype == "int32"}
+        expected = [replace(s, dtype="int32") if s.dtype == "int64" and s.name in narrow else s for s in promised]
+        check_interface(kind, found[kind], expected, str(files.engine))
+
+
+def prove(
+    session: Session,
+    bundle: Bundle,
+    sidecar: Sidecar,
+    files: EngineFiles,
+    backend: Backend,
+    device: Device,
+    *,
+    information: Callable[[], str],
+) -> Verification | None:
+    """Read the precision back and run the golden samples before any prediction, once per engine and device.
+
+    A success is recorded, outside the bundle's hashed files. Where it cannot be written, this is done at every load.
+
+    Args:
+        session: the loaded engine.
+        bundle, sidecar, files, backend, device: whose proof it will be.
+        information: gives the engine inspector's JSON.
+
+    Returns:
+        What was measured, or None if a record covers this engine on this device.
+
+    Raises:
+        EngineError: no matrix layer of the engine has the precision that the graph is called by.
+        ParityError: the golden samples do not come out. Nothing is recorded in either case.
+    """
+    key = {
+        "engine_sha256": sidecar.engine.sha256,
+        "bundle_sha256": bundle.sha256,
+        "version": backend.version,
+        "device": device,
+    }
+    known = Proof.read(files.proof)
+    if known is not None and known.covers(**key):  # type: ignore[arg-type]
+        return None
+    layers = read_precisions(information())
+    check_precision(layers, sidecar.precision.declared, str(files.engine))
+    measured = check_outputs_are_golden(bundle, session, graph=sidecar.graph)
+    proof = Proof(
+        **key,  # type: ignore[arg-type]
+        logits_error=measured.logits_error,
+        routing_error=measured.routing_error,
+        layers=dict(layers),
+        created=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )
+    with contextlib.suppress(OSError):  # a read-only bundle: proved again next time
+        files.proof.parent.mkdir(parents=True, exist_ok=True)
+        write_json(files.proof, proof.to_dict())
+    return measured
+
+
+class TensorRTSession:
+    """A deserialised engine on the first GPU; the :class:`~mope_deploy.engines.session.Session` protocol.
+
+    Batches of any size run: they are cut and padded to the sizes the engine was built for. Memory on the GPU grows to
+    what the largest of them needs and is kept. One thread at a time.
+
+    Args:
+        engine: from :func:`deserialise`.
+        backend: its library.
+        sidecar: its profile and tensors.
+        graph: what the manifest says about it.
+        pad_id: of the tokenizer.
+
+    Attributes:
+        proof: what the golden samples measured when it was loaded; None if they were run at an earlier load.
+        files: where it came from, if from a file.
+
+    Raises:
+        EngineError: no execution context could be made.
+    """
+
+    proof: Verification | None = None
+    files: EngineFiles | None = None
+    settings: dict[str, Any]
+
+    def __init__(self, engine: Any, backend: Backend, sidecar: Sidecar, graph: Graph, *, pad_id: int = 0) -> None:
+        self.name = backend.name
+        self.inputs, self.outputs = graph.inputs, graph.outputs
+        self.why, self.settings = "", {}
+        self.least_tolerance = TF32_TOLERANCE if sidecar.precision.tf32 else 0.0
+        self._profile, self._pad_id = sidecar.profile, pad_id
+        self._dtypes = {spec.name: np.dtype(spec.dtype) for spec in (*sidecar.inputs, *sidecar.outputs)}
+        self._formats = backend.module.LayerInformationFormat
+        self._cuda = Cuda()
+        self._cuda.activate()
+        self.device = self._cuda.name
+        self._engine = engine  # outlives its context
+        self._context = engine.create_execution_context()
+        if self._context is None:
+            raise EngineError(f"{backend.name} could not start the engine", todo="free memory on the GPU")
+        self._stream = self._cuda.stream()
+        self._memory: dict[str, tuple[int, int]] = {}  # name of a tensor → address, bytes
+        self._lock = threading.Lock()
+
+    def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None) -> Arrays:
+        names = check_outputs(outputs, self.outputs)
+        check_feeds(feeds, self.inputs)
+        with self._lock:
+            self._cuda.activate()
+            parts = [self._run(one) for one in chunks(feeds, self.inputs, self._profile, pad_id=self._pad_id)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+    def information(self) -> str:
+        """What the engine inspector says in JSON, with inputs of the sizes the engine is best at.
+
+        Without sizes it leaves formats out. Empty if the library gives nothing.
+        """
+        with self._lock:
+            self._cuda.activate()
+            for spec in self.inputs:
+                shapes = profile_shapes(spec, self._profile)
+                if shapes is not None:
+                    self._context.set_input_shape(spec.name, shapes[1])
+            inspector = self._engine.create_engine_inspector()
+            if inspector is None:
+                return ""
+            inspector.execution_context = self._context
+            return inspector.get_engine_information(self._formats.JSON) or ""
+
+    def _run(self, chunk: Chunk) -> Arrays:
+        """One batch that fits the profile. Every output is computed: an engine has no way to leave one out."""
+        sent = {name: np.ascontiguousarray(array, self._dtypes[name]) for name, array in chunk.feeds.items()}
+        for name, array in sent.items():
+            if not self._context.set_input_shape(name, array.shape):
+                raise EngineError(f"{self.name} refuses input {name}", received=f"shape {array.shape}")
+            address = self._room(name, array.nbytes)
+            self._cuda.upload(address, array, self._stream)
+            self._bind(name, address)
+        got: Arrays = {}
+        for spec in self.outputs:
+            shape = tuple(self._context.get_tensor_shape(spec.name))
+            if any(size < 0 for size in shape):
+                raise EngineError(f"{self.name} cannot tell the shape of output {spec.name}", received=f"{shape}")
+            got[spec.name] = np.empty(shape, self._dtypes[spec.name])
+            self._bind(spec.name, self._room(spec.name, got[spec.name].nbytes))
+        if not self._context.execute_async_v3(self._stream):
+            raise EngineError(f"{self.name} failed while running the engine on {self.device}")
+        for name, array in got.items():
+            self._cuda.download(array, self._memory[name][0], self._stream)
+        self._cuda.wait(self._stream)  # `sent` has to live until here
+        return {name: array[: chunk.rows] for name, array in got.items()}
+
+    def _room(self, name: str, size: int) -> int:
+        """Address of at least ``size`` bytes for a tensor; nothing is in flight when it has to grow."""
+        address, held = self._memory.get(name, (0, 0))
+        if held >= size and address:
+            return address
+        if address:
+            del self._memory[name]
+            self._cuda.free(address)
+        self._memory[name] = (self._cuda.allocate(size), size)
+        return self._memory[name][0]
+
+    def _bind(self, name: str, address: int) -> None:
+        if not self._context.set_tensor_address(name, address):
+            raise EngineError(f"{self.name} refuses the address of {name}")
+
+
+def _described(backend: Backend, engine: Any) -> dict[str, dict[str, tuple[str, tuple[int | None, ...]]]]:
+    """Inputs and outputs as the engine itself reports them; None where a size varies."""
+    found: dict[str, dict[str, tuple[str, tuple[int | None, ...]]]] = {"inputs": {}, "outputs": {}}
+    for i in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(i)
+        kind = "inputs" if engine.get_tensor_mode(name) == backend.module.TensorIOMode.INPUT else "outputs"
+        sizes = tuple(None if size == -1 else int(size) for size in engine.get_tensor_shape(name))
+        found[kind][name] = (dtype_name(engine.get_tensor_dtype(name)), sizes)
+    return found
+
+
+_RUNTIMES: dict[str, Any] = {}
+
+
+def _runtime(backend: Backend) -> Any:
+    """The one runtime of a library in this process; engines must not outlive it."""
+    if backend.name not in _RUNTIMES:
+        try:
+            _RUNTIMES[backend.name] = backend.module.Runtime(shared_log(backend).logger)
+        except TypeError:  # how the Python API reports that the library returned nothing
+            raise EngineError(f"{backend.name} {backend.version} could not start its runtime") from None
+    return _RUNTIMES[backend.name]
+
+
+def _mismatch(what: str, received: str, expected: str) -> EngineError:
+    return EngineError(what, received=received, expected=expected, todo=REBUILD)

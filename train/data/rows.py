@@ -1,0 +1,137 @@
+"""The rows a run trains on: every split read and checked, files decoded, and all of it recorded for the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mope_deploy.console import err
+from mope_deploy.data import FILES, fingerprint, scan_labels
+from mope_deploy.errors import DataError
+from mope_deploy.preprocess import Preprocessing
+from train.config import Recipe
+from train.data import MediaCache, Split, SplitFiles, drop_bad_files, hold_out, read_split
+from train.data.kept_rows import keep_rows
+from train.run_folder import Run
+
+__all__ = ["Prepared", "decode", "describe", "read_rows", "refuse_other_data"]
+
+MAX_LISTED = 100  # skipped rows that run.json names
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The splits as trained on; ``test`` is None where there is none."""
+
+    files: SplitFiles
+    train: Split
+    validation: Split
+    test: Split | None
+
+    @property
+    def splits(self) -> list[Split]:
+        return [self.train, self.validation, *([] if self.test is None else [self.test])]
+
+    @property
+    def reported(self) -> Split:
+        return self.validation if self.test is None else self.test
+
+
+def read_rows(recipe: Recipe, files: SplitFiles) -> Prepared:
+    """Read and check every row of every file; hold out a validation split where there is none.
+
+    Raises:
+        DataError: naming file and line.
+    """
+    section, model = recipe.data, recipe.model
+    labels = model.labels
+    if labels is None:
+        labels = tuple(sorted(scan_labels(files.train, multi_label=model.multi_label, skip_bad=section.skip_bad)))
+    modalities = [model.main.modality, *(spec.modality for spec in model.complementary)]
+    splits = {
+        name: read_split(
+            name,
+            path,
+            labels=labels,
+            multi_label=model.multi_label,
+            modalities=modalities,
+            optional=model.missing,
+            skip_bad=section.skip_bad,
+            group_by=section.group_by,
+        )
+        for name, path in files.items()
+    }
+    train, validation = splits["train"], splits.get("validation")
+    if validation is None:
+        train, validation = hold_out(train, fraction=section.validation_fraction, seed=recipe.seed)
+        err.print(
+            f"note: no validation rows given: {len(validation):,} of {len(train) + len(validation):,} training rows "
+            f"are held out (data.validation_fraction={section.validation_fraction}, seed {recipe.seed})",
+            markup=False,
+        )
+    if files.test is None:
+        err.print(
+            "note: no test rows given: the final metrics are those of validation, which chose the model", markup=False
+        )
+    return Prepared(files, train, validation, splits.get("test"))
+
+
+def decode(
+    recipe: Recipe, data: Prepared, preprocessing: Preprocessing, *, threads: int
+) -> tuple[Prepared, MediaCache]:
+    """Decode every picture, sound and video once, which fills the cache and finds those that cannot be used.
+
+    Raises:
+        DataError: naming file and line of the first one that cannot be used, unless the recipe skips such rows.
+    """
+    media = MediaCache(preprocessing, limit_mb=recipe.data.image_cache_mb)
+    if not recipe.data.check_images:
+        return data, media
+    checked = []
+    for split in data.splits:
+        for name in FILES:
+            if split.values[name]:
+                what = f"decoding {split.name}" if name == "image" else f"decoding {name} of {split.name}"
+                bad = media.check(split.values[name], what=what, threads=threads, modality=name)
+                split = drop_bad_files(split, bad, skip_bad=recipe.data.skip_bad, modality=name)
+        checked.append(split)
+    for split in checked:
+        if split.skipped:
+            err.print(
+                f"warning: {len(split.skipped):,} rows of {split.source} skipped, the first: {split.skipped[0]}",
+                markup=False,
+            )
+    return Prepared(data.files, checked[0], checked[1], checked[2] if data.test is not None else None), media
+
+
+def refuse_other_data(run: Run, data: Prepared) -> None:
+    """Raises DataError if the files are not those the run was started with."""
+    before = run.read()["data"].get("fingerprint")
+    now = {name: fingerprint(path) for name, path in data.files.items()}
+    if before != now:
+        different = [name for name in now if not isinstance(before, dict) or before.get(name) != now[name]]
+        raise DataError(
+            f"the data of {run.folder} changed since it was started: {', '.join(different) or 'a split is gone'}",
+            todo="put the files back as they were, or start a new run",
+        )
+
+
+def describe(run: Run, data: Prepared, recipe: Recipe) -> dict[str, Any]:
+    """``run.json``'s ``data``; writes the rows that the run must keep for itself."""
+    paths = dict(data.files.items())
+    if data.files.copied:
+        paths |= {split.name: keep_rows(split, run.samples, with_files=True) for split in data.splits[1:]}
+    elif data.files.validation is None:
+        paths["validation"] = keep_rows(data.validation, run.samples, with_files=False)
+    return {
+        **{name: run.path(paths[name]) if name in paths else None for name in ("train", "validation", "test")},
+        "held_out": recipe.data.validation_fraction if data.files.validation is None else None,
+        "rows": {split.name: len(split) for split in data.splits},
+        "labels": list(data.train.labels),
+        "fingerprint": {name: fingerprint(path) for name, path in data.files.items()},
+        "skipped": {
+            split.name: {"count": len(split.skipped), "rows": split.skipped[:MAX_LISTED]}
+            for split in data.splits
+            if split.skipped
+        },
+    }

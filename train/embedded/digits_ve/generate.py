@@ -1,0 +1,241 @@
+"""Writes the data set: pictures, one JSONL of pairs a split, the facts of every scene, and where it all comes from.
+
+The folder (docs/digits-ve.md)::
+
+    train.jsonl, validation.jsonl, test.jsonl   {"image", "text", "label", "template"}, three rows a picture
+    images/<split>/000001.png                   64×64 RGB
+    scenes.jsonl                                {"image", "split", "cards": [{"slot", "colour", "digit", "source"}]}
+    info.json                                   version, seed, sizes, SHA-256 of the JSONL files, source, licence
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mope_deploy.errors import DataError, UsageError
+from mope_deploy.progress import track
+from train.embedded.digits_ve.scenes import (
+    COLOURS,
+    EMPTY,
+    IMAGE_SIZE,
+    SPLITS,
+    Digits,
+    Scenes,
+    load_split,
+    render,
+    sample_scenes,
+)
+from train.embedded.digits_ve.sentences import LABELS, TEMPLATES, Hypothesis, Table, hypotheses
+
+__all__ = ["VERSION", "ensure_digits_ve"]
+
+VERSION = 1  # of the generator: raised whenever the same seed would give other data
+
+_SOURCE = (
+    "Optical Recognition of Handwritten Digits (E. Alpaydin, C. Kaynak; UCI Machine Learning Repository, 1998), "
+    "the copy of its test set in scikit-learn's load_digits"
+)
+# scikit-learn's description of the digits names no licence; docs/digits-ve.md says what is known.
+_LICENCE = (
+    "digits: see the UCI Machine Learning Repository (cite Alpaydin and Kaynak); scenes and sentences: Apache-2.0"
+)
+_DRAWN_AT_ONCE = 64
+
+
+def ensure_digits_ve(
+    folder: Path | str,
+    *,
+    seed: int = 0,
+    train_pairs: int = 20_000,
+    validation_pairs: int = 2_000,
+    test_pairs: int = 2_000,
+) -> Path:
+    """Make digits-ve in ``folder``, or find it there.
+
+    The same arguments give the same bytes. The folder appears only when complete; one that holds digits-ve of the same
+    version, seed and sizes is used as it is.
+
+    Args:
+        folder: where the data set goes; must not hold anything else.
+        seed: of everything that is drawn, 0 or more.
+        train_pairs, validation_pairs, test_pairs: number of picture-sentence pairs, at least 3; rounded to the nearest
+            multiple of 3, because each picture has one sentence of each label.
+
+    Returns:
+        the folder.
+
+    Raises:
+        UsageError: a size or seed that cannot be, or a folder that holds something else.
+        DataError: the folder cannot be written.
+        MissingExtraError: scikit-learn, which brings the digits, is not installed.
+    """
+    folder = Path(folder)
+    pairs = {"train": train_pairs, "validation": validation_pairs, "test": test_pairs}
+    for split, count in pairs.items():
+        if count < len(LABELS):
+            raise UsageError(
+                f"the {split} split of digits-ve is too small", received=f"{count} pairs", expected="3 or more"
+            )
+    if seed < 0:
+        raise UsageError("the seed of digits-ve is negative", received=seed, expected="0 or more")
+    request = {
+        "name": "digits-ve",
+        "version": VERSION,
+        "seed": seed,
+        "pictures": {k: _pictures(v) for k, v in pairs.items()},
+    }
+
+    if folder.exists() and not _is_empty_folder(folder):
+        return _checked(folder, request)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
+            new = Path(name) / "new"
+            _write(new, request)
+            _rename(new, folder, request)
+    except OSError as error:
+        raise DataError(
+            f"cannot write digits-ve to {folder}", received=error, todo="name a folder you can write to"
+        ) from error
+    return folder
+
+
+def _pictures(pairs: int) -> int:
+    return round(pairs / len(LABELS))
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _rename(new: Path, folder: Path, request: dict[str, Any]) -> None:
+    try:
+        new.rename(folder)
+    except OSError:
+        # Another process that was asked for the same was faster.
+        if not folder.is_dir() or _is_empty_folder(folder):
+            raise
+        _checked(folder, request)
+
+
+def _checked(folder: Path, request: dict[str, Any]) -> Path:
+    """The folder, if it holds just what is asked for, whole."""
+    todo = "name another folder, or delete this one to have it made again"
+    try:
+        info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+        found = {key: info.get(key) for key in request}
+    except (OSError, ValueError, AttributeError):
+        raise UsageError(f"{folder} exists and does not hold digits-ve", todo="name a new or an empty folder") from None
+    if found != request:
+        different = [key for key in request if found[key] != request[key]]
+        raise UsageError(
+            f"{folder} holds another digits-ve",
+            received=", ".join(f"{key} {found[key]}" for key in different),
+            expected=", ".join(f"{key} {request[key]}" for key in different),
+            todo=todo,
+        )
+    for file, digest in info.get("sha256", {}).items():
+        if not (folder / file).is_file() or _sha256(folder / file) != digest:
+            raise DataError(f"{folder / file} is missing or was altered", todo=todo)
+    for split, count in request["pictures"].items():
+        present = sum(1 for _ in (folder / "images" / split).glob("*.png"))
+        if present != count:
+            raise DataError(
+                f"{folder / 'images' / split} is not whole", received=present, expected=f"{count} PNG", todo=todo
+            )
+    return folder
+
+
+def _write(folder: Path, request: dict[str, Any]) -> None:
+    folder.mkdir()
+    scenes = (folder / "scenes.jsonl").open("w", encoding="utf-8", newline="\n")
+    with scenes:
+        for number, split in enumerate(SPLITS):
+            rng = np.random.default_rng([request["seed"], VERSION, number])
+            (folder / "images" / split).mkdir(parents=True)
+            with (folder / f"{split}.jsonl").open("w", encoding="utf-8", newline="\n") as rows:
+                for image, facts, pairs in _split(folder, split, request["pictures"][split], rng):
+                    scenes.write(json.dumps({"image": image, "split": split, "cards": facts}) + "\n")
+                    for template, pair in pairs:
+                        row = {"image": image, "text": pair.text, "label": pair.label, "template": template}
+                        rows.write(json.dumps(row) + "\n")
+    files = [*(f"{split}.jsonl" for split in SPLITS), "scenes.jsonl"]
+    info = {
+        **request,
+        "pairs": {split: count * len(LABELS) for split, count in request["pictures"].items()},
+        "labels": list(LABELS),
+        "templates": TEMPLATES,
+        "image": [IMAGE_SIZE, IMAGE_SIZE, 3],
+        "source": _SOURCE,
+        "licence": _LICENCE,
+        "sha256": {file: _sha256(folder / file) for file in files},
+    }
+    (folder / "info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+_Row = tuple[str, list[dict[str, Any]], list[tuple[str, Hypothesis]]]
+
+
+def _split(folder: Path, split: str, pictures: int, rng: np.random.Generator) -> Iterator[_Row]:
+    """Draw and save the pictures of a split; yield each one's path, facts and pairs."""
+    digits = load_split(split)
+    templates, scenes = _plan(pictures, digits, rng)
+    for at in track(range(0, pictures, _DRAWN_AT_ONCE), what=f"digits-ve {split}"):
+        part = scenes[at : at + _DRAWN_AT_ONCE]
+        for offset, pixels in enumerate(render(part, digits, rng)):
+            image = f"images/{split}/{at + offset + 1:06d}.png"
+            Image.fromarray(pixels).save(folder / image, compress_level=6)
+            template = templates[at + offset]
+            table = Table(tuple(part.colour[offset].tolist()), tuple(part.digit[offset].tolist()))
+            pairs = hypotheses(table, template, rng)
+            yield image, _facts(part, offset, digits), [(template, pairs[i]) for i in rng.permutation(len(pairs))]
+
+
+def _plan(pictures: int, digits: Digits, rng: np.random.Generator) -> tuple[list[str], Scenes]:
+    """Which template each picture gets, in exact shares and a random order, and a scene that suits it."""
+    ends = [round(share * pictures) for share in np.cumsum(list(TEMPLATES.values()))]
+    names = np.repeat(list(TEMPLATES), np.diff([0, *ends]))
+    templates = names[rng.permutation(pictures)].tolist()
+    scenes = sample_scenes(pictures, digits, rng)
+    while unsuited := [
+        i for i, name in enumerate(templates) if name == "parity" and not _shows_both_parities(scenes, i)
+    ]:
+        again = sample_scenes(len(unsuited), digits, rng)
+        for name in ("colour", "digit", "handwriting"):
+            getattr(scenes, name)[unsuited] = getattr(again, name)
+    return templates, scenes
+
+
+def _shows_both_parities(scenes: Scenes, row: int) -> bool:
+    shown = scenes.digit[row][scenes.digit[row] >= 0]
+    return len(set((shown % 2).tolist())) == 2
+
+
+def _facts(scenes: Scenes, row: int, digits: Digits) -> list[dict[str, Any]]:
+    names, cards = list(COLOURS), []
+    for slot, colour in enumerate(scenes.colour[row]):
+        if colour == EMPTY:
+            continue
+        drawn = int(scenes.handwriting[row, slot])
+        shown = drawn >= 0
+        cards.append(
+            {
+                "slot": slot,
+                "colour": names[colour],
+                "digit": int(scenes.digit[row, slot]) if shown else None,  # null: face-down
+                "source": int(digits.source[drawn]) if shown else None,
+            }
+        )
+    return cards

@@ -1,1 +1,0 @@
-"""Unimodal pretraining of the two tiny encoders that ship with the project: ``python -m train.pretrain vit|bert``."""
