@@ -27,11 +27,11 @@ from mope_deploy.engines.tensorrt.sidecar import (
     Precision,
     Sidecar,
     engine_files,
-    file_sha256,
     onnx_files,
     write_json,
 )
 from mope_deploy.errors import EngineError, UsageError
+from mope_deploy.files import sha256
 from mope_deploy.manifest import FileEntry, Graph, TensorSpec
 
 __all__ = ["build_engine", "compute_capabilities", "why_not_run_here"]
@@ -115,7 +115,7 @@ def build_engine(
             version=answer["version"],
             graph=chosen.name,
             onnx=onnx_files(bundle, chosen),
-            engine=FileEntry(file_sha256(staged), staged.stat().st_size),
+            engine=FileEntry(sha256(staged), staged.stat().st_size),
             compute_capabilities=capabilities,
             built_on=device,
             profile=profile,

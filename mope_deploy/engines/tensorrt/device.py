@@ -6,11 +6,15 @@ import platform
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from mope_deploy.engines.tensorrt.cuda import Cuda
 from mope_deploy.errors import EngineError
+from mope_deploy.fields import text
 
 __all__ = ["Device", "available_memory", "this_device"]
+
+_Text = Annotated[str, text(500)]
 
 
 @dataclass(frozen=True)
@@ -27,13 +31,13 @@ class Device:
         no_gpu: why there is no GPU, if there is none.
     """
 
-    os: str
-    gpu: str | None = None
-    compute_capability: str | None = None
-    driver: str | None = None
-    cuda: str | None = None
-    l4t: str | None = None
-    no_gpu: str | None = None
+    os: _Text
+    gpu: _Text | None = None
+    compute_capability: _Text | None = None
+    driver: _Text | None = None
+    cuda: _Text | None = None
+    l4t: _Text | None = None
+    no_gpu: _Text | None = None
 
 
 def this_device() -> Device:

@@ -218,7 +218,7 @@ def prove(
         layers=dict(layers),
         created=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
-    with contextlib.suppress(OSError):  # a read-only bundle: proved again next time
+    with contextlib.suppress(OSError, EngineError):  # a read-only bundle: proved again next time
         files.proof.parent.mkdir(parents=True, exist_ok=True)
         write_json(files.proof, proof.to_dict())
     return measured
