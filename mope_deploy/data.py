@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from mope_deploy.errors import DataError, UsageError
 from mope_deploy.fields import nearest, parse_json, shown
 from mope_deploy.preprocess import MODALITIES, Preprocessing, check_text
+from mope_deploy.task import Label, SingleLabel, Task
 
 __all__ = ["MODALITIES", "Sample", "Samples", "count_rows", "fingerprint", "open_samples", "scan_labels"]
 
@@ -42,7 +43,7 @@ class Sample:
 
     image: Path | None
     text: str | None
-    label: str | tuple[str, ...] | None
+    label: Label | None
     line: int
     source: Path
     image_name: str | None = None
@@ -87,6 +88,7 @@ class Sample:
         return loaded | ({"notices": tuple(notices)} if notices else {})
 
 
+@dataclass(kw_only=True, eq=False)
 class Samples:
     """The rows of one file, read lazily each time it is iterated; see :func:`open_samples`.
 
@@ -94,22 +96,16 @@ class Samples:
         skipped: the message of every row left out by ``skip_bad`` in the latest pass.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        labels: Sequence[str] | None,
-        multi_label: bool,
-        require_label: bool,
-        skip_bad: bool,
-        modalities: Collection[str],
-        optional: Collection[str],
-    ) -> None:
-        self.path, self.labels, self.multi_label = path, None if labels is None else tuple(labels), multi_label
-        self.require_label, self.skip_bad, self.modalities = require_label, skip_bad, tuple(modalities)
-        self.optional = tuple(optional)
-        self.skipped: list[str] = []
-        self._known = None if labels is None else frozenset(labels)
+    path: Path
+    task: Task
+    require_label: bool
+    skip_bad: bool
+    modalities: tuple[str, ...]
+    optional: tuple[str, ...]
+    skipped: list[str] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self._known = frozenset(self.task.labels)
 
     def __iter__(self) -> Iterator[Sample]:
         self.skipped = []
@@ -156,39 +152,23 @@ class Samples:
         found = {"image": None, "text": None} | found
         return Sample(label=label, line=number, source=self.path, extra=extra, **found)
 
-    def _label(self, row: dict[str, Any], where: str) -> str | tuple[str, ...] | None:
-        if row.get("label") is None:
-            if self.require_label:
-                _value(row, "label", where)
-                raise DataError(f"{where}: label", received="null", expected="a label")
-            return None
-        found = row["label"]
-        if self.multi_label:
-            if not isinstance(found, list):
-                hint = f'write ["{found}"]' if isinstance(found, str) else None
-                raise DataError(f"{where}: label", received=shown(found), expected="an array of label names", todo=hint)
-            names = tuple(self._name(item, where) for item in found)
-            if len(set(names)) != len(names):
-                raise DataError(f"{where}: label", received="a name twice", expected="every name once")
-            return names
-        if isinstance(found, list):
-            raise DataError(
-                f"{where}: label",
-                received=shown(found),
-                expected="one label name",
-                todo="lists of names belong to multi-label tasks",
-            )
-        return self._name(found, where)
+    def _label(self, row: dict[str, Any], where: str) -> Label | None:
+        if row.get("label") is not None:
+            return self.task.read(row["label"], where, self._name)
+        if self.require_label:
+            _value(row, "label", where)
+            raise DataError(f"{where}: label", received="null", expected="a label")
+        return None
 
     def _name(self, name: object, where: str) -> str:
         if not isinstance(name, str) or not name.strip():
             raise DataError(
                 f"{where}: label", received=shown(name), expected="a label name (a string that is not blank)"
             )
-        if self._known is not None and name not in self._known:
-            assert self.labels is not None
-            hint = nearest(name, self.labels)
-            few = ", ".join(map(repr, self.labels[:10])) + (" …" if len(self.labels) > 10 else "")
+        if self._known and name not in self._known:
+            labels = self.task.labels
+            hint = nearest(name, labels)
+            few = ", ".join(map(repr, labels[:10])) + (" …" if len(labels) > 10 else "")
             raise DataError(
                 f"{where}: unknown label",
                 received=shown(name),
@@ -201,8 +181,7 @@ class Samples:
 def open_samples(
     path: str | Path,
     *,
-    labels: Sequence[str] | None = None,
-    multi_label: bool = False,
+    task: Task = SingleLabel(),
     require_label: bool = True,
     skip_bad: bool = False,
     modalities: Collection[str] = ("image", "text"),
@@ -212,8 +191,7 @@ def open_samples(
 
     Args:
         path: the file; pictures are found relative to its folder.
-        labels: the names that may occur; without it any.
-        multi_label: labels are arrays of names.
+        task: what labels look like and which may occur; one without labels takes any name.
         require_label: a row without a label is an error.
         skip_bad: leave bad rows out instead of raising, and list them in :attr:`Samples.skipped`.
         modalities: which of ``image``, ``text``, ``audio`` and ``video`` a row must have; the others are not read.
@@ -233,24 +211,23 @@ def open_samples(
     if stray:
         raise UsageError("optional modalities", received=", ".join(stray), expected=f"some of {', '.join(modalities)}")
     return Samples(
-        path,
-        labels=labels,
-        multi_label=multi_label,
+        path=path,
+        task=task,
         require_label=require_label,
         skip_bad=skip_bad,
-        modalities=modalities,
-        optional=optional,
+        modalities=tuple(modalities),
+        optional=tuple(optional),
     )
 
 
-def scan_labels(path: str | Path, *, multi_label: bool = False, skip_bad: bool = False) -> tuple[str, ...]:
+def scan_labels(path: str | Path, *, task: Task = SingleLabel(), skip_bad: bool = False) -> tuple[str, ...]:
     """Every label name of a file, in the order of first appearance.
 
     Raises:
         DataError: a row without a usable label, unless ``skip_bad``; more than 100,000 names.
     """
     found: dict[str, None] = {}
-    for sample in open_samples(path, multi_label=multi_label, skip_bad=skip_bad, modalities=()):
+    for sample in open_samples(path, task=task, skip_bad=skip_bad, modalities=()):
         assert sample.label is not None
         found.update(dict.fromkeys((sample.label,) if isinstance(sample.label, str) else sample.label))
         if len(found) > MAX_LABELS:

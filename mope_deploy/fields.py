@@ -1,23 +1,132 @@
-"""Strict reading of JSON objects that came from a file: known keys only, stated types, stated ranges.
+"""Strict reading of JSON that came from a file: exactly the keys, types and ranges that a dataclass states.
 
 A file of ours is either as documented or refused: a value that is silently ignored, or read as another type, is a
-wrong answer later. ``bool`` never passes for a number, and NaN and infinities never pass at all.
+wrong answer later. msgspec checks and converts; this module finds the place of what it refuses, and says what stands
+there. ``bool`` never passes for a number, NaN and infinities never pass, and a key is never left out for its default.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import lru_cache
+from itertools import repeat
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from mope_deploy.errors import MopeError
+import msgspec
+from msgspec import Meta
 
-__all__ = ["Fields", "nearest", "parse_json", "shown"]
+from mope_deploy.errors import ConfigError, MopeError
+
+__all__ = [
+    "MAY_LACK",
+    "FieldError",
+    "Number",
+    "between",
+    "check_distinct",
+    "choice",
+    "decode",
+    "form",
+    "length",
+    "nearest",
+    "parse_json",
+    "shown",
+    "text",
+    "twice",
+]
 
 T = TypeVar("T")
+MAY_LACK = {"may_lack": True}  # metadata of a dataclass's field whose key a file may leave out
 _SHOWN = 60  # characters of a foreign value that an error message repeats
+_HUGE = 1e300  # beyond it numbers are refused, infinities and integers that no float holds included
+
+
+def decode(value: object, kind: type[T], where: str, error: type[MopeError]) -> T:
+    """Parsed JSON as ``kind``, or the error that says which field is wrong, what stands there and what should.
+
+    Args:
+        value: as :func:`parse_json` returns it.
+        kind: a dataclass, whose fields are annotated with the helpers below, or any other type that msgspec knows.
+        where: the value's place, for messages: ``"manifest.json: preprocess.image"``.
+        error: the class of :class:`MopeError` to raise.
+    """
+    nodes = list(_nodes(value, kind, where))
+    for inner, its_kind, place in reversed(nodes):
+        _check_keys(inner, its_kind, place, error)
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        for inner, its_kind, place in nodes:
+            try:
+                msgspec.convert(inner, its_kind)
+            except msgspec.ValidationError as found:
+                if isinstance(cause := found.__cause__, FieldError):
+                    raise error(f"{place}.{cause.what}", received=cause.received, expected=cause.expected) from None
+                raise error(place, received=shown(inner), expected=_expected(its_kind)) from None
+        raise
+
+
+class FieldError(ConfigError, ValueError):
+    """What a dataclass's ``__post_init__`` raises: a field that does not fit the others.
+
+    Args:
+        field: its name.
+        received, expected: as of every :class:`MopeError`.
+    """
+
+    def __init__(self, field: str, *, received: object, expected: str) -> None:
+        super().__init__(field, received=received, expected=expected)
+
+
+# What a field may hold, as metadata of its type: ``Annotated[int, between(1, 4096)]``.
+
+
+def between(low: float, high: float = _HUGE) -> Meta:
+    """A number's range, both ends included."""
+    return Meta(ge=low, le=high)
+
+
+def text(most: int) -> Meta:
+    """A string of at most ``most`` characters that is not blank."""
+    return Meta(min_length=1, max_length=most, pattern=r"\S")
+
+
+def form(pattern: str, expected: str) -> Meta:
+    """A string that matches as a whole; ``expected`` is what messages say of it."""
+    return Meta(pattern=rf"\A(?:{pattern})\Z", description=expected)
+
+
+def choice(*options: str) -> Meta:
+    """One of these strings."""
+    return form("|".join(map(re.escape, options)), f"one of {', '.join(options)}")
+
+
+def length(least: int, most: int) -> Meta:
+    """Items of an array, or keys of an object."""
+    return Meta(min_length=least, max_length=most)
+
+
+Number = Annotated[float, between(-_HUGE)]
+
+
+def check_distinct(field: str, names: Iterable[str]) -> None:
+    """Raise :class:`FieldError` where a name is there twice."""
+    if (again := twice(names)) is not None:
+        raise FieldError(field, received=f"{shown(again)} twice", expected="every name once")
+
+
+def twice(items: Iterable[T]) -> T | None:
+    """The first of ``items`` that was there before, if any; looks at each of them once."""
+    seen: set[T] = set()
+    for item in items:
+        if item in seen:
+            return item
+        seen.add(item)
+    return None
 
 
 def shown(value: object) -> str:
@@ -55,8 +164,7 @@ def parse_json(text: str) -> Any:
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        twice = next(key for i, (key, _) in enumerate(pairs) if key in {k for k, _ in pairs[:i]})
-        raise ValueError(f"the key {shown(twice)} occurs twice")
+        raise ValueError(f"the key {shown(twice(key for key, _ in pairs))} occurs twice")
     return found
 
 
@@ -70,122 +178,97 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
-class Fields:
-    """One JSON object with its place in the file and the error to raise about it.
+def _nodes(value: object, kind: Any, where: str) -> Iterator[tuple[object, Any, str]]:
+    """Every value with its type and its place; what is inside a value comes before it."""
+    bare, _, _ = _plain(kind)
+    if isinstance(value, Mapping) and is_dataclass(bare):
+        for name, inner in _hints(bare).items():  # type: ignore[arg-type]
+            if name in value:
+                yield from _nodes(value[name], inner, f"{where}.{name}")
+    elif isinstance(value, Mapping) and get_origin(bare) in (dict, Mapping):
+        key, inner = get_args(bare)
+        for name, item in value.items():
+            yield name, key, where
+            place = f".{name}" if name.isidentifier() else f"[{shown(name)}]"
+            yield from _nodes(item, inner, where + place)
+    elif isinstance(value, list | tuple) and get_origin(bare) is tuple:
+        kinds = get_args(bare)
+        for i, (item, inner) in enumerate(zip(value, repeat(kinds[0]) if kinds[-1] is ... else kinds, strict=False)):
+            yield from _nodes(item, inner, f"{where}[{i}]")
+    yield value, kind, where
 
-    Args:
-        value: the parsed JSON value.
-        where: its place, for messages: ``"manifest.json: preprocess.image"``.
-        error: the class of :class:`MopeError` to raise.
-        required: keys that must be there.
-        optional: keys that may be there. Any other key is an error.
-    """
 
-    def __init__(
-        self,
-        value: object,
-        where: str,
-        error: type[MopeError],
-        *,
-        required: Sequence[str] = (),
-        optional: Sequence[str] = (),
-    ) -> None:
-        self.where, self.error = where, error
-        if not isinstance(value, Mapping):
-            raise error(where, received=shown(value), expected="a JSON object")
-        self.value: Mapping[str, Any] = value
-        known = (*required, *optional)
-        for key in value:
-            if key not in known:
-                hint = nearest(str(key), known)
-                raise error(
-                    f"{where}: unknown key {shown(key)}",
-                    expected=f"one of {', '.join(known)}",
-                    todo=f"did you mean {hint!r}?" if hint else None,
-                )
-        missing = [key for key in required if key not in value]
-        if missing:
+def _check_keys(value: object, kind: Any, where: str, error: type[MopeError]) -> None:
+    """An object for a dataclass has its keys and no others."""
+    bare, _, _ = _plain(kind)
+    if not is_dataclass(bare) or not isinstance(value, Mapping):
+        return
+    known = {field.name: field for field in fields(bare)}
+    for key in value:
+        if key not in known:
+            hint = nearest(str(key), known)
             raise error(
-                f"{where}: {', '.join(missing)} missing", received=f"only {', '.join(map(str, value)) or 'no keys'}"
+                f"{where}: unknown key {shown(key)}",
+                expected=f"one of {', '.join(known)}",
+                todo=f"did you mean {hint!r}?" if hint else None,
             )
-
-    def fail(self, key: str, expected: str) -> MopeError:
-        """The error that says what stands at ``key`` and what should."""
-        return self.error(f"{self.where}.{key}", received=shown(self.value.get(key)), expected=expected)
-
-    def integer(self, key: str, low: int, high: int) -> int:
-        found = self.value.get(key)
-        if isinstance(found, bool) or not isinstance(found, int) or not low <= found <= high:
-            raise self.fail(key, f"an integer from {low:,} to {high:,}")
-        return found
-
-    def number(self, key: str, low: float = -math.inf, high: float = math.inf) -> float:
-        found: Any = self.value.get(key)
-        if not _is_number(found) or not low <= found <= high:
-            raise self.fail(
-                key, f"a number from {low:g} to {high:g}" if math.isfinite(low + high) else "a finite number"
-            )
-        return float(found)
-
-    def numbers(self, key: str, count: int, low: float = -math.inf, high: float = math.inf) -> tuple[float, ...]:
-        found = self.value.get(key)
-        if not isinstance(found, list | tuple) or len(found) != count:
-            raise self.fail(key, f"an array of {count} numbers")
-        if not all(_is_number(item) and low <= item <= high for item in found):
-            raise self.error(
-                f"{self.where}.{key}", received=str(found)[:100], expected=f"{count} numbers from {low:g} to {high:g}"
-            )
-        return tuple(float(item) for item in found)
-
-    def boolean(self, key: str) -> bool:
-        found = self.value.get(key)
-        if not isinstance(found, bool):
-            raise self.fail(key, "true or false")
-        return found
-
-    def text(self, key: str, *, most: int = 1000, empty: bool = False) -> str:
-        """A string of at most ``most`` characters, not blank unless ``empty``."""
-        found = self.value.get(key)
-        if not isinstance(found, str) or len(found) > most or not (empty or found.strip()):
-            raise self.fail(key, f"a string of {0 if empty else 1} to {most:,} characters")
-        return found
-
-    def choice(self, key: str, options: Sequence[str]) -> str:
-        found = self.value.get(key)
-        if not isinstance(found, str) or found not in options:
-            raise self.fail(key, f"one of {', '.join(options)}")
-        return found
-
-    def texts(
-        self, key: str, *, least: int = 0, most: int, each: int = 1000, distinct: bool = False
-    ) -> tuple[str, ...]:
-        """An array of ``least`` to ``most`` strings that are not blank."""
-
-        def one(item: object, where: str) -> str:
-            if not isinstance(item, str) or not item.strip() or len(item) > each:
-                raise self.error(where, received=shown(item), expected=f"a string of 1 to {each:,} characters")
-            return item
-
-        found = self.array(key, one, least=least, most=most)
-        if distinct and len(set(found)) != len(found):
-            twice = next(item for i, item in enumerate(found) if item in found[:i])
-            raise self.error(f"{self.where}.{key}", received=f"{shown(twice)} twice", expected="every name once")
-        return found
-
-    def array(self, key: str, read: Callable[[Any, str], T], *, least: int = 0, most: int) -> tuple[T, ...]:
-        """An array whose items ``read(item, place)`` checks and converts."""
-        found = self.value.get(key)
-        if not isinstance(found, list | tuple) or not least <= len(found) <= most:
-            raise self.fail(key, f"an array of {least:,} to {most:,} items")
-        return tuple(read(item, f"{self.where}.{key}[{i}]") for i, item in enumerate(found))
-
-    def maybe(self, key: str, read: Callable[[Any, str], T]) -> T | None:
-        """``None`` where the file says null, or nothing; else what ``read(value, place)`` makes of it."""
-        found = self.value.get(key)
-        return None if found is None else read(found, f"{self.where}.{key}")
+    missing = [name for name, field in known.items() if name not in value and not field.metadata.get("may_lack")]
+    if missing:
+        received = f"only {', '.join(map(str, value)) or 'no keys'}"
+        raise error(f"{where}: {', '.join(missing)} missing", received=received)
 
 
-def _is_number(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return abs(value) < 1e300  # NaN fails the comparison, infinities and integers beyond float exceed it
+@lru_cache(maxsize=256)
+def _plain(kind: Any) -> tuple[Any, tuple[Meta, ...], bool]:
+    """A type without its metadata and null; the metadata; and whether null passes."""
+    notes: tuple[Meta, ...] = ()
+    nullable = False
+    while True:
+        rest = [one for one in get_args(kind) if one is not NoneType]
+        if get_origin(kind) is Annotated:
+            kind, *more = rest
+            notes += tuple(more)
+        elif get_origin(kind) in (Union, UnionType) and len(rest) == 1:
+            (kind,), nullable = rest, True
+        else:
+            return kind, notes, nullable
+
+
+@lru_cache(maxsize=64)
+def _hints(kind: type) -> dict[str, Any]:
+    known = {field.name for field in fields(kind)}
+    return {name: hint for name, hint in get_type_hints(kind, include_extras=True).items() if name in known}
+
+
+def _expected(kind: Any) -> str:
+    """What a type takes, in words."""
+    bare, notes, nullable = _plain(kind)
+    limits = {"min_length": 0, "ge": -_HUGE, "le": _HUGE}
+    for note in notes:
+        names = ("description", "min_length", "max_length", "ge", "le")
+        limits |= {name: found for name in names if (found := getattr(note, name)) is not None}
+    return _in_words(bare, limits) + (" or null" if nullable else "")
+
+
+def _in_words(bare: Any, limits: Mapping[str, Any]) -> str:
+    if "description" in limits:
+        return str(limits["description"])
+    least, most = limits["min_length"], limits.get("max_length", 0)
+    if bare is bool:
+        return "true or false"
+    if bare is int:
+        return f"an integer from {limits['ge']:,} to {limits['le']:,}"
+    if bare is float and limits["le"] >= _HUGE:
+        return "a finite number" + (f" of at least {limits['ge']:g}" if limits["ge"] > -_HUGE else "")
+    if bare is float:
+        return f"a number from {limits['ge']:g} to {limits['le']:g}"
+    if bare is str:
+        return f"a string of {least} to {most:,} characters" if most else "a string"
+    if get_origin(bare) is tuple:
+        kinds = get_args(bare)
+        if kinds[-1] is ...:
+            return f"an array of {least:,} to {most:,} items"
+        return f"an array of {len(kinds)} {'integers' if _plain(kinds[0])[0] is int else 'numbers'}"
+    if get_origin(bare) in (dict, Mapping):
+        return f"an object of {f'{least:,} to' if least else 'at most'} {most:,} keys"
+    return "a JSON object"

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mope_deploy.bundle import Bundle
-from mope_deploy.data import Sample, Samples, open_samples
+from mope_deploy.data import Sample, Samples
 from mope_deploy.engines import CACHE_MB, Session, open_session
 from mope_deploy.engines.golden import Verification, check_outputs_are_golden
 from mope_deploy.errors import (
@@ -157,7 +157,7 @@ class Predictor:
             MediaError: an input that cannot be used; in a list, with its position.
         """
         given = {"image": image, "text": text, "audio": audio, "video": video}
-        read = (self.bundle.manifest.main, *self.bundle.manifest.complementary)
+        read = self.bundle.manifest.modalities
         for name, value in given.items():
             if (value is not None) != (name in read) and name not in self.preprocessing.missing:
                 problem = f"{name} is missing" if name in read else f"this model reads no {name}"
@@ -210,16 +210,8 @@ class Predictor:
         return check_outputs_are_golden(self.bundle, self.session, graph=self.graph)
 
     def _verify_preprocessing(self, golden: Mapping[str, NDArray[Any]]) -> None:
-        file = self.bundle.file(self.bundle.manifest.golden.samples)
-        modalities = (self.bundle.manifest.main, *self.bundle.manifest.complementary)
         try:
-            samples = open_samples(
-                file,
-                multi_label=self.task.multi_label,
-                require_label=False,
-                modalities=modalities,
-                optional=self.preprocessing.missing,
-            )
+            samples = self.bundle.golden_samples()
             made = self.preprocessing.collate([loaded for _, loaded in samples.load(self.preprocessing)])
         except MissingExtraError:
             raise
@@ -237,7 +229,7 @@ class Predictor:
                     else ""
                 )
                 raise ParityError(
-                    f"{file}: preprocessing on this device does not give the golden {name}",
+                    f"{samples.path}: preprocessing on this device does not give the golden {name}",
                     received=differ or f"shape {made[name].shape}, not {array.shape}",
                     expected="equality to the last bit",
                     todo=f"try another version of {here}",
@@ -290,23 +282,9 @@ class Predictor:
     def _decide(
         self, logits: NDArray[np.float64], routing: NDArray[np.float32] | None, notices: tuple[str, ...]
     ) -> Prediction:
-        probabilities = _sigmoid(logits) if self.task.multi_label else _softmax(logits)  # (C,)
-        named = {name: float(p) for name, p in zip(self.labels, probabilities, strict=True)}
-        if self.task.multi_label:
-            assert self.task.threshold is not None
-            chosen = tuple(name for name, p in named.items() if p >= self.task.threshold)
-            return Prediction(chosen, None, named, routing, notices)
-        best = self.labels[int(logits.argmax())]
-        return Prediction(best, named[best], named, routing, notices)
-
-
-def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    powers = np.exp(logits - logits.max())
-    return powers / powers.sum()
-
-
-def _sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    return 0.5 * (1.0 + np.tanh(0.5 * logits))  # no overflow at either end
+        label, probability = self.task.name(logits)
+        named = dict(zip(self.labels, self.task.probabilities(logits).tolist(), strict=True))
+        return Prediction(label, probability, named, routing, notices)
 
 
 T = TypeVar("T")

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mope_deploy.bundle import Bundle
 from mope_deploy.engines.session import Session
 from mope_deploy.errors import ParityError
-from mope_deploy.manifest import Task
 
-__all__ = ["Verification", "check_outputs_are_golden", "decided"]
+__all__ = ["Verification", "check_outputs_are_golden"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,8 @@ def check_outputs_are_golden(bundle: Bundle, session: Session, *, graph: str) ->
                 todo=f"this {session.name} on {session.device} computes something else; do not use it",
             )
     task = bundle.manifest.task
-    flips = (decided(found["logits"], task) != decided(outputs["logits"], task)).any(axis=-1)
+    decided = [task.cells(task.decide(logits)) for logits in (found["logits"], outputs["logits"])]  # (B, 1) or (B, C)
+    flips = (decided[0] != decided[1]).any(axis=-1)
     return Verification(
         graph=graph,
         samples=len(flips),
@@ -79,11 +77,3 @@ def check_outputs_are_golden(bundle: Bundle, session: Session, *, graph: str) ->
         routing_error=float(errors["routing"]) if "routing" in errors else None,
         near_ties=int(flips.sum()),
     )
-
-
-def decided(logits: NDArray[Any], task: Task) -> NDArray[Any]:
-    """What logits (B, C) decide: the best class (B, 1), or for multi-label tasks whether each label is given (B, C)."""
-    if not task.multi_label:
-        return logits.argmax(axis=-1, keepdims=True)
-    assert task.threshold is not None
-    return 0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64))) >= task.threshold

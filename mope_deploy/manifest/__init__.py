@@ -1,7 +1,8 @@
 """``manifest.json``: its schema as types, and its strict reader."""
 
+from mope_deploy.manifest.consistent import AGAIN
+from mope_deploy.manifest.read import check_name, read_manifest
 from mope_deploy.manifest.types import (
-    AGAIN,
     FORMAT,
     MANIFEST,
     MAX_THREADS,
@@ -17,12 +18,9 @@ from mope_deploy.manifest.types import (
     Parity,
     Part,
     Routing,
-    Task,
     TensorSpec,
     Tolerance,
-    check_name,
     conditions_name,
-    read_manifest,
     y_name,
 )
 
@@ -43,7 +41,6 @@ __all__ = [
     "Parity",
     "Part",
     "Routing",
-    "Task",
     "TensorSpec",
     "Tolerance",
     "check_name",

@@ -4,7 +4,7 @@ One file a modality; :class:`Preprocessing` is all that a model reads together.
 """
 
 from mope_deploy.preprocess.audio import AudioSource, AudioSpec, Waveform
-from mope_deploy.preprocess.collection import MODALITIES, Preprocessing, present_name, tensors_of
+from mope_deploy.preprocess.collection import MODALITIES, Preprocessing, Specs, present_name, tensors_of
 from mope_deploy.preprocess.image import MAX_PIXELS, MAX_SIDE, ImageSource, ImageSpec
 from mope_deploy.preprocess.shared import Tensors
 from mope_deploy.preprocess.text import MAX_TEXT_CHARS, TextSpec, check_text
@@ -20,6 +20,7 @@ __all__ = [
     "ImageSource",
     "ImageSpec",
     "Preprocessing",
+    "Specs",
     "Tensors",
     "TextSpec",
     "VideoSource",

@@ -12,23 +12,22 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mope_deploy.errors import ConfigError, MediaError
+from mope_deploy.errors import MediaError
 from mope_deploy.extras import require
-from mope_deploy.fields import Fields
+from mope_deploy.fields import FieldError, between, choice, shown
 from mope_deploy.preprocess.mel import log_mel
 from mope_deploy.preprocess.resample import resample, support
-from mope_deploy.preprocess.shared import Notice, Tensors, one_line
+from mope_deploy.preprocess.shared import Notice, Tensors, check_file, describe, one_line
 
 __all__ = ["AudioSource", "AudioSpec", "Waveform", "batch_audio", "load_audio", "no_audio", "read_waveform"]
 
-FORMS = ("waveform", "log-mel")
 RATES = (1_000, 384_000)  # Hz, of files
 MAX_CHANNELS = 64
 _EXACT_FORMATS = ("WAV", "WAVEX", "FLAC", "AIFF", "W64", "RF64", "AU", "CAF")  # they know how long they are
@@ -47,6 +46,8 @@ class Waveform:
     rate: int
 
 
+_Samples = Annotated[int, between(1, 10**9)]
+_Size = Annotated[int, between(1, 1024)]
 AudioSource = str | os.PathLike[str] | Waveform
 
 
@@ -65,15 +66,34 @@ class AudioSpec:
         mels, n_fft, hop: bands, window and step of the spectrogram; None for a waveform.
     """
 
-    form: str
-    sample_rate: int
-    max_samples: int
+    form: Annotated[str, choice("waveform", "log-mel")]
+    sample_rate: Annotated[int, between(*RATES)]
+    max_samples: _Samples
     fixed: bool
-    min_samples: int
+    min_samples: _Samples
     normalise: bool
-    mels: int | None = None
-    n_fft: int | None = None
-    hop: int | None = None
+    mels: _Size | None = None
+    n_fft: Annotated[int, between(2, 1024)] | None = None
+    hop: _Size | None = None
+
+    def __post_init__(self) -> None:
+        def wrong(field: str, expected: str) -> FieldError:
+            return FieldError(field, received=shown(getattr(self, field)), expected=expected)
+
+        if self.min_samples > self.max_samples:
+            raise wrong("min_samples", f"an integer from 1 to {self.max_samples:,}")
+        if self.form != "log-mel":
+            for field in ("mels", "n_fft", "hop"):
+                if getattr(self, field) is not None:
+                    raise wrong(field, "null for a waveform")
+            return
+        if self.mels is None or self.n_fft is None or self.hop is None:
+            field = next(field for field in ("mels", "n_fft", "hop") if getattr(self, field) is None)
+            raise wrong(field, "an integer for a spectrogram")
+        if not self.fixed:
+            raise wrong("fixed", "true for a spectrogram")
+        if self.n_fft % 2 or self.n_fft >= 2 * self.max_samples or self.max_samples % self.hop:
+            raise wrong("n_fft", "an even window shorter than the clip, and hops that divide the clip")
 
     @property
     def tensors(self) -> Tensors:
@@ -94,44 +114,11 @@ class AudioSpec:
     def max_seconds(self) -> float:
         return self.max_samples / self.sample_rate
 
-    @classmethod
-    def from_dict(cls, value: object, *, where: str = "audio") -> AudioSpec:
-        """Strict: every key, no other, types and ranges checked, and what belongs together.
-
-        Raises:
-            ConfigError: naming ``where`` and the key.
-        """
-        read = Fields(value, where, ConfigError, required=[field.name for field in fields(cls)])
-        form = read.choice("form", FORMS)
-        spectrum: dict[str, int | None] = {"mels": None, "n_fft": None, "hop": None}
-        for key, high in (("mels", 1024), ("n_fft", 1024), ("hop", 1024)):
-            if form == "log-mel":
-                spectrum[key] = read.integer(key, 1, high)
-            elif read.value[key] is not None:
-                raise read.fail(key, "null for a waveform")
-        max_samples = read.integer("max_samples", 1, 10**9)
-        spec = cls(
-            form=form,
-            sample_rate=read.integer("sample_rate", *RATES),
-            max_samples=max_samples,
-            fixed=read.boolean("fixed"),
-            min_samples=read.integer("min_samples", 1, max_samples),
-            normalise=read.boolean("normalise"),
-            **spectrum,
-        )
-        if form == "log-mel":
-            n_fft, hop = read.integer("n_fft", 2, 1024), read.integer("hop", 1, 1024)
-            if not spec.fixed:
-                raise read.fail("fixed", "true for a spectrogram")
-            if n_fft % 2 or n_fft >= 2 * max_samples or max_samples % hop:
-                raise read.fail("n_fft", "an even window shorter than the clip, and hops that divide the clip")
-        return spec
-
 
 def load_audio(source: AudioSource, spec: AudioSpec, *, on_notice: Notice = lambda _: None) -> NDArray[np.float32]:
     """One clip as :func:`batch_audio` takes it: waveform (S,), or spectrogram (M, T); see :class:`Preprocessing`."""
     waveform = read_waveform(source, seconds=spec.max_seconds, target=spec.sample_rate)
-    name = describe(source)
+    name = describe("audio", source)
     samples = resample(_mono(waveform.samples), waveform.rate, spec.sample_rate)
     total = waveform.seconds
     if len(samples) > spec.max_samples:
@@ -187,8 +174,8 @@ def read_waveform(source: AudioSource, *, seconds: float, target: int) -> Read:
         return _from_memory(source)
     if not isinstance(source, str | os.PathLike):
         raise MediaError("audio", received=type(source).__name__, expected="a path, or a Waveform of samples and rate")
-    name = describe(source)
-    _check_file(Path(source), name)
+    name = describe("audio", source)
+    check_file(Path(source), name, expected="an audio file")
     soundfile = require("soundfile", extra="audio", purpose="reading audio")
     try:
         with soundfile.SoundFile(os.fspath(source)) as file:
@@ -211,11 +198,6 @@ def read_waveform(source: AudioSource, *, seconds: float, target: int) -> Read:
     return Read(samples, rate, max(total, len(samples)) / rate)
 
 
-def describe(source: object) -> str:
-    """What an error message calls a clip."""
-    return f"audio {os.fspath(source)}" if isinstance(source, str | os.PathLike) else "audio given as an array"
-
-
 def _from_memory(source: Waveform) -> Read:
     samples, name = np.asarray(source.samples), "audio given as an array"
     if samples.dtype == np.int16:
@@ -234,22 +216,6 @@ def _from_memory(source: Waveform) -> Read:
     samples = samples.astype(np.float32)
     _check_samples(samples, name)
     return Read(samples, int(source.rate), len(samples) / source.rate)
-
-
-def _check_file(path: Path, name: str) -> None:
-    try:
-        if path.is_dir():
-            raise MediaError(f"{name} is a folder", expected="an audio file")
-        if path.stat().st_size == 0:
-            raise MediaError(f"{name} is empty (0 bytes)")
-        with path.open("rb"):
-            pass
-    except FileNotFoundError as error:
-        raise MediaError(f"{name} does not exist") from error
-    except PermissionError as error:
-        raise MediaError(f"{name} cannot be read", received="permission denied") from error
-    except (OSError, ValueError) as error:
-        raise MediaError(f"{name} cannot be read", received=one_line(error)) from error
 
 
 def _check_limits(rate: int, channels: int, name: str) -> None:

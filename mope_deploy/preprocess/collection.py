@@ -8,9 +8,9 @@ Letters: B batch · H, W height and width at the encoder · T text length in tok
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +19,14 @@ import mope_deploy.preprocess.audio as _audio
 import mope_deploy.preprocess.image as _image
 import mope_deploy.preprocess.video as _video
 from mope_deploy.errors import ConfigError, UsageError
-from mope_deploy.fields import Fields
+from mope_deploy.fields import MAY_LACK, check_distinct, choice, decode, length
 from mope_deploy.preprocess.audio import AudioSource, AudioSpec
 from mope_deploy.preprocess.image import ImageSource, ImageSpec
 from mope_deploy.preprocess.shared import Notice, Tensors, jsonable
 from mope_deploy.preprocess.text import TextReader, TextSpec, check_text
 from mope_deploy.preprocess.video import VideoSource, VideoSpec
 
-__all__ = ["MODALITIES", "Preprocessing", "present_name", "tensors_of"]
+__all__ = ["MODALITIES", "Preprocessing", "Specs", "present_name", "tensors_of"]
 
 MODALITIES = ("image", "text", "audio", "video")
 
@@ -44,6 +44,23 @@ def tensors_of(specs: Mapping[str, Any], missing: Sequence[str] = ()) -> Tensors
         if name in missing:
             made[present_name(name)] = ("int64", ("batch",))
     return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Specs:
+    """How each modality is prepared, as checkpoints and manifests have it; see :class:`Preprocessing`."""
+
+    image: ImageSpec | None
+    text: TextSpec | None
+    # Only where there are any: releases before sound and video read everything else.
+    audio: AudioSpec | None = field(default=None, metadata=MAY_LACK)
+    video: VideoSpec | None = field(default=None, metadata=MAY_LACK)
+    missing: Annotated[tuple[Annotated[str, choice(*MODALITIES)], ...], length(1, len(MODALITIES))] | None = field(
+        default=None, metadata=MAY_LACK
+    )
+
+    def __post_init__(self) -> None:
+        check_distinct("missing", self.missing or ())
 
 
 @dataclass(frozen=True)
@@ -89,18 +106,9 @@ class Preprocessing:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; the tokenizer is not in it, it travels as a file of its own."""
-        made: dict[str, Any] = {
-            "image": None if self.image is None else jsonable(asdict(self.image)),
-            "text": None if self.text is None else asdict(self.text),
-        }
-        # Only where there are any: releases before sound and video read everything else.
-        if self.audio is not None:
-            made["audio"] = asdict(self.audio)
-        if self.video is not None:
-            made["video"] = self.video.to_dict()
-        if self.missing:
-            made["missing"] = list(self.missing)
-        return made
+        found = {one.name: getattr(self, one.name) or None for one in fields(Specs)}
+        optional = {one.name for one in fields(Specs) if one.metadata == MAY_LACK}
+        return jsonable({name: spec for name, spec in found.items() if spec is not None or name not in optional})
 
     @classmethod
     def from_dict(cls, value: object, *, tokenizer: str | None = None, where: str = "preprocess") -> Preprocessing:
@@ -109,16 +117,8 @@ class Preprocessing:
         Raises:
             ConfigError: naming ``where`` and the key: unknown, missing, of another type or out of range.
         """
-        optional = ("audio", "video", "missing")
-        read = Fields(value, where, ConfigError, required=("image", "text"), optional=optional)
-        return cls(
-            image=read.maybe("image", lambda item, place: ImageSpec.from_dict(item, where=place)),
-            text=read.maybe("text", lambda item, place: TextSpec.from_dict(item, where=place)),
-            tokenizer=tokenizer,
-            audio=read.maybe("audio", lambda item, place: AudioSpec.from_dict(item, where=place)),
-            video=read.maybe("video", lambda item, place: VideoSpec.from_dict(item, where=place)),
-            missing=read.texts("missing", most=len(MODALITIES), distinct=True) if "missing" in read.value else (),
-        )
+        read = decode(value, Specs, where, ConfigError)
+        return cls(read.image, read.text, tokenizer, read.audio, read.video, read.missing or ())
 
     def load(self, modality: str, source: Any, *, on_notice: Notice = lambda _: None) -> Any:
         """One input of ``modality`` as :meth:`collate` takes it; what every ``load_…`` does, by name.
@@ -128,13 +128,9 @@ class Preprocessing:
             source: a text; or what :meth:`load_image`, :meth:`load_audio` or :meth:`load_video` takes.
             on_notice: told, in a few words, what should be known about an input that can be used all the same.
         """
-        if modality == "image":
-            return self.load_image(source)
-        if modality == "audio":
-            return self.load_audio(source, on_notice=on_notice)
-        if modality == "video":
-            return self.load_video(source, on_notice=on_notice)
-        return self.check_text(source)
+        if modality in ("audio", "video"):
+            return getattr(self, f"load_{modality}")(source, on_notice=on_notice)
+        return self.load_image(source) if modality == "image" else self.check_text(source)
 
     def load_image(self, source: ImageSource) -> NDArray[np.uint8]:
         """Decode, turn upright, convert to RGB, resize and crop. Deterministic, so that training may cache it.
@@ -148,7 +144,7 @@ class Preprocessing:
         Raises:
             MediaError: one line naming the file: missing, empty, not an image, truncated, outside the stated limits.
         """
-        return _image.load_image(source, self._image_spec())
+        return _image.load_image(source, self._spec("image"))
 
     def load_audio(self, source: AudioSource, *, on_notice: Notice = lambda _: None) -> NDArray[np.float32]:
         """Decode, average the channels, resample, cut to the encoder's length, normalise. Deterministic.
@@ -186,7 +182,7 @@ class Preprocessing:
 
     def normalise(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 (B, H, W, 3) as :meth:`load_image` returns them → float32 (B, 3, H, W), ``(x / 255 - mean) / std``."""
-        return _image.normalise(images, self._image_spec())
+        return _image.normalise(images, self._spec("image"))
 
     def encode_text(
         self,
@@ -289,33 +285,26 @@ class Preprocessing:
             raise UsageError(
                 f"{modality} is missing", expected="one in every sample: this model has no stand-in for it"
             )
+        made: dict[str, NDArray[Any]]
         if modality == "text":
-            made: dict[str, Any] = dict(self.encode_text(items, pad_to=pad_to, on_truncate=on_truncate))
-        elif modality == "image":
-            image = self._image_spec()
-            made = {"pixel_values": self.normalise(np.stack(_filled(items, lambda: _image.no_image(image))))}
-        elif modality == "audio":
-            audio: AudioSpec = self._spec("audio")
-            made = _audio.batch_audio(_filled(items, lambda: _audio.no_audio(audio)), audio)
+            made = dict(self.encode_text(items, pad_to=pad_to, on_truncate=on_truncate))
         else:
-            video: VideoSpec = self._spec("video")
-            made = dict(_video.batch_video(_filled(items, lambda: _video.no_video(video)), video))
+            nothing, batch = _BATCHED[modality]
+            spec = self._spec(modality)
+            made = batch([nothing(spec) if item is None else item for item in items], spec)
         if modality in self.missing:
             made[present_name(modality)] = present
         return made
 
     @cached_property
     def _texts(self) -> TextReader:
-        spec = self._spec("text")
+        spec: TextSpec = self._spec("text")
         assert self.tokenizer is not None
         return TextReader(spec, self.tokenizer)
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker process of a data loader makes its own tokenizer.
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    def _image_spec(self) -> ImageSpec:
-        return self._spec("image")
+        return {one.name: getattr(self, one.name) for one in fields(self)}
 
     def _spec(self, modality: str) -> Any:
         spec = getattr(self, modality)
@@ -325,6 +314,9 @@ class Preprocessing:
         return spec
 
 
-def _filled(items: Sequence[Any], dummy: Callable[[], Any]) -> list[Any]:
-    """``items`` with something harmless where there is None."""
-    return [dummy() if item is None else item for item in items]
+# What stands for an input that is missing, and what makes a batch of several.
+_BATCHED: dict[str, tuple[Callable[[Any], Any], Callable[[list[Any], Any], dict[str, NDArray[Any]]]]] = {
+    "image": (_image.no_image, _image.batch_images),
+    "audio": (_audio.no_audio, _audio.batch_audio),
+    "video": (_video.no_video, _video.batch_video),
+}

@@ -17,26 +17,26 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from mope_deploy.errors import ConfigError, MediaError, UsageError
-from mope_deploy.fields import Fields
-from mope_deploy.preprocess.shared import Tensors, one_line
+from mope_deploy.fields import between, choice, decode
+from mope_deploy.preprocess.shared import Tensors, check_file, describe, one_line
 
 __all__ = [
     "MAX_PIXELS",
     "MAX_SIDE",
     "ImageSource",
     "ImageSpec",
+    "batch_images",
     "check_size",
-    "describe",
     "fit",
     "load_image",
     "no_image",
@@ -49,7 +49,6 @@ BACKGROUND = (255, 255, 255)  # what transparent pixels are composited on
 
 # EPS would run Ghostscript, and rarely used decoders are where decoders have their holes: only these are ever tried.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-CROP_MODES = ("center", "squash", "border")
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -69,6 +68,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+_Mean = Annotated[float, between(0, 1)]
+_Std = Annotated[float, between(1e-6, 1e3)]
 ImageSource = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 
 
@@ -85,14 +86,14 @@ class ImageSpec:
         mean, std: of each channel, on the scale 0 to 1.
     """
 
-    height: int
-    width: int
-    resize_height: int
-    resize_width: int
-    crop_mode: str
-    interpolation: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    height: Annotated[int, between(1, 4096)]
+    width: Annotated[int, between(1, 4096)]
+    resize_height: Annotated[int, between(1, 8192)]
+    resize_width: Annotated[int, between(1, 8192)]
+    crop_mode: Annotated[str, choice("center", "squash", "border")]
+    interpolation: Annotated[str, choice(*_FILTERS)]
+    mean: tuple[_Mean, _Mean, _Mean]
+    std: tuple[_Std, _Std, _Std]
 
     @property
     def tensors(self) -> Tensors:
@@ -129,22 +130,12 @@ class ImageSpec:
         Raises:
             ConfigError: naming ``where`` and the key.
         """
-        read = Fields(value, where, ConfigError, required=[field.name for field in fields(cls)])
-        return cls(
-            height=read.integer("height", 1, 4096),
-            width=read.integer("width", 1, 4096),
-            resize_height=read.integer("resize_height", 1, 8192),
-            resize_width=read.integer("resize_width", 1, 8192),
-            crop_mode=read.choice("crop_mode", CROP_MODES),
-            interpolation=read.choice("interpolation", tuple(_FILTERS)),
-            mean=read.numbers("mean", 3, 0.0, 1.0),  # type: ignore[arg-type]
-            std=read.numbers("std", 3, 1e-6, 1e3),  # type: ignore[arg-type]
-        )
+        return decode(value, cls, where, ConfigError)
 
 
 def load_image(source: ImageSource, spec: ImageSpec) -> NDArray[np.uint8]:
     """uint8 (height, width, 3) of the encoder, contiguous; see :meth:`Preprocessing.load_image`."""
-    name = describe(source)
+    name = "image given as a Pillow image" if isinstance(source, Image.Image) else describe("image", source)
     with warnings.catch_warnings():
         # Pillow warns about sizes that the stated limits here decide, and about metadata that is not used.
         warnings.simplefilter("ignore")
@@ -172,16 +163,14 @@ def normalise(images: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.float32]
     return x
 
 
+def batch_images(images: Sequence[NDArray[np.uint8]], spec: ImageSpec) -> dict[str, NDArray[Any]]:
+    """B images from :func:`load_image` → ``pixel_values`` float32 (B, 3, H, W)."""
+    return {"pixel_values": normalise(np.stack(images), spec)}
+
+
 def no_image(spec: ImageSpec) -> NDArray[np.uint8]:
     """What stands in the arrays of a sample without an image; nothing of it reaches the result."""
     return np.zeros((spec.height, spec.width, 3), np.uint8)
-
-
-def describe(source: object) -> str:
-    """What an error message calls an image source."""
-    if isinstance(source, str | os.PathLike):
-        return f"image {os.fspath(source)}"
-    return "image given as a Pillow image" if isinstance(source, Image.Image) else "image given as an array"
 
 
 def _open(source: ImageSource, name: str) -> Image.Image:
@@ -209,20 +198,11 @@ def _open(source: ImageSource, name: str) -> Image.Image:
 
 
 def _open_file(path: Path, name: str) -> Image.Image:
+    check_file(path, name, expected="an image file")
     try:
-        if path.stat().st_size == 0:
-            raise MediaError(f"{name} is empty (0 bytes)")
         return Image.open(path, formats=FORMATS)
-    except MediaError:
-        raise
     except Image.DecompressionBombError as error:
         raise MediaError(f"{name} is too large", expected=_LIMITS) from error
-    except FileNotFoundError as error:
-        raise MediaError(f"{name} does not exist") from error
-    except IsADirectoryError as error:
-        raise MediaError(f"{name} is a folder", expected="an image file") from error
-    except PermissionError as error:
-        raise MediaError(f"{name} cannot be read", received="permission denied") from error
     except Image.UnidentifiedImageError as error:
         raise MediaError(f"{name} is not an image that can be read", expected=f"one of {', '.join(FORMATS)}") from error
     except Exception as error:  # as in _open

@@ -2,21 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-__all__ = ["Notice", "Tensors", "jsonable", "one_line"]
+import msgspec
+
+from mope_deploy.errors import MediaError
+
+__all__ = ["Notice", "Tensors", "check_file", "describe", "jsonable", "one_line"]
 
 Tensors = dict[str, tuple[str, tuple[int | str, ...]]]  # name → dtype and axes: sizes, or names of those that vary
 Notice = Callable[[str], None]  # told what a user should know about an input that was used all the same
 
 
-def jsonable(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """``dataclasses.asdict`` of a specification with tuples as JSON has them."""
-    return {
-        key: list(value) if isinstance(value, tuple) else jsonable(value) if isinstance(value, dict) else value
-        for key, value in spec.items()
-    }
+def jsonable(spec: object) -> Any:
+    """A specification as JSON has it: dictionaries and lists."""
+    return msgspec.json.decode(msgspec.json.encode(spec))
+
+
+def describe(kind: str, source: object) -> str:
+    """What an error message calls an input: ``audio clips/a.wav``."""
+    return f"{kind} {os.fspath(source)}" if isinstance(source, str | os.PathLike) else f"{kind} given as an array"
+
+
+def check_file(path: Path, name: str, *, expected: str) -> None:
+    """A file that can be opened and is not empty.
+
+    Raises:
+        MediaError: it is not; ``name`` is what the message calls it, ``expected`` what should be there.
+    """
+    try:
+        if path.is_dir():
+            raise MediaError(f"{name} is a folder", expected=expected)
+        if path.stat().st_size == 0:
+            raise MediaError(f"{name} is empty (0 bytes)")
+        with path.open("rb"):
+            pass
+    except FileNotFoundError as error:
+        raise MediaError(f"{name} does not exist") from error
+    except PermissionError as error:
+        raise MediaError(f"{name} cannot be read", received="permission denied") from error
+    except (OSError, ValueError) as error:
+        raise MediaError(f"{name} cannot be read", received=one_line(error)) from error
 
 
 def one_line(error: BaseException) -> str:

@@ -6,14 +6,14 @@ Letters: B batch · T text length in tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mope_deploy.errors import ConfigError, MediaError, UsageError
-from mope_deploy.fields import Fields, shown
+from mope_deploy.fields import between, shown
 from mope_deploy.preprocess.shared import Tensors, one_line
 
 if TYPE_CHECKING:
@@ -35,23 +35,13 @@ class TextSpec:
         pad_id: token id of padding.
     """
 
-    max_length: int
-    pad_id: int
+    max_length: Annotated[int, between(1, 65_536)]
+    pad_id: Annotated[int, between(0, 2**31 - 1)]
 
     @property
     def tensors(self) -> Tensors:
         """What the encoder reads: name → dtype and axes."""
         return dict.fromkeys(("input_ids", "attention_mask"), ("int64", ("batch", "text_length")))
-
-    @classmethod
-    def from_dict(cls, value: object, *, where: str = "text") -> TextSpec:
-        """Strict: every key, no other, types and ranges checked.
-
-        Raises:
-            ConfigError: naming ``where`` and the key.
-        """
-        read = Fields(value, where, ConfigError, required=[field.name for field in fields(cls)])
-        return cls(max_length=read.integer("max_length", 1, 65_536), pad_id=read.integer("pad_id", 0, 2**31 - 1))
 
 
 class TextReader:

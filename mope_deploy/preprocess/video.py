@@ -12,23 +12,22 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mope_deploy.errors import ConfigError, MediaError
+from mope_deploy.errors import MediaError
 from mope_deploy.extras import require
-from mope_deploy.fields import Fields
+from mope_deploy.fields import between, choice
 from mope_deploy.preprocess.image import ImageSpec, check_size, fit, normalise
-from mope_deploy.preprocess.shared import Notice, Tensors, jsonable, one_line
+from mope_deploy.preprocess.shared import Notice, Tensors, check_file, describe, one_line
 
 __all__ = ["VideoSource", "VideoSpec", "batch_video", "load_video", "no_video", "read_clip"]
 
-SAMPLING = ("uniform",)
 MAX_FRAMES = 100_000  # of a file, within max_seconds
 MAX_CLIP_BYTES = 2**31  # of an .npz once unpacked
 
@@ -46,9 +45,9 @@ class VideoSpec:
         image: what becomes of each frame.
     """
 
-    frames: int
-    sampling: str
-    max_seconds: float
+    frames: Annotated[int, between(1, 4096)]
+    sampling: Annotated[str, choice("uniform")]
+    max_seconds: Annotated[float, between(0.01, 86_400)]
     image: ImageSpec
 
     @property
@@ -56,32 +55,14 @@ class VideoSpec:
         """What the encoder reads: name → dtype and axes."""
         return {"video_values": ("float32", ("batch", self.frames, 3, self.image.height, self.image.width))}
 
-    def to_dict(self) -> dict[str, Any]:
-        return jsonable(asdict(self))
-
-    @classmethod
-    def from_dict(cls, value: object, *, where: str = "video") -> VideoSpec:
-        """Strict: every key, no other, types and ranges checked.
-
-        Raises:
-            ConfigError: naming ``where`` and the key.
-        """
-        read = Fields(value, where, ConfigError, required=[field.name for field in fields(cls)])
-        return cls(
-            frames=read.integer("frames", 1, 4096),
-            sampling=read.choice("sampling", SAMPLING),
-            max_seconds=read.number("max_seconds", 0.01, 86_400),
-            image=ImageSpec.from_dict(read.value["image"], where=f"{where}.image"),
-        )
-
 
 def load_video(source: VideoSource, spec: VideoSpec, *, on_notice: Notice = lambda _: None) -> NDArray[np.uint8]:
     """One clip as :func:`batch_video` takes it: uint8 (F, H, W, 3) at the encoder's size."""
-    clip, name = read_clip(source, spec, on_notice=on_notice), describe(source)
+    clip, name = read_clip(source, spec, on_notice=on_notice), describe("video", source)
     return np.stack([fit(Image.fromarray(frame), spec.image, name) for frame in clip])
 
 
-def batch_video(clips: list[NDArray[np.uint8]], spec: VideoSpec) -> dict[str, NDArray[np.float32]]:
+def batch_video(clips: list[NDArray[np.uint8]], spec: VideoSpec) -> dict[str, NDArray[Any]]:
     """B clips from :func:`load_video` → ``video_values`` float32 (B, F, 3, H, W)."""
     return {"video_values": normalise(np.stack(clips), spec.image)}
 
@@ -99,10 +80,10 @@ def read_clip(source: VideoSource, spec: VideoSpec, *, on_notice: Notice = lambd
             the stated limits.
         MissingExtraError: a video file is to be read and PyAV is not installed.
     """
-    name = describe(source)
+    name = describe("video", source)
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        _check_file(path, name)
+        check_file(path, name, expected="a video file")
         if path.suffix.lower() != ".npz":
             return _decoded(path, spec, name, on_notice)
         source = _from_npz(path, name)
@@ -113,11 +94,6 @@ def read_clip(source: VideoSource, spec: VideoSpec, *, on_notice: Notice = lambd
         raise MediaError(f"{name} has no frames")
     check_size(source.shape[2], source.shape[1], name)
     return [np.ascontiguousarray(source[i]) for i in _positions(len(source), spec.frames)]
-
-
-def describe(source: object) -> str:
-    """What an error message calls a clip."""
-    return f"video {os.fspath(source)}" if isinstance(source, str | os.PathLike) else "video given as an array"
 
 
 def _positions(total: int, wanted: int) -> list[int]:
@@ -204,18 +180,6 @@ def _stream(container: Any, name: str) -> Any:
 def _upright(frame: NDArray[np.uint8], degrees: int) -> NDArray[np.uint8]:
     """Undo the rotation that a camera noted instead of turning the picture; ``degrees`` counter-clockwise."""
     return np.ascontiguousarray(np.rot90(frame, (degrees // 90) % 4)) if degrees % 360 else frame
-
-
-def _check_file(path: Path, name: str) -> None:
-    try:
-        if path.is_dir():
-            raise MediaError(f"{name} is a folder", expected="a video file")
-        if path.stat().st_size == 0:
-            raise MediaError(f"{name} is empty (0 bytes)")
-    except FileNotFoundError as error:
-        raise MediaError(f"{name} does not exist") from error
-    except (OSError, ValueError) as error:
-        raise MediaError(f"{name} cannot be read", received=one_line(error)) from error
 
 
 def _from_npz(path: Path, name: str) -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ import pytest
 from mope_deploy import data
 from mope_deploy.data import count_rows, fingerprint, open_samples, scan_labels
 from mope_deploy.errors import DataError, UsageError
+from mope_deploy.task import MultiLabel, SingleLabel
 from tests.device import tiny
 
 pytestmark = pytest.mark.device
@@ -38,7 +39,7 @@ def test_samples(folder: Path) -> None:
     path = write(
         folder, {**GOOD, "template": "t", "id": 7}, {"image": str(folder / "a.png"), "text": "é", "label": "y"}
     )
-    first, second = open_samples(path, labels=["x", "y"])
+    first, second = open_samples(path, task=SingleLabel(("x", "y")))
     assert (first.image, first.image_name, first.text, first.label) == (folder / "a.png", "a.png", "the card", "x")
     assert (first.line, first.source, first.extra) == (1, path, {"template": "t", "id": 7})
     assert (second.image, second.label, second.line) == (folder / "a.png", "y", 2)
@@ -92,7 +93,7 @@ BAD = [
 def test_errors_name_file_and_line(folder: Path, row: Any, words: str) -> None:
     path = write(folder, GOOD, row, GOOD)
     with pytest.raises(DataError) as caught:
-        list(open_samples(path, labels=["x", "entailment"]))
+        list(open_samples(path, task=SingleLabel(("x", "entailment"))))
     message = str(caught.value)
     assert message.startswith(f"{path}:2: ")
     assert words in message
@@ -102,7 +103,7 @@ def test_errors_name_file_and_line(folder: Path, row: Any, words: str) -> None:
 
 def test_skip_bad_counts_and_lists(folder: Path) -> None:
     path = write(folder, *(row for row, _ in BAD), GOOD)
-    samples = open_samples(path, labels=["x", "entailment"], skip_bad=True)
+    samples = open_samples(path, task=SingleLabel(("x", "entailment")), skip_bad=True)
     assert [sample.line for sample in samples] == [len(BAD) + 1]
     assert len(samples.skipped) == len(BAD)
     assert f"{path}:1: " in samples.skipped[0]
@@ -133,10 +134,10 @@ def test_a_text_without_tokens_is_found_when_it_is_loaded(folder: Path) -> None:
 
 def test_multi_label(folder: Path) -> None:
     path = write(folder, {**GOOD, "label": ["x", "y"]}, {**GOOD, "label": []})
-    assert [sample.label for sample in open_samples(path, labels=["x", "y"], multi_label=True)] == [("x", "y"), ()]
+    assert [sample.label for sample in open_samples(path, task=MultiLabel(("x", "y")))] == [("x", "y"), ()]
     for label, words in (("x", r'write \["x"\]'), (["x", "x"], "twice"), (["z"], "unknown label"), ([1], "label name")):
         with pytest.raises(DataError, match=words):
-            list(open_samples(write(folder, {**GOOD, "label": label}), labels=["x", "y"], multi_label=True))
+            list(open_samples(write(folder, {**GOOD, "label": label}), task=MultiLabel(("x", "y"))))
 
 
 def test_labels_are_optional_where_none_is_required(folder: Path) -> None:
@@ -156,7 +157,7 @@ def test_scan_labels(folder: Path) -> None:
     names = ["b", "a", "b", "c"]
     assert scan_labels(write(folder, *({"label": name} for name in names))) == ("b", "a", "c")
     path = write(folder, {"label": ["q", "p"]}, {"label": []}, {"label": ["p", "o"]})
-    assert scan_labels(path, multi_label=True) == ("q", "p", "o")
+    assert scan_labels(path, task=MultiLabel()) == ("q", "p", "o")
     with pytest.raises(DataError, match=":2: label missing"):
         scan_labels(write(folder, {"label": "a"}, {"image": "a.png"}))
 

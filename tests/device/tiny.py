@@ -179,23 +179,6 @@ def split(document: dict[str, Any], *, missing: bool = False) -> dict[str, Any]:
     return {**document, "graphs": [{**graph, **changes}]}
 
 
-def as_schema_1(document: dict[str, Any]) -> dict[str, Any]:
-    """The same manifest as the first release wrote it: one tolerance beside the golden files, nothing about builds."""
-    old = {key: value for key, value in document.items() if key != "build"} | {"schema": 1}
-    tolerance = document["graphs"][0]["tolerance"]
-    old["golden"] = {**document["golden"], "tolerance": tolerance}
-    added = ("tolerance", "gate", "parts")
-    old["graphs"] = [{k: v for k, v in graph.items() if k not in added} for graph in document["graphs"]]
-    return old
-
-
-def as_schema_2(document: dict[str, Any]) -> dict[str, Any]:
-    """The same manifest as the releases wrote it whose graphs had one file each."""
-    build = document["build"] and {key: value for key, value in document["build"].items() if key != "cpu"}
-    graphs = [{key: value for key, value in graph.items() if key != "parts"} for graph in document["graphs"]]
-    return {**document, "schema": 2, "build": build, "graphs": graphs}
-
-
 def files(graph: Path, *, missing: bool = False) -> dict[str, Path | bytes]:
     """Every file of the tiny bundle; golden outputs come from the oracle, not from any engine."""
     pictures = [picture(i, size) for i, (_, size) in enumerate(SAMPLES)]

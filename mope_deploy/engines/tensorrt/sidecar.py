@@ -6,23 +6,23 @@ The engine file itself stays untouched TensorRT, so that ``trtexec`` and others 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
-import re
-import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from msgspec import Meta
 
 from mope_deploy.bundle import ENGINES, Bundle
 from mope_deploy.engines.tensorrt.backends import BACKENDS
 from mope_deploy.engines.tensorrt.device import Device
 from mope_deploy.engines.tensorrt.profiles import Sizes
 from mope_deploy.errors import EngineError, UsageError
-from mope_deploy.fields import Fields, parse_json, shown
-from mope_deploy.manifest import FileEntry, Graph, TensorSpec, check_name
+from mope_deploy.fields import FieldError, between, choice, decode, form, length, parse_json, shown, text
+from mope_deploy.files import json_bytes, write_file
+from mope_deploy.manifest import FileEntry, Graph, TensorSpec
+from mope_deploy.manifest.types import Digest, FileName
 
 __all__ = [
     "EngineFiles",
@@ -32,7 +32,6 @@ __all__ = [
     "engine_files",
     "exported_files",
     "exported_names",
-    "file_sha256",
     "find_engines",
     "onnx_files",
     "write_json",
@@ -44,8 +43,12 @@ EXPORTED = f"{ENGINES}/exported"  # of the folder inside a bundle where engines 
 MAX_SIDECAR_BYTES = 2**20
 REBUILD = "build it again: mope build BUNDLE, or --rebuild"
 
-_CC = re.compile(r"\d{1,2}\.\d")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+T = TypeVar("T")
+_Counts = Annotated[Mapping[str, Annotated[int, between(0, 10**9)]], length(0, 16)]
+_Size = Annotated[int, between(1, 2**31)]
+_Axis = Annotated[
+    _Size | Annotated[str, length(1, 63)], Meta(description="a size of at least 1 or the name of an axis")
+]
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,9 @@ class Precision:
         tf32: whether float32 products may be rounded to TF32.
     """
 
-    declared: str
-    products: Mapping[str, int]
-    quantised: int
+    declared: Annotated[str, text(32)]
+    products: _Counts
+    quantised: Annotated[int, between(0, 10**9)]
     tf32: bool
 
 
@@ -85,21 +88,23 @@ class Sidecar:
         peak_bytes: most main memory that the building process held.
     """
 
-    created: str
-    backend: str
-    version: str
-    graph: str
-    onnx: Mapping[str, str]
+    created: Annotated[str, text(40)]
+    backend: Annotated[str, choice(*BACKENDS)]
+    version: Annotated[str, text(60)]
+    graph: Annotated[str, text(64)]
+    onnx: Annotated[Mapping[FileName, Digest], length(1, 1000)]
     engine: FileEntry
-    compute_capabilities: tuple[str, ...]
+    compute_capabilities: Annotated[
+        tuple[Annotated[str, form(r"[0-9]{1,2}\.[0-9]", "a compute capability like '8.7'")], ...], length(1, 32)
+    ]
     built_on: Device
     profile: Mapping[str, Sizes]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     precision: Precision
-    workspace: int | None
-    seconds: float
-    peak_bytes: int
+    workspace: Annotated[int, between(1, 2**50)] | None
+    seconds: Annotated[float, between(0)]
+    peak_bytes: Annotated[int, between(0, 2**50)]
 
     def to_dict(self) -> dict[str, Any]:
         made = {"format": FORMAT, "schema": SCHEMA, **dataclasses.asdict(self), "verified": False}
@@ -115,30 +120,42 @@ class Sidecar:
         Raises:
             EngineError: it is missing, damaged or not exactly of the documented form.
         """
-        keys = [field.name for field in dataclasses.fields(cls)]
-        read = _open(path, FORMAT, [*keys, "verified"])
-        if read.boolean("verified"):
-            raise read.fail("verified", "false: proofs are kept per device, in a file of their own")
-        onnx = _object(read, "onnx", most=1000)
-        profile = _object(read, "profile", most=8)
-        profile_read = Fields(profile, f"{read.where}.profile", EngineError, required=list(profile))
-        return cls(
-            created=read.text("created", most=40),
-            backend=read.choice("backend", tuple(BACKENDS)),
-            version=read.text("version", most=60),
-            graph=read.text("graph", most=64),
-            onnx={_file(name, f"{read.where}.onnx"): _digest(onnx[name], f"{read.where}.onnx") for name in onnx},
-            engine=_entry(read.value["engine"], f"{read.where}.engine"),
-            compute_capabilities=read.array("compute_capabilities", _cc, least=1, most=32),
-            built_on=_device(read.value["built_on"], f"{read.where}.built_on"),
-            profile={axis: _sizes(profile_read, axis) for axis in profile},
-            inputs=read.array("inputs", _tensor, least=1, most=64),
-            outputs=read.array("outputs", _tensor, least=1, most=64),
-            precision=_precision(read.value["precision"], f"{read.where}.precision"),
-            workspace=None if read.value["workspace"] is None else read.integer("workspace", 1, 2**50),
-            seconds=read.number("seconds", 0),
-            peak_bytes=read.integer("peak_bytes", 0, 2**50),
-        )
+        read = _read(path, FORMAT, _Document)
+        known: dict[str, Any] = {field.name: getattr(read, field.name) for field in dataclasses.fields(cls)}
+        known["profile"] = {axis: Sizes(*sizes) for axis, sizes in read.profile.items()}
+        known |= {kind: tuple(one.spec for one in getattr(read, kind)) for kind in ("inputs", "outputs")}
+        return cls(**known)
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    name: Annotated[str, text(128)]
+    dtype: Annotated[str, text(16)]
+    shape: Annotated[tuple[_Axis, ...], length(0, 8)]
+
+    @property
+    def spec(self) -> TensorSpec:
+        return TensorSpec(self.name, self.dtype, self.shape)
+
+
+@dataclass(frozen=True)
+class _Document(Sidecar):
+    """A sidecar as its file has it."""
+
+    profile: Annotated[Mapping[str, tuple[_Size, _Size, _Size]], length(1, 8)]  # type: ignore[assignment]
+    inputs: Annotated[tuple[_Tensor, ...], length(1, 64)]  # type: ignore[assignment]
+    outputs: Annotated[tuple[_Tensor, ...], length(1, 64)]  # type: ignore[assignment]
+    verified: bool
+
+    def __post_init__(self) -> None:
+        if self.engine.bytes < 1:
+            raise FieldError("engine.bytes", received=self.engine.bytes, expected="an integer from 1")
+        for axis, sizes in self.profile.items():
+            if list(sizes) != sorted(sizes):
+                raise FieldError(f"profile.{axis}", received=list(sizes), expected="[least, best, greatest]")
+        if self.verified:
+            expected = "false: proofs are kept per device, in a file of their own"
+            raise FieldError("verified", received=True, expected=expected)
 
 
 @dataclass(frozen=True)
@@ -156,14 +173,14 @@ class Proof:
         created: UTC.
     """
 
-    engine_sha256: str
-    bundle_sha256: str
-    version: str
+    engine_sha256: Digest
+    bundle_sha256: Digest
+    version: Annotated[str, text(60)]
     device: Device
-    logits_error: float
-    routing_error: float | None
-    layers: Mapping[str, int]
-    created: str
+    logits_error: Annotated[float, between(0)]
+    routing_error: Annotated[float, between(0)] | None
+    layers: _Counts
+    created: Annotated[str, text(40)]
 
     def covers(self, *, engine_sha256: str, bundle_sha256: str, version: str, device: Device) -> bool:
         """Whether it proves exactly this; on anything else the golden samples have to be run again."""
@@ -181,17 +198,7 @@ class Proof:
     def read(cls, path: Path) -> Proof | None:
         """The proof in a file; None if there is none, or none that can be read: then the samples are run again."""
         try:
-            read = _open(path, PROOF_FORMAT, [field.name for field in dataclasses.fields(cls)])
-            return cls(
-                engine_sha256=_digest(read.value["engine_sha256"], read.where),
-                bundle_sha256=_digest(read.value["bundle_sha256"], read.where),
-                version=read.text("version", most=60),
-                device=_device(read.value["device"], f"{read.where}.device"),
-                logits_error=read.number("logits_error", 0),
-                routing_error=None if read.value["routing_error"] is None else read.number("routing_error", 0),
-                layers=_counts(read, "layers"),
-                created=read.text("created", most=40),
-            )
+            return _read(path, PROOF_FORMAT, cls)
         except EngineError:
             return None
 
@@ -275,29 +282,13 @@ def onnx_files(bundle: Bundle, graph: Graph) -> dict[str, str]:
     return {name: bundle.manifest.files[name].sha256 for name in (graph.file, *graph.data)}
 
 
-def file_sha256(path: Path) -> str:
-    """Raises :class:`OSError` as reading does."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all. Raises :class:`OSError`."""
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
-    try:
-        temporary.write_text(
-            json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write a JSON file whole or not at all; :class:`EngineError` where the system refuses."""
+    write_file(path, json_bytes(document), error=EngineError)
 
 
-def _open(path: Path, form: str, keys: Sequence[str]) -> Fields:
-    """The file's JSON object with exactly ``keys`` and the right format and schema."""
+def _read(path: Path, form: str, kind: type[T]) -> T:
+    """The file's JSON object of the right format and schema, without these two keys."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_SIDECAR_BYTES + 1)
@@ -308,89 +299,10 @@ def _open(path: Path, form: str, keys: Sequence[str]) -> Fields:
         raise EngineError(f"{path} cannot be read", received=error.strerror, todo=REBUILD) from error
     except ValueError as error:
         raise EngineError(f"{path} is damaged", received=str(error)[:200], expected="JSON", todo=REBUILD) from error
-    if not isinstance(document, dict) or document.get("format") != form or document.get("schema") != SCHEMA:
-        found = (
-            f"{shown(document.get('format'))}, schema {shown(document.get('schema'))}"
-            if isinstance(document, dict)
-            else shown(document)
-        )
-        raise EngineError(f"{path}", received=found, expected=f"{form!r}, schema {SCHEMA}", todo=REBUILD)
-    return Fields(document, str(path), EngineError, required=("format", "schema", *keys))
-
-
-def _object(read: Fields, key: str, *, most: int) -> dict[str, Any]:
-    found = read.value[key]
-    if not isinstance(found, dict) or not 1 <= len(found) <= most:
-        raise read.fail(key, f"an object of 1 to {most} keys")
-    return found
-
-
-def _file(name: str, where: str) -> str:
-    try:
-        return check_name(name, where)
-    except Exception as error:
-        raise EngineError(str(error)) from error
-
-
-def _digest(value: object, where: str) -> str:
-    if not isinstance(value, str) or not _SHA256.fullmatch(value):
-        raise EngineError(where, received=shown(value), expected="64 hexadecimal digits in lower case")
-    return value
-
-
-def _entry(value: object, where: str) -> FileEntry:
-    read = Fields(value, where, EngineError, required=("sha256", "bytes"))
-    return FileEntry(_digest(read.value["sha256"], f"{where}.sha256"), read.integer("bytes", 1, 2**40))
-
-
-def _cc(value: object, where: str) -> str:
-    if not isinstance(value, str) or not _CC.fullmatch(value):
-        raise EngineError(where, received=shown(value), expected="a compute capability like '8.7'")
-    return value
-
-
-def _device(value: object, where: str) -> Device:
-    keys = [field.name for field in dataclasses.fields(Device)]
-    read = Fields(value, where, EngineError, required=keys)
-    known: dict[str, Any] = {
-        key: None if key != "os" and read.value[key] is None else read.text(key, most=500) for key in keys
-    }
-    return Device(**known)
-
-
-def _sizes(read: Fields, axis: str) -> Sizes:
-    found = read.numbers(axis, 3, 1, 2**31)
-    if list(found) != sorted(found) or any(size != int(size) for size in found):
-        raise read.fail(axis, "[least, best, greatest]")
-    return Sizes(*(int(size) for size in found))
-
-
-def _tensor(value: object, where: str) -> TensorSpec:
-    read = Fields(value, where, EngineError, required=("name", "dtype", "shape"))
-    return TensorSpec(read.text("name", most=128), read.text("dtype", most=16), read.array("shape", _axis, most=8))
-
-
-def _axis(value: object, where: str) -> int | str:
-    whole = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 2**31
-    if whole or (isinstance(value, str) and 1 <= len(value) <= 63):
-        return value  # type: ignore[return-value]
-    raise EngineError(where, received=shown(value), expected="a size or the name of an axis")
-
-
-def _precision(value: object, where: str) -> Precision:
-    read = Fields(value, where, EngineError, required=("declared", "products", "quantised", "tf32"))
-    return Precision(
-        declared=read.text("declared", most=32),
-        products=_counts(read, "products"),
-        quantised=read.integer("quantised", 0, 10**9),
-        tf32=read.boolean("tf32"),
-    )
-
-
-def _counts(read: Fields, key: str) -> dict[str, int]:
-    """An object of dtype → number."""
-    found = read.value[key]
-    if not isinstance(found, dict) or len(found) > 16:
-        raise read.fail(key, "an object of at most 16 dtypes")
-    counts = Fields(found, f"{read.where}.{key}", EngineError, required=list(found))
-    return {name: counts.integer(name, 0, 10**9) for name in found}
+    found = shown(document)
+    if isinstance(document, dict):
+        known = document.pop("format", None), document.pop("schema", None)
+        if known == (form, SCHEMA):
+            return decode(document, kind, str(path), EngineError)
+        found = f"{shown(known[0])}, schema {shown(known[1])}"
+    raise EngineError(f"{path}", received=found, expected=f"{form!r}, schema {SCHEMA}", todo=REBUILD)

@@ -1,21 +1,13 @@
-"""What a deployed model is on disk: one folder, one manifest, a SHA-256 for every file.
-
-docs/bundle.md describes the format for those who read it without this library. A bundle is either exactly what its
-manifest says or refused: nothing here repairs, guesses or ignores. Writing assembles a temporary folder beside the
-target, opens it as a reader would, and only then renames it.
-"""
+"""Reading a bundle: what its manifest says is compared with what is there."""
 
 from __future__ import annotations
 
-import datetime
+import dataclasses
 import hashlib
-import json
 import os
-import secrets
-import shutil
 import stat
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,22 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mope_deploy.data import Samples, open_samples
 from mope_deploy.errors import BundleError, ConfigError, UsageError
 from mope_deploy.fields import nearest
-from mope_deploy.manifest import (
-    AGAIN,
-    FORMAT,
-    MANIFEST,
-    SCHEMA,
-    FileEntry,
-    Graph,
-    Manifest,
-    check_name,
-    read_manifest,
-)
+from mope_deploy.files import reason, sha256
+from mope_deploy.manifest import AGAIN, MANIFEST, FileEntry, Graph, Manifest, read_manifest
 from mope_deploy.preprocess import Preprocessing
 
-__all__ = ["Bundle", "check_target", "write_bundle"]
+__all__ = ["ENGINES", "Bundle"]
 
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_GOLDEN_BYTES = 2**30  # of one .npz once unpacked
@@ -73,11 +57,11 @@ class Bundle:
         """
         path = Path(path)
         _check_is_bundle(path)
-        text, sha256 = _read_manifest_file(path)
+        text, digest = _read_manifest_file(path)
         manifest = read_manifest(text, str(path / MANIFEST))
         for name, entry in manifest.files.items():
             _check_file(path, name, entry, verify=verify)
-        return cls(path, manifest, sha256)
+        return cls(path, manifest, digest)
 
     def file(self, name: str) -> Path:
         """Path of a file that the manifest lists.
@@ -169,6 +153,17 @@ class Bundle:
                 raise BundleError(f"{self.path / name}", received=received, expected=expected)
         return inputs, outputs
 
+    def golden_samples(self) -> Samples:
+        """The golden samples as they were before preprocessing, with or without labels."""
+        manifest = self.manifest
+        return open_samples(
+            self.file(manifest.golden.samples),
+            task=dataclasses.replace(manifest.task, labels=()),
+            require_label=False,
+            modalities=manifest.modalities,
+            optional=manifest.missing,
+        )
+
     def unlisted(self) -> tuple[str, ...]:
         """Files in the folder that the manifest does not know; nothing reads them.
 
@@ -177,60 +172,6 @@ class Bundle:
         found = (p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if not p.is_dir() or p.is_symlink())
         known = {MANIFEST, *self.manifest.files}
         return tuple(sorted(name for name in found if name not in known and not name.startswith(f"{ENGINES}/")))
-
-
-def write_bundle(
-    target: str | os.PathLike[str],
-    *,
-    files: Mapping[str, Path | bytes],
-    manifest: Mapping[str, Any],
-    overwrite: bool = False,
-) -> Bundle:
-    """Write a bundle, or nothing.
-
-    Everything goes to a temporary folder beside ``target``, which is opened and checked in full like any other bundle
-    and then renamed. A failure, or an interrupt, leaves what was at ``target`` as it was.
-
-    Args:
-        target: the folder to make.
-        files: name inside the bundle → a file to copy, or its bytes.
-        manifest: as in docs/bundle.md, without ``files`` and, if you like, without ``format``, ``schema`` and
-        ``created``.
-        overwrite: replace a bundle that is there. Anything else than a bundle is never replaced.
-
-    Raises:
-        UsageError: ``target`` exists and may not be replaced.
-        BundleError: the manifest and the files are not a valid bundle, or cannot be written.
-    """
-    target = Path(os.path.abspath(target))
-    check_target(target, overwrite=overwrite)
-    for name in files:
-        check_name(name, "files")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
-        temporary.mkdir()
-    except OSError as error:
-        raise BundleError(f"{target} cannot be written", received=_reason(error)) from error
-    try:
-        entries = {name: _put(temporary / name, source) for name, source in files.items()}
-        document = {
-            "format": FORMAT,
-            "schema": SCHEMA,
-            "created": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            **manifest,
-            "files": entries,
-        }
-        (temporary / MANIFEST).write_text(_dump(document), encoding="utf-8")
-        bundle = Bundle.open(temporary)
-        _ = bundle.preprocessing
-        bundle.golden()
-        _replace(temporary, target)
-    except OSError as error:
-        raise BundleError(f"{target} cannot be written", received=_reason(error)) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # gone already where all went well
-    return Bundle(target, bundle.manifest, bundle.sha256)
 
 
 def _advice(graphs: Sequence[Graph], engine: str) -> str | None:
@@ -275,7 +216,7 @@ def _read_manifest_file(path: Path) -> tuple[str, str]:
         data = file.read_bytes()
         return data.decode("utf-8"), hashlib.sha256(data).hexdigest()
     except OSError as error:
-        raise BundleError(f"{file} cannot be read", received=_reason(error)) from error
+        raise BundleError(f"{file} cannot be read", received=reason(error)) from error
     except UnicodeDecodeError as error:
         raise BundleError(f"{file} is damaged", received=f"no UTF-8 at byte {error.start:,}", todo=AGAIN) from error
 
@@ -296,7 +237,7 @@ def _check_file(folder: Path, name: str, entry: FileEntry, *, verify: bool) -> N
             raise BundleError(
                 f"{path} was altered", received=f"{size:,} bytes", expected=f"{entry.bytes:,}", todo=AGAIN
             )
-        if verify and (found := _sha256(path)) != entry.sha256:
+        if verify and (found := sha256(path)) != entry.sha256:
             raise BundleError(
                 f"{path} was altered",
                 received=f"SHA-256 {found[:12]}…",
@@ -306,15 +247,7 @@ def _check_file(folder: Path, name: str, entry: FileEntry, *, verify: bool) -> N
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(f"{path} is missing", expected=f"{entry.bytes:,} bytes", todo=AGAIN) from error
     except OSError as error:
-        raise BundleError(f"{path} cannot be read", received=_reason(error)) from error
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+        raise BundleError(f"{path} cannot be read", received=reason(error)) from error
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
@@ -329,56 +262,5 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
         raise
     except Exception as error:  # numpy and zipfile raise whatever a damaged file makes them stumble over
         raise BundleError(
-            f"{path} is damaged", received=_reason(error), expected="arrays in .npz", todo=AGAIN
+            f"{path} is damaged", received=reason(error), expected="arrays in .npz", todo=AGAIN
         ) from error
-
-
-def check_target(target: Path, *, overwrite: bool) -> None:
-    """Refuse a target before any work is done for it; :func:`write_bundle` asks again.
-
-    Raises:
-        UsageError: something is there that may not be replaced.
-    """
-    if not os.path.lexists(target):
-        return
-    if target.is_symlink() or not (target / MANIFEST).is_file():
-        raise UsageError(f"{target} exists and is not a bundle, so it is not replaced", todo="choose another name")
-    if not overwrite:
-        raise UsageError(f"{target} exists", todo="choose another name, or ask for it to be overwritten")
-
-
-def _put(path: Path, source: Path | bytes) -> dict[str, Any]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(source, bytes):
-        path.write_bytes(source)
-    else:
-        shutil.copyfile(source, path)
-    return {"sha256": _sha256(path), "bytes": path.stat().st_size}
-
-
-def _dump(document: Mapping[str, Any]) -> str:
-    try:
-        return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    except (TypeError, ValueError, RecursionError) as error:
-        raise BundleError("the manifest cannot be written as JSON", received=_reason(error)) from error
-
-
-def _replace(temporary: Path, target: Path) -> None:
-    """Put ``temporary`` in the place of ``target``; the old one is back if that fails."""
-    if not target.exists():
-        temporary.rename(target)
-        return
-    old = target.parent / f".{target.name}.{secrets.token_hex(4)}.old"
-    target.rename(old)
-    try:
-        temporary.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split())[:200] or type(error).__name__
