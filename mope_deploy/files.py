@@ -6,13 +6,14 @@ was there before stands; a failure or an interrupt leaves it as it was and the s
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +24,24 @@ __all__ = ["json_bytes", "reason", "sha256", "whole_file", "whole_folder", "writ
 _BLOCK = 2**20  # bytes
 
 
-@contextmanager
+@contextlib.contextmanager
 def whole_file(path: str | os.PathLike[str], *, error: type[MopeError] = MopeError) -> Iterator[Path]:
     """A path to write to, whose file takes the place of ``path`` when the block ends without an exception.
 
-    What is no ordinary file (``/dev/stdout``, a pipe) is handed out itself: it cannot be replaced. A link stays one:
-    its target is replaced.
+    What is no ordinary file (a pipe, ``/dev/stdout`` wherever that leads) is handed out itself: it cannot be replaced.
+    A link stays one: its target is replaced.
 
     Raises:
         MopeError: of class ``error``, where the system refuses.
     """
     path = Path(path)
     try:
-        path = path.resolve()
-        if path.exists() and not path.is_file():
-            if path.is_dir():
-                raise IsADirectoryError(21, "Is a directory")
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if path.is_relative_to("/dev") or path.is_relative_to("/proc") or (path.exists() and not path.is_file()):
             yield path
             return
+        path = path.resolve()
         temporary = _sibling(path, "tmp")
         try:
             yield temporary
@@ -71,11 +72,12 @@ def json_bytes(document: Mapping[str, Any]) -> bytes:
         raise ValueError(str(error)) from error
 
 
-@contextmanager
+@contextlib.contextmanager
 def whole_folder(target: str | os.PathLike[str], *, error: type[MopeError] = MopeError) -> Iterator[Path]:
     """A new folder to fill, which takes the place of ``target`` when the block ends without an exception.
 
-    Whether a folder that is there may be replaced is for the caller to ask first.
+    Whether a folder that is there may be replaced is for the caller to ask first. The system renames one folder at a
+    time: a process that is killed between the two leaves the old one beside ``target``, as ``.NAME.….old``.
 
     Raises:
         MopeError: of class ``error``, where the system refuses; ``target`` is as it was.
@@ -117,14 +119,13 @@ def _sibling(path: Path, suffix: str) -> Path:
 
 
 def _sync(path: Path) -> None:
-    """Have a file or folder reach the disk, where the system can."""
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Have a file or folder reach the disk; not every system can do that for folders."""
+    with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:

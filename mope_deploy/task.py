@@ -179,7 +179,8 @@ class MultiLabel:
         return values
 
     def verdicts(self, logits: NDArray[Any]) -> list[tuple[str, str, float]]:
-        given, bound = self.decide(logits), float(np.log(self.threshold / (1.0 - self.threshold)))
+        with np.errstate(divide="ignore"):  # a threshold of 0 or 1 is infinitely far
+            given, bound = self.decide(logits), float(np.log(self.threshold) - np.log1p(-self.threshold))
         rows = zip(self.labels, given.tolist(), np.abs(logits - bound).tolist(), strict=True)
         return [(f"label {name}", "yes" if yes else "no", gap) for name, yes, gap in rows]
 

@@ -26,6 +26,7 @@ REPOSITORY = Path(__file__).parents[2]
 PACKAGES = (
     "numpy==1.26.4",
     "onnxruntime==1.18.1",
+    "msgspec==0.19.0",
     "pillow",
     "tokenizers",
     "typer",
