@@ -46,6 +46,7 @@ _NO_TENSORRT = {
     "NonZero": "its shape depends on data, and engines are planned for shapes: use TopK with a constant k, or a mask",
     "Einsum": "before 10.12 the parser takes few of its equations: write MatMul and Transpose",
 }
+_NO_TENSORRT_10_12 = {op: reason for op, reason in _NO_TENSORRT.items() if op != "Einsum"}
 _LATER = "decompose it: --opset 18 does"
 _OPSET_23 = {
     "Attention": f"an operator of opset 23, in TensorRT from 10.14 on: {_LATER}",
@@ -58,7 +59,7 @@ _NO_DYNAMIC = {"int8-dynamic": _INT8_DYNAMIC}
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One kind of device.
+    """One kind of device; by default one with TensorRT.
 
     Attributes:
         name: what ``--target`` takes.
@@ -81,8 +82,8 @@ class Target:
     name: str
     description: str
     runs: str
-    precisions: tuple[str, ...]
-    default_precisions: tuple[str, ...]
+    precisions: tuple[str, ...] = ("fp32", "fp16", "bf16", "int8")
+    default_precisions: tuple[str, ...] = ("fp16",)
     batch: str
     text_length: str | None = None
     workspace: int | None = None
@@ -90,8 +91,8 @@ class Target:
     opsets: range
     compute_capabilities: tuple[str, ...] = ()
     ops: frozenset[str] | None = _TENSORRT_OPS
-    refused: Mapping[str, str] = field(default_factory=dict)
-    lacks: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=lambda: {**_NO_TENSORRT, **_OPSET_23})
+    lacks: Mapping[str, str] = field(default_factory=lambda: _NO_DYNAMIC)
     own_ops: bool = False
 
     def check(self, *, opset: int, precisions: Sequence[str], ops: Collection[str] = ()) -> None:
@@ -164,13 +165,10 @@ def _orin(name: str, description: str, *, batch: str, workspace: int) -> Target:
         name=name,
         description=description,
         runs="TensorRT 10.3 (JetPack 6) or later",
-        precisions=("fp32", "fp16", "bf16", "int8"),
-        default_precisions=("fp16",),
         batch=batch,
         workspace=workspace,
         opsets=range(17, 21),
         compute_capabilities=("8.7",),
-        refused={**_NO_TENSORRT, **_OPSET_23},
         lacks={**_NO_DYNAMIC, "fp8": _cc("8.9", "an Orin", "FP8"), "fp4": _cc("10.0", "an Orin", "FP4")},
     )
 
@@ -197,29 +195,19 @@ _ALL = (
         name="rtx",
         description="GeForce and professional RTX cards, Turing apart",
         runs="TensorRT-RTX 1.7",
-        precisions=("fp32", "fp16", "bf16", "int8"),
-        default_precisions=("fp16",),
         batch="1:4:16",
         opsets=range(17, 24),
         compute_capabilities=("8.0", "8.6", "8.9", "12.0", "12.1"),
         ops=_TENSORRT_OPS | {"Einsum", "RMSNormalization"},
-        refused={
-            **{op: reason for op, reason in _NO_TENSORRT.items() if op != "Einsum"},
-            "Attention": f"it parses and then fails to build there: {_LATER}",
-        },
-        lacks=_NO_DYNAMIC,
+        refused={**_NO_TENSORRT_10_12, "Attention": f"it parses and then fails to build there: {_LATER}"},
     ),
     Target(
         name="server",
         description="data-centre GPUs: A100, A10, L4, L40S, H100, H200, B200",
         runs="TensorRT 10.3 or later",
-        precisions=("fp32", "fp16", "bf16", "int8"),
-        default_precisions=("fp16",),
         batch="1:8:32",
         opsets=range(17, 21),
         compute_capabilities=("8.0", "8.6", "8.9", "9.0", "10.0", "12.0"),
-        refused={**_NO_TENSORRT, **_OPSET_23},
-        lacks=_NO_DYNAMIC,
     ),
     _orin("orin-nano", "Jetson Orin Nano, 4 or 8 GB shared by CPU and GPU", batch="1:1:4", workspace=512),
     _orin("orin-nx", "Jetson Orin NX, 8 or 16 GB shared by CPU and GPU", batch="1:1:8", workspace=1024),
@@ -228,18 +216,12 @@ _ALL = (
         name="thor",
         description="Jetson AGX Thor, 128 GB shared by CPU and GPU",
         runs="TensorRT 10.13 (JetPack 7.0) or later",
-        precisions=("fp32", "fp16", "bf16", "int8"),
-        default_precisions=("fp16",),
         batch="1:4:16",
         workspace=8192,
         opsets=range(17, 23),
         compute_capabilities=("11.0",),
         ops=_TENSORRT_OPS | {"Einsum"},
-        refused={
-            **{op: reason for op, reason in _NO_TENSORRT.items() if op != "Einsum"},
-            **_OPSET_23,
-        },
-        lacks=_NO_DYNAMIC,
+        refused={**_NO_TENSORRT_10_12, **_OPSET_23},
     ),
 )
 TARGETS: dict[str, Target] = {target.name: target for target in _ALL}

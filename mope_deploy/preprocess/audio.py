@@ -26,7 +26,7 @@ from mope_deploy.preprocess.mel import log_mel
 from mope_deploy.preprocess.resample import resample, support
 from mope_deploy.preprocess.shared import Notice, Tensors, check_file, describe, one_line
 
-__all__ = ["AudioSource", "AudioSpec", "Waveform", "batch_audio", "load_audio", "no_audio", "read_waveform"]
+__all__ = ["AudioSource", "AudioSpec", "Waveform", "read_waveform"]
 
 RATES = (1_000, 384_000)  # Hz, of files
 MAX_CHANNELS = 64
@@ -98,8 +98,8 @@ class AudioSpec:
     @property
     def tensors(self) -> Tensors:
         """What the encoder reads: name → dtype and axes."""
-        if self.form == "log-mel":
-            return {"audio_features": ("float32", ("batch", self.mels or 0, self.frames))}
+        if self.mels is not None:
+            return {"audio_features": ("float32", ("batch", self.mels, self.frames))}
         if self.fixed:
             return {"audio_values": ("float32", ("batch", self.max_samples))}
         axes = ("batch", "audio_length")
@@ -114,45 +114,51 @@ class AudioSpec:
     def max_seconds(self) -> float:
         return self.max_samples / self.sample_rate
 
+    def load(self, source: AudioSource, *, on_notice: Notice = lambda _: None) -> NDArray[np.float32]:
+        """Decode, average the channels, resample, cut to the encoder's length, normalise. Deterministic.
 
-def load_audio(source: AudioSource, spec: AudioSpec, *, on_notice: Notice = lambda _: None) -> NDArray[np.float32]:
-    """One clip as :func:`batch_audio` takes it: waveform (S,), or spectrogram (M, T); see :class:`Preprocessing`."""
-    waveform = read_waveform(source, seconds=spec.max_seconds, target=spec.sample_rate)
-    name = describe("audio", source)
-    samples = resample(_mono(waveform.samples), waveform.rate, spec.sample_rate)
-    total = waveform.seconds
-    if len(samples) > spec.max_samples:
-        samples = samples[: spec.max_samples]
-        on_notice(f"audio cut to the first {spec.max_seconds:g} of its {total:,.1f} seconds")
-    if not samples.any():
-        on_notice(f"{name} is silent")
-    if spec.form == "log-mel":
-        padded = np.pad(samples, (0, spec.max_samples - len(samples)))
-        sizes = {"mels": spec.mels or 0, "n_fft": spec.n_fft or 0, "hop": spec.hop or 0}
-        return log_mel(padded, sample_rate=spec.sample_rate, **sizes)
-    return _standardised(samples) if spec.normalise else samples
+        Args:
+            source: a path, or a :class:`Waveform`.
+            on_notice: told if the clip was cut, or is silent.
 
+        Returns:
+            float32 (S,), or of a spectrogram (M, T).
 
-def batch_audio(clips: Sequence[NDArray[np.float32]], spec: AudioSpec) -> dict[str, NDArray[Any]]:
-    """B clips from :func:`load_audio` → the encoder's arrays, with names and axes of :attr:`AudioSpec.tensors`."""
-    if spec.form == "log-mel":
-        return {"audio_features": np.stack(clips)}  # (B, M, T)
-    lengths = [max(len(clip), spec.min_samples) for clip in clips]
-    S = spec.max_samples if spec.fixed else max(lengths)
-    values = np.zeros((len(clips), S), np.float32)
-    for row, clip in zip(values, clips, strict=True):
-        row[: len(clip)] = clip
-    if spec.fixed:
-        return {"audio_values": values}
-    mask = (np.arange(S) < np.array(lengths)[:, None]).astype(np.int64)  # (B, S)
-    return {"audio_values": values, "audio_mask": mask}
+        Raises:
+            MediaError: one line naming the file: missing, empty, not sound that can be read, without samples, with
+                NaN, outside the stated limits.
+            MissingExtraError: a file is to be read and soundfile is not installed.
+        """
+        waveform = read_waveform(source, seconds=self.max_seconds, target=self.sample_rate)
+        samples = resample(_mono(waveform.samples), waveform.rate, self.sample_rate)
+        if len(samples) > self.max_samples:
+            samples = samples[: self.max_samples]
+            on_notice(f"audio cut to the first {self.max_seconds:g} of its {waveform.seconds:,.1f} seconds")
+        if not samples.any():
+            on_notice(f"{describe('audio', source)} is silent")
+        if self.mels is None or self.n_fft is None or self.hop is None:
+            return _standardised(samples) if self.normalise else samples
+        padded = np.pad(samples, (0, self.max_samples - len(samples)))
+        return log_mel(padded, sample_rate=self.sample_rate, mels=self.mels, n_fft=self.n_fft, hop=self.hop)
 
+    def batch(self, clips: Sequence[NDArray[np.float32] | None]) -> dict[str, NDArray[Any]]:
+        """B results of :meth:`load` → the encoder's arrays, with names and axes of :attr:`tensors`.
 
-def no_audio(spec: AudioSpec) -> NDArray[np.float32]:
-    """What stands in the arrays of a sample without sound; nothing of it reaches the result."""
-    if spec.form == "log-mel":
-        return np.zeros((spec.mels or 0, spec.frames), np.float32)
-    return np.zeros(spec.min_samples, np.float32)
+        None is a clip that is missing: nothing of what stands in its place reaches the result.
+        """
+        if self.mels is not None:
+            nothing = np.zeros((self.mels, self.frames), np.float32)
+            return {"audio_features": np.stack([nothing if clip is None else clip for clip in clips])}  # (B, M, T)
+        ready = [np.zeros(self.min_samples, np.float32) if clip is None else clip for clip in clips]
+        lengths = [max(len(clip), self.min_samples) for clip in ready]
+        S = self.max_samples if self.fixed else max(lengths)
+        values = np.zeros((len(ready), S), np.float32)
+        for row, clip in zip(values, ready, strict=True):
+            row[: len(clip)] = clip
+        if self.fixed:
+            return {"audio_values": values}
+        mask = (np.arange(S) < np.array(lengths)[:, None]).astype(np.int64)  # (B, S)
+        return {"audio_values": values, "audio_mask": mask}
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,10 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
-import mope_deploy.preprocess.audio as _audio
-import mope_deploy.preprocess.image as _image
-import mope_deploy.preprocess.video as _video
 from mope_deploy.errors import ConfigError, UsageError
 from mope_deploy.fields import MAY_LACK, check_distinct, choice, decode, length
 from mope_deploy.preprocess.audio import AudioSource, AudioSpec
-from mope_deploy.preprocess.image import ImageSource, ImageSpec
+from mope_deploy.preprocess.image import ImageSource, ImageSpec, normalise
 from mope_deploy.preprocess.shared import Notice, Tensors, jsonable
 from mope_deploy.preprocess.text import TextReader, TextSpec, check_text
 from mope_deploy.preprocess.video import VideoSource, VideoSpec
@@ -121,68 +118,36 @@ class Preprocessing:
         return cls(read.image, read.text, tokenizer, read.audio, read.video, read.missing or ())
 
     def load(self, modality: str, source: Any, *, on_notice: Notice = lambda _: None) -> Any:
-        """One input of ``modality`` as :meth:`collate` takes it; what every ``load_…`` does, by name.
+        """One input of ``modality`` as :meth:`collate` takes it.
 
         Args:
             modality: one of :attr:`modalities`.
-            source: a text; or what :meth:`load_image`, :meth:`load_audio` or :meth:`load_video` takes.
+            source: a text; or what ``load`` of :class:`ImageSpec`, :class:`AudioSpec` or :class:`VideoSpec` takes.
             on_notice: told, in a few words, what should be known about an input that can be used all the same.
+
+        Returns:
+            The text, or the array that ``load`` returns.
+
+        Raises:
+            MediaError, MissingExtraError: as ``load`` and :meth:`check_text`.
         """
-        if modality in ("audio", "video"):
-            return getattr(self, f"load_{modality}")(source, on_notice=on_notice)
-        return self.load_image(source) if modality == "image" else self.check_text(source)
+        return self.check_text(source) if modality == "text" else self._spec(modality).load(source, on_notice=on_notice)
 
     def load_image(self, source: ImageSource) -> NDArray[np.uint8]:
-        """Decode, turn upright, convert to RGB, resize and crop. Deterministic, so that training may cache it.
-
-        Args:
-            source: a path, a Pillow image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA.
-
-        Returns:
-            uint8 (height, width, 3) of the encoder, contiguous.
-
-        Raises:
-            MediaError: one line naming the file: missing, empty, not an image, truncated, outside the stated limits.
-        """
-        return _image.load_image(source, self._spec("image"))
+        """See :meth:`ImageSpec.load`."""
+        return self.load("image", source)
 
     def load_audio(self, source: AudioSource, *, on_notice: Notice = lambda _: None) -> NDArray[np.float32]:
-        """Decode, average the channels, resample, cut to the encoder's length, normalise. Deterministic.
-
-        Args:
-            source: a path, or a :class:`Waveform`.
-            on_notice: told if the clip was cut, or is silent.
-
-        Returns:
-            float32 (samples,), or of a spectrogram (bands, frames).
-
-        Raises:
-            MediaError: one line naming the file: missing, empty, not sound that can be read, without samples, with
-                NaN, outside the stated limits.
-            MissingExtraError: a file is to be read and soundfile is not installed.
-        """
-        return _audio.load_audio(source, self._spec("audio"), on_notice=on_notice)
+        """See :meth:`AudioSpec.load`."""
+        return self.load("audio", source, on_notice=on_notice)
 
     def load_video(self, source: VideoSource, *, on_notice: Notice = lambda _: None) -> NDArray[np.uint8]:
-        """Decode, take frames uniformly, and each of them as an image. Deterministic for one release of the decoder.
-
-        Args:
-            source: a path of a video, or of an ``.npz`` with ``frames``; or uint8 (frames, H, W, 3) RGB.
-            on_notice: told if the clip was cut.
-
-        Returns:
-            uint8 (frames, height, width, 3) of the encoder.
-
-        Raises:
-            MediaError: one line naming the file: missing, empty, not a video that can be decoded, without frames,
-                outside the stated limits.
-            MissingExtraError: a video file is to be read and PyAV is not installed.
-        """
-        return _video.load_video(source, self._spec("video"), on_notice=on_notice)
+        """See :meth:`VideoSpec.load`."""
+        return self.load("video", source, on_notice=on_notice)
 
     def normalise(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 (B, H, W, 3) as :meth:`load_image` returns them → float32 (B, 3, H, W), ``(x / 255 - mean) / std``."""
-        return _image.normalise(images, self._spec("image"))
+        return normalise(images, self._spec("image"))
 
     def encode_text(
         self,
@@ -285,13 +250,10 @@ class Preprocessing:
             raise UsageError(
                 f"{modality} is missing", expected="one in every sample: this model has no stand-in for it"
             )
-        made: dict[str, NDArray[Any]]
         if modality == "text":
-            made = dict(self.encode_text(items, pad_to=pad_to, on_truncate=on_truncate))
+            made: dict[str, Any] = dict(self.encode_text(items, pad_to=pad_to, on_truncate=on_truncate))
         else:
-            nothing, batch = _BATCHED[modality]
-            spec = self._spec(modality)
-            made = batch([nothing(spec) if item is None else item for item in items], spec)
+            made = self._spec(modality).batch(items)
         if modality in self.missing:
             made[present_name(modality)] = present
         return made
@@ -312,11 +274,3 @@ class Preprocessing:
             names = {"image": "images", "video": "videos"}
             raise UsageError(f"this model reads no {names.get(modality, modality)}")
         return spec
-
-
-# What stands for an input that is missing, and what makes a batch of several.
-_BATCHED: dict[str, tuple[Callable[[Any], Any], Callable[[list[Any], Any], dict[str, NDArray[Any]]]]] = {
-    "image": (_image.no_image, _image.batch_images),
-    "audio": (_audio.no_audio, _audio.batch_audio),
-    "video": (_video.no_video, _video.batch_video),
-}

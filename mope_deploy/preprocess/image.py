@@ -28,20 +28,9 @@ from PIL import Image
 
 from mope_deploy.errors import ConfigError, MediaError, UsageError
 from mope_deploy.fields import between, choice, decode
-from mope_deploy.preprocess.shared import Tensors, check_file, describe, one_line
+from mope_deploy.preprocess.shared import Notice, Tensors, check_file, describe, one_line
 
-__all__ = [
-    "MAX_PIXELS",
-    "MAX_SIDE",
-    "ImageSource",
-    "ImageSpec",
-    "batch_images",
-    "check_size",
-    "fit",
-    "load_image",
-    "no_image",
-    "normalise",
-]
+__all__ = ["MAX_PIXELS", "MAX_SIDE", "ImageSource", "ImageSpec", "check_size", "fit", "normalise"]
 
 MAX_SIDE = 16_384  # pixels
 MAX_PIXELS = 100_000_000
@@ -132,23 +121,41 @@ class ImageSpec:
         """
         return decode(value, cls, where, ConfigError)
 
+    def load(self, source: ImageSource, *, on_notice: Notice = lambda _: None) -> NDArray[np.uint8]:
+        """Decode, turn upright, convert to RGB, resize and crop. Deterministic, so that training may cache it.
 
-def load_image(source: ImageSource, spec: ImageSpec) -> NDArray[np.uint8]:
-    """uint8 (height, width, 3) of the encoder, contiguous; see :meth:`Preprocessing.load_image`."""
-    name = "image given as a Pillow image" if isinstance(source, Image.Image) else describe("image", source)
-    with warnings.catch_warnings():
-        # Pillow warns about sizes that the stated limits here decide, and about metadata that is not used.
-        warnings.simplefilter("ignore")
-        image = _open(source, name)
-        try:
-            return fit(_to_rgb(image, name), spec, name)
-        finally:
-            if image is not source:
-                image.close()
+        Args:
+            source: a path, a Pillow image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA.
+            on_notice: never called: an image is used whole.
+
+        Returns:
+            uint8 (height, width, 3) of the encoder, contiguous.
+
+        Raises:
+            MediaError: one line naming the file: missing, empty, not an image, truncated, outside the stated limits.
+        """
+        name = "image given as a Pillow image" if isinstance(source, Image.Image) else describe("image", source)
+        with warnings.catch_warnings():
+            # Pillow warns about sizes that the stated limits here decide, and about metadata that is not used.
+            warnings.simplefilter("ignore")
+            image = _open(source, name)
+            try:
+                return fit(_to_rgb(image, name), self, name)
+            finally:
+                if image is not source:
+                    image.close()
+
+    def batch(self, images: Sequence[NDArray[np.uint8] | None]) -> dict[str, NDArray[Any]]:
+        """B results of :meth:`load` → ``pixel_values`` float32 (B, 3, H, W).
+
+        None is an image that is missing: nothing of what stands in its place reaches the result.
+        """
+        black = np.zeros((self.height, self.width, 3), np.uint8)
+        return {"pixel_values": normalise(np.stack([black if image is None else image for image in images]), self)}
 
 
 def normalise(images: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.float32]:
-    """uint8 (…, H, W, 3) as :func:`load_image` returns them → float32 (…, 3, H, W), ``(x / 255 - mean) / std``."""
+    """uint8 (…, H, W, 3) as :meth:`ImageSpec.load` returns them → float32 (…, 3, H, W), ``(x / 255 - mean) / std``."""
     if images.dtype != np.uint8 or images.ndim < 4 or images.shape[-3:] != (spec.height, spec.width, 3):
         raise UsageError(
             "images to normalise",
@@ -161,16 +168,6 @@ def normalise(images: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.float32]
     x -= np.asarray(spec.mean, np.float32)[:, None, None]
     x /= np.asarray(spec.std, np.float32)[:, None, None]
     return x
-
-
-def batch_images(images: Sequence[NDArray[np.uint8]], spec: ImageSpec) -> dict[str, NDArray[Any]]:
-    """B images from :func:`load_image` → ``pixel_values`` float32 (B, 3, H, W)."""
-    return {"pixel_values": normalise(np.stack(images), spec)}
-
-
-def no_image(spec: ImageSpec) -> NDArray[np.uint8]:
-    """What stands in the arrays of a sample without an image; nothing of it reaches the result."""
-    return np.zeros((spec.height, spec.width, 3), np.uint8)
 
 
 def _open(source: ImageSource, name: str) -> Image.Image:

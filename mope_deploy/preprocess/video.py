@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +26,7 @@ from mope_deploy.fields import between, choice
 from mope_deploy.preprocess.image import ImageSpec, check_size, fit, normalise
 from mope_deploy.preprocess.shared import Notice, Tensors, check_file, describe, one_line
 
-__all__ = ["VideoSource", "VideoSpec", "batch_video", "load_video", "no_video", "read_clip"]
+__all__ = ["VideoSource", "VideoSpec", "read_clip"]
 
 MAX_FRAMES = 100_000  # of a file, within max_seconds
 MAX_CLIP_BYTES = 2**31  # of an .npz once unpacked
@@ -55,30 +55,37 @@ class VideoSpec:
         """What the encoder reads: name → dtype and axes."""
         return {"video_values": ("float32", ("batch", self.frames, 3, self.image.height, self.image.width))}
 
+    def load(self, source: VideoSource, *, on_notice: Notice = lambda _: None) -> NDArray[np.uint8]:
+        """Decode, take frames uniformly, and each of them as an image. Deterministic for one release of the decoder.
 
-def load_video(source: VideoSource, spec: VideoSpec, *, on_notice: Notice = lambda _: None) -> NDArray[np.uint8]:
-    """One clip as :func:`batch_video` takes it: uint8 (F, H, W, 3) at the encoder's size."""
-    clip, name = read_clip(source, spec, on_notice=on_notice), describe("video", source)
-    return np.stack([fit(Image.fromarray(frame), spec.image, name) for frame in clip])
+        Args:
+            source: a path of a video, or of an ``.npz`` with ``frames``; or uint8 (frames, H, W, 3) RGB.
+            on_notice: told if the clip was cut.
 
+        Returns:
+            uint8 (F, height, width, 3) of the encoder.
 
-def batch_video(clips: list[NDArray[np.uint8]], spec: VideoSpec) -> dict[str, NDArray[Any]]:
-    """B clips from :func:`load_video` → ``video_values`` float32 (B, F, 3, H, W)."""
-    return {"video_values": normalise(np.stack(clips), spec.image)}
+        Raises:
+            MediaError: one line naming the file: missing, empty, not a video that can be decoded, without frames,
+                outside the stated limits.
+            MissingExtraError: a video file is to be read and PyAV is not installed.
+        """
+        clip, name = read_clip(source, self, on_notice=on_notice), describe("video", source)
+        return np.stack([fit(Image.fromarray(frame), self.image, name) for frame in clip])
 
+    def batch(self, clips: Sequence[NDArray[np.uint8] | None]) -> dict[str, NDArray[Any]]:
+        """B results of :meth:`load` → ``video_values`` float32 (B, F, 3, H, W).
 
-def no_video(spec: VideoSpec) -> NDArray[np.uint8]:
-    """What stands in the arrays of a sample without video; nothing of it reaches the result."""
-    return np.zeros((spec.frames, spec.image.height, spec.image.width, 3), np.uint8)
+        None is a clip that is missing: nothing of what stands in its place reaches the result.
+        """
+        black = np.zeros((self.frames, self.image.height, self.image.width, 3), np.uint8)
+        return {"video_values": normalise(np.stack([black if clip is None else clip for clip in clips]), self.image)}
 
 
 def read_clip(source: VideoSource, spec: VideoSpec, *, on_notice: Notice = lambda _: None) -> list[NDArray[np.uint8]]:
     """The F frames that the encoder reads, each uint8 (h, w, 3) RGB at the file's own size, upright.
 
-    Raises:
-        MediaError: one line naming the file: missing, empty, not a video that can be decoded, without frames, outside
-            the stated limits.
-        MissingExtraError: a video file is to be read and PyAV is not installed.
+    Raises as :meth:`VideoSpec.load`.
     """
     name = describe("video", source)
     if isinstance(source, str | os.PathLike):

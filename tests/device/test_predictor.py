@@ -15,6 +15,7 @@ from mope_deploy.bundle import write_bundle
 from mope_deploy.data import open_samples
 from mope_deploy.errors import BundleError, DataError, EngineError, MediaError, ParityError, UsageError
 from mope_deploy.predictor import Prediction, Predictor, load
+from mope_deploy.preprocess import ImageSpec
 from tests.device import tiny
 
 pytestmark = pytest.mark.device
@@ -91,10 +92,8 @@ def test_broadcast(predictor: Predictor) -> None:
 
 def test_a_single_input_beside_a_list_is_loaded_once(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    load_image = type(predictor.preprocessing).load_image
-    monkeypatch.setattr(
-        type(predictor.preprocessing), "load_image", lambda self, image: calls.append(image) or load_image(self, image)
-    )
+    load = ImageSpec.load
+    monkeypatch.setattr(ImageSpec, "load", lambda self, image, **k: calls.append(image) or load(self, image, **k))
     predictor.predict(image=pictures()[0], text=TEXTS)
     assert len(calls) == 1
 
