@@ -24,6 +24,7 @@ from mope_deploy.errors import (
     ParityError,
     UsageError,
 )
+from mope_deploy.extras import installed_versions
 from mope_deploy.preprocess import AudioSource, ImageSource, Preprocessing, VideoSource
 
 if TYPE_CHECKING:
@@ -51,19 +52,15 @@ class Prediction:
     notices: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; ``routing`` and ``notices`` only where there are any."""
-        found: dict[str, Any] = {
+        """JSON-ready; ``probability``, ``routing`` and ``notices`` only where there are any."""
+        found = {
             "label": self.label if isinstance(self.label, str) else list(self.label),
             "probability": self.probability,
             "probabilities": dict(self.probabilities),
+            "routing": None if self.routing is None else self.routing.tolist(),
+            "notices": list(self.notices) or None,
         }
-        if self.probability is None:
-            del found["probability"]
-        if self.routing is not None:
-            found["routing"] = [[float(weight) for weight in layer] for layer in self.routing]
-        if self.notices:
-            found["notices"] = list(self.notices)
-        return found
+        return {name: value for name, value in found.items() if value is not None}
 
 
 def load(
@@ -218,22 +215,18 @@ class Predictor:
         except (DataError, UsageError) as error:
             raise BundleError(f"golden samples: {error}") from error
         for name, array in golden.items():
-            if array.shape != made[name].shape or array.tobytes() != made[name].tobytes():
-                from importlib.metadata import version  # slow to import, and only needed to say this
-
-                names = ("numpy",) if name.startswith("audio") else ("pillow", "tokenizers")
-                here = " or ".join(f"{package} (here {version(package)})" for package in names)
-                differ = (
-                    f"{(array != made[name]).sum():,} of {array.size:,} values"
-                    if array.shape == made[name].shape
-                    else ""
-                )
-                raise ParityError(
-                    f"{samples.path}: preprocessing on this device does not give the golden {name}",
-                    received=differ or f"shape {made[name].shape}, not {array.shape}",
-                    expected="equality to the last bit",
-                    todo=f"try another version of {here}",
-                )
+            mine = made[name]
+            if array.shape == mine.shape and array.tobytes() == mine.tobytes():
+                continue
+            versions = installed_versions(("numpy",) if name.startswith("audio") else ("pillow", "tokenizers"))
+            here = " or ".join(f"{package} (here {version})" for package, version in versions.items())
+            differ = f"{(array != mine).sum():,} of {array.size:,} values" if array.shape == mine.shape else None
+            raise ParityError(
+                f"{samples.path}: preprocessing on this device does not give the golden {name}",
+                received=differ or f"shape {mine.shape}, not {array.shape}",
+                expected="equality to the last bit",
+                todo=f"try another version of {here}",
+            )
 
     def _broadcast(self, given: Mapping[str, Any], many: Mapping[str, int]) -> Iterator[dict[str, Any]]:
         """Samples as :meth:`Preprocessing.collate` takes them; a single input beside a list is loaded once."""
@@ -277,14 +270,9 @@ class Predictor:
                 todo=f"run: mope verify {self.bundle.path}",
             )
         weights = found["routing"] if routing else [None] * len(loaded)  # (B, layers, K)
-        return [self._decide(*one) for one in zip(logits, weights, notices, strict=True)]
-
-    def _decide(
-        self, logits: NDArray[np.float64], routing: NDArray[np.float32] | None, notices: tuple[str, ...]
-    ) -> Prediction:
-        label, probability = self.task.name(logits)
-        named = dict(zip(self.labels, self.task.probabilities(logits).tolist(), strict=True))
-        return Prediction(label, probability, named, routing, notices)
+        named = [dict(zip(self.labels, row, strict=True)) for row in self.task.probabilities(logits).tolist()]
+        rows = zip(logits, named, weights, notices, strict=True)
+        return [Prediction(*self.task.name(row), *rest) for row, *rest in rows]
 
 
 T = TypeVar("T")

@@ -82,17 +82,14 @@ class AudioSpec:
 
         if self.min_samples > self.max_samples:
             raise wrong("min_samples", f"an integer from 1 to {self.max_samples:,}")
-        if self.form != "log-mel":
-            for field in ("mels", "n_fft", "hop"):
-                if getattr(self, field) is not None:
-                    raise wrong(field, "null for a waveform")
-            return
-        if self.mels is None or self.n_fft is None or self.hop is None:
-            field = next(field for field in ("mels", "n_fft", "hop") if getattr(self, field) is None)
-            raise wrong(field, "an integer for a spectrogram")
-        if not self.fixed:
+        spectrogram = self.form == "log-mel"
+        for field in ("mels", "n_fft", "hop"):
+            if (getattr(self, field) is None) == spectrogram:
+                raise wrong(field, "an integer for a spectrogram" if spectrogram else "null for a waveform")
+        if spectrogram and not self.fixed:
             raise wrong("fixed", "true for a spectrogram")
-        if self.n_fft % 2 or self.n_fft >= 2 * self.max_samples or self.max_samples % self.hop:
+        n_fft = self.n_fft or 0
+        if n_fft % 2 or n_fft >= 2 * self.max_samples or self.max_samples % (self.hop or 1):
             raise wrong("n_fft", "an even window shorter than the clip, and hops that divide the clip")
 
     @property

@@ -287,7 +287,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     write_file(path, json_bytes(document), error=EngineError)
 
 
-def _read(path: Path, form: str, kind: type[T]) -> T:
+def _read(path: Path, format: str, kind: type[T]) -> T:
     """The file's JSON object of the right format and schema, without these two keys."""
     try:
         with path.open("rb") as file:
@@ -302,7 +302,7 @@ def _read(path: Path, form: str, kind: type[T]) -> T:
     found = shown(document)
     if isinstance(document, dict):
         known = document.pop("format", None), document.pop("schema", None)
-        if known == (form, SCHEMA):
+        if known == (format, SCHEMA):
             return decode(document, kind, str(path), EngineError)
         found = f"{shown(known[0])}, schema {shown(known[1])}"
-    raise EngineError(f"{path}", received=found, expected=f"{form!r}, schema {SCHEMA}", todo=REBUILD)
+    raise EngineError(f"{path}", received=found, expected=f"{format!r}, schema {SCHEMA}", todo=REBUILD)
