@@ -54,13 +54,12 @@ def decode(value: object, kind: type[T], where: str, error: type[MopeError]) -> 
         where: the value's place, for messages: ``"manifest.json: preprocess.image"``.
         error: the class of :class:`MopeError` to raise.
     """
-    nodes = list(_nodes(value, kind, where))
-    for inner, its_kind, place in reversed(nodes):
+    for inner, its_kind, place in _nodes(value, kind, where, leaves=False):
         _check_keys(inner, its_kind, place, error)
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError:
-        for inner, its_kind, place in nodes:
+        for inner, its_kind, place in _nodes(value, kind, where, leaves=True):
             try:
                 msgspec.convert(inner, its_kind)
             except msgspec.ValidationError as found:
@@ -178,23 +177,25 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
-def _nodes(value: object, kind: Any, where: str) -> Iterator[tuple[object, Any, str]]:
-    """Every value with its type and its place; what is inside a value comes before it."""
+def _nodes(value: object, kind: Any, where: str, *, leaves: bool) -> Iterator[tuple[object, Any, str]]:
+    """Every value with its type and its place, what is inside a value before it; without ``leaves`` only objects."""
     bare, _, _ = _plain(kind)
+    if not leaves and not _has_objects(bare):
+        return
     if isinstance(value, Mapping) and is_dataclass(bare):
         for name, inner in _hints(bare).items():  # type: ignore[arg-type]
             if name in value:
-                yield from _nodes(value[name], inner, f"{where}.{name}")
+                yield from _nodes(value[name], inner, f"{where}.{name}", leaves=leaves)
     elif isinstance(value, Mapping) and get_origin(bare) in (dict, Mapping):
         key, inner = get_args(bare)
         for name, item in value.items():
             yield name, key, where
             place = f".{name}" if name.isidentifier() else f"[{shown(name)}]"
-            yield from _nodes(item, inner, where + place)
+            yield from _nodes(item, inner, where + place, leaves=leaves)
     elif isinstance(value, list | tuple) and get_origin(bare) is tuple:
         kinds = get_args(bare)
         for i, (item, inner) in enumerate(zip(value, repeat(kinds[0]) if kinds[-1] is ... else kinds, strict=False)):
-            yield from _nodes(item, inner, f"{where}[{i}]")
+            yield from _nodes(item, inner, f"{where}[{i}]", leaves=leaves)
     yield value, kind, where
 
 
@@ -232,6 +233,13 @@ def _plain(kind: Any) -> tuple[Any, tuple[Meta, ...], bool]:
             (kind,), nullable = rest, True
         else:
             return kind, notes, nullable
+
+
+@lru_cache(maxsize=256)
+def _has_objects(bare: Any) -> bool:
+    """Whether a type is a dataclass, or an array or object of such."""
+    inside = [] if get_origin(bare) in (Union, UnionType) else get_args(bare)
+    return is_dataclass(bare) or any(_has_objects(_plain(kind)[0]) for kind in inside)
 
 
 @lru_cache(maxsize=64)

@@ -124,7 +124,7 @@ class _Task:
 @dataclass(frozen=True)
 class _Modalities:
     main: Modality
-    complementary: Annotated[tuple[Annotated[str, text(32)], ...], length(0, 8)]
+    complementary: Annotated[tuple[Modality, ...], length(0, 8)]
 
     def __post_init__(self) -> None:
         check_distinct("complementary", self.complementary)
