@@ -55,6 +55,8 @@ def decode(value: object, kind: type[T], where: str, error: type[MopeError]) -> 
         error: the class of :class:`MopeError` to raise.
     """
     for inner, its_kind, place in _nodes(value, kind, where, leaves=False):
+        if isinstance(inner, int) and abs(inner) > _HUGE:  # msgspec up to 0.20 stumbles over what no float holds
+            raise error(place, received=shown(inner), expected=_expected(its_kind))
         _check_keys(inner, its_kind, place, error)
     try:
         return msgspec.convert(value, kind)
@@ -178,9 +180,9 @@ def _no_constant(name: str) -> float:
 
 
 def _nodes(value: object, kind: Any, where: str, *, leaves: bool) -> Iterator[tuple[object, Any, str]]:
-    """Every value with its type and its place, what is inside a value before it; without ``leaves`` only objects."""
+    """Every value with its type and its place, inner ones first; of the ``leaves`` always floats."""
     bare, _, _ = _plain(kind)
-    if not leaves and not _has_objects(bare):
+    if not leaves and not _is_checked(bare):
         return
     if isinstance(value, Mapping) and is_dataclass(bare):
         for name, inner in _hints(bare).items():  # type: ignore[arg-type]
@@ -236,10 +238,10 @@ def _plain(kind: Any) -> tuple[Any, tuple[Meta, ...], bool]:
 
 
 @lru_cache(maxsize=256)
-def _has_objects(bare: Any) -> bool:
-    """Whether a type is a dataclass, or an array or object of such."""
+def _is_checked(bare: Any) -> bool:
+    """Whether a type is a dataclass or a float, or an array or object of such: msgspec does not check all of these."""
     inside = [] if get_origin(bare) in (Union, UnionType) else get_args(bare)
-    return is_dataclass(bare) or any(_has_objects(_plain(kind)[0]) for kind in inside)
+    return is_dataclass(bare) or bare is float or any(_is_checked(_plain(kind)[0]) for kind in inside)
 
 
 @lru_cache(maxsize=64)
