@@ -568,7 +568,7 @@ def _engines(bundle: Bundle) -> Iterator[tuple[str, str]]:
 
     try:
         yield "onnxruntime here", library_version()
-        for name, state, options in providers_here(bundle):
+        for name, state, options in providers_here():
             yield f"provider {name}", state
             yield from (("", f"{key}={value}") for key, value in options.items())
     except MopeError as error:

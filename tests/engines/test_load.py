@@ -475,7 +475,7 @@ def test_the_engine_built_here_comes_before_the_exported_one(
         raise EngineError(f"{files.engine} tried")
 
     monkeypatch.setattr(tensorrt_session, "deserialise", deserialise_nothing)
-    monkeypatch.setattr("mope_deploy.engines.tensorrt.device.this_device", lambda: AMPERE)
+    monkeypatch.setattr("mope_deploy.engines.open.this_device", lambda: AMPERE)
     with pytest.raises(EngineError, match=r"engines/model\.tensorrt_rtx\.engine tried"):
         open_session(exported, engine="tensorrt")
     assert tried == [files_of(exported).engine, came(exported).engine]

@@ -15,7 +15,7 @@ from typing import Any
 from mope_deploy.errors import EngineError, MissingExtraError, UsageError
 from mope_deploy.fields import nearest
 
-__all__ = ["BACKENDS", "Backend", "choose_backend", "dtype_name", "installed", "open_backend"]
+__all__ = ["BACKENDS", "Backend", "choose_backend", "dtype_name", "installed", "is_installed", "open_backend"]
 
 BACKENDS = {"tensorrt": "trt", "tensorrt_rtx": "rtx"}  # module → the extra that installs it
 OLDEST = {"tensorrt": 10, "tensorrt_rtx": 1}  # major version; before 10, networks cannot be strongly typed
@@ -96,15 +96,20 @@ def open_backend(name: str) -> Backend:
 def installed() -> dict[str, Backend | str]:
     """Every library that is installed: the library, or the reason it cannot be used."""
     found: dict[str, Backend | str] = {}
-    for name in BACKENDS:
+    for name in filter(is_installed, BACKENDS):
         try:
-            if importlib.util.find_spec(name) is not None:
-                found[name] = open_backend(name)
+            found[name] = open_backend(name)
         except (EngineError, MissingExtraError) as error:
             found[name] = str(error)
-        except (ImportError, ValueError):  # blocked, or replaced by something that is no module
-            continue
     return found
+
+
+def is_installed(name: str) -> bool:
+    """Whether the library's module can be found; it may still fail to be imported."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # blocked, or replaced by something that is no module
+        return False
 
 
 def choose_backend(name: str | None = None, *, gpu: bool) -> Backend:

@@ -63,7 +63,7 @@ def build_engine(
         bundle: its manifest stays as it is, and so do engines that were exported with it.
         backend: ``tensorrt`` or ``tensorrt_rtx``; by default what fits this machine.
         graph: name of the graph; by default the first that the library takes.
-        batch, text_length, audio_length: ``"min:opt:max"``, see :func:`mope_deploy.engines.tensorrt.profiles.make_profile`.
+        batch, text_length, audio_length: ``"min:opt:max"``, see :func:`.profiles.make_profile`.
         compute: compute capabilities, ``"8.6,12.0"``; see :func:`compute_capabilities`.
         tf32: let float32 products be rounded to TF32's ten bits of mantissa.
         workspace: limit of the builder's GPU scratch memory in MiB; by default what the bundle was exported for.
