@@ -169,6 +169,19 @@ class Bundle:
                 raise BundleError(f"{self.path / name}", received=received, expected=expected)
         return inputs, outputs
 
+    def golden_samples(self) -> Any:
+        """The golden samples as rows of a data file."""
+        from mope_deploy.data import open_samples
+        from mope_deploy.task import TASKS
+
+        return open_samples(
+            self.file(self.manifest.golden.samples),
+            task=TASKS[self.manifest.task.type](),
+            require_label=False,
+            modalities=(self.manifest.main, *self.manifest.complementary),
+            optional=self.manifest.missing,
+        )
+
     def unlisted(self) -> tuple[str, ...]:
         """Files in the folder that the manifest does not know; nothing reads them.
 

@@ -201,6 +201,7 @@ class Samples:
 def open_samples(
     path: str | Path,
     *,
+    task: Any = None,
     labels: Sequence[str] | None = None,
     multi_label: bool = False,
     require_label: bool = True,
@@ -224,6 +225,8 @@ def open_samples(
         DataError: while iterating, naming file and line: truncated or malformed JSON, not UTF-8, not an object, a
             missing or mistyped key, a missing or empty file, empty text, an unknown label.
     """
+    if task is not None:
+        labels, multi_label = task.labels or None, task.several
     path = Path(path)
     _check_file(path)
     unknown = sorted(set(modalities) - set(MODALITIES))

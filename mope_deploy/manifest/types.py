@@ -234,6 +234,15 @@ class Task:
     def multi_label(self) -> bool:
         return self.type == "multi-label"
 
+    @property
+    def several(self) -> bool:
+        return self.multi_label
+
+    def encode(self, labels: Any) -> Any:
+        from mope_deploy.task import TASKS
+
+        return TASKS[self.type](labels=self.labels).encode(labels)
+
 
 @dataclass(frozen=True)
 class Routing:
