@@ -23,7 +23,7 @@ from mope_deploy.bench.board import Board, Reading, peak_memory, resident_memory
 from mope_deploy.bench.energy import EnergyMeter
 from mope_deploy.bench.timing import interleave, ratio_of_medians, summary, warm_up
 from mope_deploy.bundle import Bundle
-from mope_deploy.data import Sample, open_samples
+from mope_deploy.data import Sample
 from mope_deploy.engines import Providers, engines_not_run, open_session
 from mope_deploy.engines.golden import check_outputs_are_golden
 from mope_deploy.engines.onnxruntime.cpu import usable_cores
@@ -200,16 +200,7 @@ def _samples(bundle: Bundle, batch: int) -> list[Sample]:
     """The golden samples, repeated or cut to a batch."""
     if batch < 1:
         raise UsageError("batch", received=batch, expected="at least 1")
-    manifest = bundle.manifest
-    found = list(
-        open_samples(
-            bundle.file(manifest.golden.samples),
-            multi_label=manifest.task.multi_label,
-            require_label=False,
-            modalities=(manifest.main, *manifest.complementary),
-            optional=manifest.missing,
-        )
-    )
+    found = list(bundle.golden_samples())
     return (found * math.ceil(batch / len(found)))[:batch]
 
 

@@ -1,55 +1,35 @@
-"""``mope bench``: the command line around :func:`mope_deploy.bench.measure.measure`."""
+"""``mope bench``: what a bundle costs on this device."""
 
 from __future__ import annotations
 
-import json
-import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
-from mope_deploy import console
-from mope_deploy.errors import MopeError, UsageError
-
-if TYPE_CHECKING:
-    from mope_deploy.bench.chart import Bar
+from mope_deploy.cli.options import BundleFolder, EngineOptions, check_output, takes_engine_options
+from mope_deploy.cli.printing import print_rows, say, tell
+from mope_deploy.errors import UsageError
+from mope_deploy.files import json_bytes, write_file
 
 __all__ = ["bench"]
 
 _PLOTS = (".svg", ".png")
 _KINDS = {"engine": "engine only", "y_cached": "engine, y cached", "end_to_end": "end to end"}
+_MS = ("p50_ms", "p95_ms", "p99_ms")
 _ABSENT = "not reported"
 
 
+@takes_engine_options(but=["graph", "rebuild", "cache_mb"])
 def bench(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of the bundle.")],
+    bundle: BundleFolder,
+    options: EngineOptions,
     variants: Annotated[
         str | None,
         typer.Option(help="Graphs, separated by commas, or all; by default the canonical one.", show_default=False),
     ] = None,
-    engine: Annotated[str, typer.Option(help="Inference engine: tensorrt, onnxruntime, or auto.")] = "auto",
-    provider: Annotated[
-        list[str] | None,
-        typer.Option(help="ONNX Runtime's execution provider, as for mope run. Repeatable.", show_default=False),
-    ] = None,
     duration: Annotated[float, typer.Option(min=0.1, max=86_400, help="Seconds, all variants together.")] = 10.0,
-    threads: Annotated[
-        int | None,
-        typer.Option(min=1, help="Threads of one operator; by default as mope run has them.", show_default=False),
-    ] = None,
-    arena: Annotated[
-        bool | None,
-        typer.Option(
-            "--arena/--no-arena",
-            help="Keep the memory of earlier runs for the next one; by default as mope run does.",
-            show_default=False,
-        ),
-    ] = None,
     spinning: Annotated[
         bool, typer.Option("--spinning", help="Let ONNX Runtime's idle threads spin, as mope run does.")
     ] = False,
@@ -66,101 +46,79 @@ def bench(
     ] = None,
 ) -> None:
     """Measure latency, throughput, memory and energy on this device, all variants in turn in one process."""
-    if plot is not None and plot.suffix.lower() not in _PLOTS:
-        raise UsageError("--plot", received=plot.name, expected="a file ending in .svg or .png")
-    for option, file in (("--json", to), ("--plot", plot)):
-        if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
-            raise UsageError(f"{option} {file}", received="no such folder, or a folder", expected="a file to write")
+    check_output("--json", to)
+    check_output("--plot", plot)
     names = None if variants == "all" else [name.strip() for name in (variants or "").split(",") if name.strip()]
     if variants is not None and names == []:
         raise UsageError("--variants", received=repr(variants), expected="names of graphs, or all")
+    if plot is not None:  # what it needs is found missing before minutes of measuring, not after
+        from mope_deploy.bench.plot import matplotlib
+
+        if plot.suffix.lower() not in _PLOTS:
+            raise UsageError("--plot", received=plot.name, expected="a file ending in .svg or .png")
+        matplotlib()
 
     from mope_deploy.bench.measure import measure
 
     found = measure(
         bundle,
         variants=names,
-        engine=engine,
-        providers=provider or None,
-        threads=threads,
-        arena=arena,
+        engine=options.engine,
+        providers=options.providers,
+        threads=options.threads,
+        arena=options.arena,
         spinning=spinning,
         batch=batch,
         text_length=text_len,
         seconds=duration,
-        on_step=lambda words: console.err.print(words, markup=False),
+        on_step=tell,
     )
     if to is not None:
-        _write(to, (json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8"))
+        write_file(to, json_bytes(found))
     if plot is not None:
-        _write(plot, _picture(found, plot.suffix.lower()))
-    _show(found)
+        write_file(plot, _picture(found, plot.suffix.lower().lstrip(".")))
+    _print(found)
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all; what is no ordinary file (``/dev/stdout``) is written as it is."""
-    path = path.resolve()
-    try:
-        if path.exists() and not path.is_file():
-            path.write_bytes(data)
-            return
-        temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
-        try:
-            temporary.write_bytes(data)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise MopeError(f"{path} cannot be written", received=error.strerror) from error
+def _picture(found: dict[str, Any], form: str) -> bytes:
+    from mope_deploy.bench.plot import Bar, draw
 
-
-def _picture(found: dict[str, Any], suffix: str) -> bytes:
-    from mope_deploy.bench.chart import Bar, draw_png, draw_svg
-
-    bars: list[Bar] = [
-        Bar(
-            f"{row['graph']}, {row['engine_name']}",
-            words,
-            row[kind]["p50_ms"],
-            row[kind]["p95_ms"],
-            row[kind]["p99_ms"],
-        )
+    bars = [
+        Bar(f"{row['graph']}, {row['engine_name']}", words, *(row[kind][key] for key in _MS))
         for row in found["variants"]
         for kind, words in _KINDS.items()
         if kind in row
     ]
     title = f"{found['bundle']['name']}, batch {found['settings']['batch']}, on {_name(found['machine'])}"
-    return draw_svg(title, bars) if suffix == ".svg" else draw_png(title, bars)
+    return draw(title, bars, form=form)
 
 
-def _show(found: dict[str, Any]) -> None:
-    say = console.out.print
+def _print(found: dict[str, Any]) -> None:
     settings = found["settings"]
     texts = f", texts of {settings['text_length']} tokens" if settings["text_length"] else ""
-    say(f"{_name(found['machine'])}: batch {settings['batch']}{texts}{_set_up(found)}", markup=False)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("variant", "engine", "", "p50 ms", "p95 ms", "p99 ms", "samples/s", "÷ first"):
-        table.add_column(column, justify="left" if column in ("variant", "engine", "") else "right")
+    say(f"{_name(found['machine'])}: batch {settings['batch']}{texts}{_set_up(found)}")
+    header = ("variant", "engine", "", "p50 ms", "p95 ms", "p99 ms", "samples/s", "÷ first")
+    print_rows(_table(found), header=header, left=3)
+    for line in _lines(found):
+        say(line)
+    for name, reason in found["unusable"].items():
+        tell(f"note: {name} cannot be used here: {reason}")
+    for file, reason in found["engines_not_run"].items():
+        tell(f"note: {file} was not measured: {reason}")
+
+
+def _table(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     for row in found["variants"]:
         for kind, words in ((kind, words) for kind, words in _KINDS.items() if kind in row):
-            figures, ratio = row[kind], row[kind]["ratio_to_first"]
-            named = (row["graph"], row["engine_name"]) if kind == "engine" else ("", "")
-            table.add_row(
-                *(Text(cell) for cell in named),
+            ratio = row[kind]["ratio_to_first"]
+            yield (
+                *((row["graph"], row["engine_name"]) if kind == "engine" else ("", "")),
                 words,
-                *(f"{figures[key]:.3f}" for key in ("p50_ms", "p95_ms", "p99_ms")),
-                f"{figures['samples_per_s']:,.1f}",
+                *(f"{row[kind][key]:.3f}" for key in _MS),
+                f"{row[kind]['samples_per_s']:,.1f}",
                 f"{ratio['value']:.3f}" + (f" ± {ratio['error']:.3f}" if ratio["error"] is not None else ""),
             )
-    preparing = found["preprocessing"]
-    table.add_row("", "", "preprocessing", *(f"{preparing[key]:.3f}" for key in ("p50_ms", "p95_ms", "p99_ms")))
-    console.print_table(table)
-    for line in _lines(found):
-        say(line, markup=False)
-    for name, reason in found["unusable"].items():
-        console.err.print(f"note: {name} cannot be used here: {reason}", markup=False)
-    for file, reason in found["engines_not_run"].items():
-        console.err.print(f"note: {file} was not measured: {reason}", markup=False)
+    yield "", "", "preprocessing", *(f"{found['preprocessing'][key]:.3f}" for key in _MS)
 
 
 def _lines(found: dict[str, Any]) -> Iterator[str]:
