@@ -6,7 +6,6 @@ The engine file itself stays untouched TensorRT, so that ``trtexec`` and others 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -32,7 +31,6 @@ __all__ = [
     "engine_files",
     "exported_files",
     "exported_names",
-    "file_sha256",
     "find_engines",
     "onnx_files",
     "write_json",
@@ -273,15 +271,6 @@ def _stem(graph: Graph, backend: str) -> str:
 def onnx_files(bundle: Bundle, graph: Graph) -> dict[str, str]:
     """The files of a graph → SHA-256, as the manifest has them."""
     return {name: bundle.manifest.files[name].sha256 for name in (graph.file, *graph.data)}
-
-
-def file_sha256(path: Path) -> str:
-    """Raises :class:`OSError` as reading does."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
