@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
-from mope_deploy.cli.options import BundleFolder, EngineOptions, check_output, takes_engine_options
+from mope_deploy.cli.options import BundleFolder, EngineOptions, check_output, option, takes_engine_options
 from mope_deploy.cli.printing import print_rows, say, tell
 from mope_deploy.errors import UsageError
 from mope_deploy.files import json_bytes, write_file
@@ -26,24 +24,18 @@ def bench(
     bundle: BundleFolder,
     options: EngineOptions,
     variants: Annotated[
-        str | None,
-        typer.Option(help="Graphs, separated by commas, or all; by default the canonical one.", show_default=False),
+        str | None, option("Graphs, separated by commas, or all; by default the canonical one.")
     ] = None,
-    duration: Annotated[float, typer.Option(min=0.1, max=86_400, help="Seconds, all variants together.")] = 10.0,
-    spinning: Annotated[
-        bool, typer.Option("--spinning", help="Let ONNX Runtime's idle threads spin, as mope run does.")
-    ] = False,
-    batch: Annotated[int, typer.Option(min=1, max=4096, help="Samples of each call.")] = 1,
+    duration: Annotated[
+        float, option("Seconds, all variants together.", min=0.1, max=86_400, show_default=True)
+    ] = 10.0,
+    spinning: Annotated[bool, option("Let ONNX Runtime's idle threads spin, as mope run does.", "--spinning")] = False,
+    batch: Annotated[int, option("Samples of each call.", min=1, max=4096, show_default=True)] = 1,
     text_len: Annotated[
-        int | None,
-        typer.Option(min=1, help="Tokens of each text; by default the golden texts as they are.", show_default=False),
+        int | None, option("Tokens of each text; by default the golden texts as they are.", min=1)
     ] = None,
-    to: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there.", show_default=False)
-    ] = None,
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw them there: .svg or .png.", show_default=False)
-    ] = None,
+    to: Annotated[Path | None, option("Write the figures there.", "--json", metavar="FILE")] = None,
+    plot: Annotated[Path | None, option("Draw them there: .svg or .png.", metavar="FILE")] = None,
 ) -> None:
     """Measure latency, throughput, memory and energy on this device, all variants in turn in one process."""
     check_output("--json", to)

@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
-import typer
-
-from mope_deploy.cli.options import BundleFolder
+from mope_deploy.cli.options import BundleFolder, Graph, option
 from mope_deploy.cli.printing import say
 
 __all__ = ["build"]
 
+_COMPUTE = "Compute capabilities, 8.6,12.0 (tensorrt_rtx). Default: this GPU's; all of them where there is none."
 _Text = str | None
-
-
-def _option(words: str) -> Any:
-    return typer.Option(help=words, show_default=False)
 
 
 def build(
     bundle: BundleFolder,
-    backend: Annotated[_Text, _option("tensorrt or tensorrt_rtx; by default what fits this machine.")] = None,
-    graph: Annotated[_Text, _option("Which graph of the bundle; by default the canonical one.")] = None,
-    batch: Annotated[_Text, _option("Batch sizes, min:opt:max. Default: 1:4:16.")] = None,
-    text_len: Annotated[_Text, _option("Tokens of a text, min:opt:max. Default: all that the bundle makes.")] = None,
-    audio_len: Annotated[_Text, _option("Samples of a clip, min:opt:max. Default: all that the bundle makes.")] = None,
-    compute: Annotated[
-        _Text,
-        _option("Compute capabilities, 8.6,12.0 (tensorrt_rtx). Default: this GPU's; all of them where there is none."),
-    ] = None,
-    tf32: Annotated[
-        bool, typer.Option("--tf32", help="Let float32 products be rounded to TF32, which is faster.")
-    ] = False,
-    workspace: Annotated[
-        int | None,
-        typer.Option(min=1, help="Limit of the builder's GPU scratch memory, MiB.", show_default=False),
-    ] = None,
-    no_memory_check: Annotated[
-        bool, typer.Option("--no-memory-check", help="Begin even if free memory looks too small.")
-    ] = False,
+    backend: Annotated[_Text, option("tensorrt or tensorrt_rtx; by default what fits this machine.")] = None,
+    graph: Graph = None,
+    batch: Annotated[_Text, option("Batch sizes, min:opt:max. Default: 1:4:16.")] = None,
+    text_len: Annotated[_Text, option("Tokens of a text, min:opt:max. Default: all that the bundle makes.")] = None,
+    audio_len: Annotated[_Text, option("Samples of a clip, min:opt:max. Default: all that the bundle makes.")] = None,
+    compute: Annotated[_Text, option(_COMPUTE)] = None,
+    tf32: Annotated[bool, option("Let float32 products be rounded to TF32, which is faster.", "--tf32")] = False,
+    workspace: Annotated[int | None, option("Limit of the builder's GPU scratch memory, MiB.", min=1)] = None,
+    no_memory_check: Annotated[bool, option("Begin even if free memory looks too small.", "--no-memory-check")] = False,
 ) -> None:
     """Build the TensorRT engine for this device from the bundle's ONNX, and prove it on the golden samples."""
     from mope_deploy.bundle import Bundle

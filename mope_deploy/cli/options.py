@@ -20,64 +20,51 @@ from mope_deploy.errors import UsageError
 if TYPE_CHECKING:
     from mope_deploy.predictor import Predictor
 
-__all__ = ["AsJson", "BatchSize", "BundleFolder", "EngineOptions", "SkipBad", "check_output", "takes_engine_options"]
+__all__ = [
+    "AsJson",
+    "BatchSize",
+    "BundleFolder",
+    "EngineOptions",
+    "Graph",
+    "SkipBad",
+    "check_output",
+    "option",
+    "takes_engine_options",
+]
+
+
+def option(words: str, *names: str, **more: Any) -> Any:
+    """An option of a command, described in ``words``; its default is not shown unless asked for."""
+    return typer.Option(*names, help=words, **{"show_default": False, **more})
+
 
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of the bundle.", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-BatchSize = Annotated[int, typer.Option(min=1, max=4096, help="Samples that run at once.")]
-SkipBad = Annotated[
-    bool, typer.Option("--skip-bad", help="Leave out rows that cannot be used, and list them at the end.")
-]
+AsJson = Annotated[bool, option("Print JSON.", "--json")]
+BatchSize = Annotated[int, option("Samples that run at once.", min=1, max=4096, show_default=True)]
+SkipBad = Annotated[bool, option("Leave out rows that cannot be used, and list them at the end.", "--skip-bad")]
+
+_ENGINE = "Inference engine: tensorrt, onnxruntime, or auto: TensorRT, then ONNX Runtime on CUDA, then on the CPU."
+_GRAPH = "Which graph of the bundle; by default the canonical one."
+_THREADS = "Threads of one operator; by default the bundle's choice, else the cores of this process."
+_ARENA = "Keep the memory of earlier runs for the next one; by default the bundle's choice."
+_PROVIDER = "ONNX Runtime's execution provider: cpu, cuda, or its full name. Repeatable."
+_REBUILD = "Build the TensorRT engine again where there is none or this device refuses it."
+_CACHE = "MiB for what a split graph need not compute again; others use none."
+
+Graph = Annotated[str | None, option(_GRAPH)]
 
 
 @dataclass(frozen=True)
 class EngineOptions:
     """What can be said about the engine; :func:`mope_deploy.load` takes every field as a keyword of the same name."""
 
-    engine: Annotated[
-        str,
-        typer.Option(
-            help="Inference engine: tensorrt, onnxruntime, or auto: TensorRT, then ONNX Runtime on CUDA, then on the "
-            "CPU."
-        ),
-    ] = "auto"
-    graph: Annotated[
-        str | None, typer.Option(help="Which graph of the bundle; by default the canonical one.", show_default=False)
-    ] = None
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Threads of one operator; by default the bundle's choice, else the cores of this process.",
-            show_default=False,
-        ),
-    ] = None
-    arena: Annotated[
-        bool | None,
-        typer.Option(
-            "--arena/--no-arena",
-            help="Keep the memory of earlier runs for the next one; by default the bundle's choice.",
-            show_default=False,
-        ),
-    ] = None
-    providers: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--provider",
-            help="ONNX Runtime's execution provider: cpu, cuda, or its full name. Repeatable.",
-            show_default=False,
-        ),
-    ] = None
-    rebuild: Annotated[
-        bool,
-        typer.Option(
-            "--rebuild", help="Build the TensorRT engine again where there is none or this device refuses it."
-        ),
-    ] = False
-    cache_mb: Annotated[
-        int,
-        typer.Option(min=0, max=2**20, help="MiB for what a split graph need not compute again; others use none."),
-    ] = 64
+    engine: Annotated[str, option(_ENGINE, show_default=True)] = "auto"
+    graph: Graph = None
+    threads: Annotated[int | None, option(_THREADS, min=1)] = None
+    arena: Annotated[bool | None, option(_ARENA, "--arena/--no-arena")] = None
+    providers: Annotated[list[str] | None, option(_PROVIDER, "--provider")] = None
+    rebuild: Annotated[bool, option(_REBUILD, "--rebuild")] = False
+    cache_mb: Annotated[int, option(_CACHE, min=0, max=2**20, show_default=True)] = 64
 
     def load(self, bundle: Path, *, verify: bool = True, announce: bool = True) -> Predictor:
         """Open a bundle, and say which engine runs, how it is set up and why, where the choice was left to us.

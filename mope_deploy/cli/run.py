@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from mope_deploy import console
 from mope_deploy.cli.options import (
     AsJson,
@@ -19,6 +17,7 @@ from mope_deploy.cli.options import (
     EngineOptions,
     SkipBad,
     check_output,
+    option,
     takes_engine_options,
 )
 from mope_deploy.cli.printing import print_json, print_rows, tell
@@ -37,17 +36,13 @@ _MOST_LABELS = 10  # shown
 @takes_engine_options()
 def run(
     bundle: BundleFolder,
-    image: Annotated[Path | None, typer.Option(help="One image file.", show_default=False)] = None,
-    text: Annotated[str | None, typer.Option(help="One text.", show_default=False)] = None,
-    audio: Annotated[Path | None, typer.Option(help="One sound file.", show_default=False)] = None,
-    video: Annotated[Path | None, typer.Option(help="One video file.", show_default=False)] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="JSONL with a row per sample: image, text, audio, video.", show_default=False)
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="JSONL to write, with --data; by default standard output.", show_default=False)
-    ] = None,
-    routing: Annotated[bool, typer.Option("--routing", help="Also give the experts' weights in each layer.")] = False,
+    image: Annotated[Path | None, option("One image file.")] = None,
+    text: Annotated[str | None, option("One text.")] = None,
+    audio: Annotated[Path | None, option("One sound file.")] = None,
+    video: Annotated[Path | None, option("One video file.")] = None,
+    data: Annotated[Path | None, option("JSONL with a row per sample: image, text, audio, video.")] = None,
+    out: Annotated[Path | None, option("JSONL to write, with --data; by default standard output.")] = None,
+    routing: Annotated[bool, option("Also give the experts' weights in each layer.", "--routing")] = False,
     as_json: AsJson = False,
     batch_size: BatchSize = 16,
     skip_bad: SkipBad = False,
