@@ -101,7 +101,13 @@ def measure(
     preprocessing = _preprocessing(bundle, text_length)
     given = _given(bundle, batch, text_length)
     on_step("loading")
-    how = {"engine": engine, "providers": providers, "threads": threads, "arena": arena, "spinning": spinning}
+    how: dict[str, Any] = {
+        "engine": engine,
+        "providers": providers,
+        "threads": threads,
+        "arena": arena,
+        "spinning": spinning,
+    }
     loaded, unusable = _load(bundle, variants, engine, partial(_open, bundle, preprocessing, cache_mb=0, **how))
     prepare = partial(_prepare, preprocessing, given)
     arrays = prepare()

@@ -28,15 +28,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for name, command in {
-    "run": run,
-    "eval": evaluate,
-    "verify": verify,
-    "build": build,
-    "info": info,
-    "bench": bench,
-}.items():
-    app.command(name)(command)
+app.command("run")(run)
+app.command("eval")(evaluate)
+for command in (verify, build, info, bench):
+    app.command()(command)
 
 
 def _version(asked: bool) -> None:

@@ -31,15 +31,6 @@ from mope_deploy.manifest import Graph
 
 __all__ = ["OnnxRuntimeSession", "available_providers", "inference_session", "library_version", "session_options"]
 
-_DTYPES = {
-    "tensor(float)": "float32",
-    "tensor(float16)": "float16",
-    "tensor(int64)": "int64",
-    "tensor(int32)": "int32",
-    "tensor(int8)": "int8",
-    "tensor(uint8)": "uint8",
-    "tensor(bool)": "bool",
-}
 # How its releases word that a file is newer than they know: the IR version, the opset, one operator.
 _TOO_OLD = r"IR version|model file format version|opset|not a registered function/op|Could not find an implementation"
 
@@ -209,13 +200,11 @@ def _import() -> ModuleType:
 
 def _described(tensors: Sequence[Any]) -> dict[str, tuple[str, tuple[int | None, ...]]]:
     """Name → (numpy's dtype, sizes); ONNX Runtime reports an axis that varies by its name or as None."""
-    return {
-        tensor.name: (
-            _DTYPES.get(tensor.type, tensor.type),
-            tuple(size if isinstance(size, int) else None for size in tensor.shape),
-        )
-        for tensor in tensors
-    }
+    found = {}
+    for tensor in tensors:
+        dtype = {"tensor(float)": "float32"}.get(tensor.type, tensor.type.removeprefix("tensor(").removesuffix(")"))
+        found[tensor.name] = dtype, tuple(size if isinstance(size, int) else None for size in tensor.shape)
+    return found
 
 
 def _refused(error: Exception, path: Path, graph: Graph) -> EngineError:

@@ -20,19 +20,8 @@ __all__ = ["BACKENDS", "Backend", "choose_backend", "dtype_name", "installed", "
 BACKENDS = {"tensorrt": "trt", "tensorrt_rtx": "rtx"}  # module → the extra that installs it
 OLDEST = {"tensorrt": 10, "tensorrt_rtx": 1}  # major version; before 10, networks cannot be strongly typed
 
-_DTYPES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
-    "FP8": "float8",
-    "FP4": "float4",
-    "INT64": "int64",
-    "INT32": "int32",
-    "INT8": "int8",
-    "INT4": "int4",
-    "UINT8": "uint8",
-    "BOOL": "bool",
-}
+# TensorRT's names that are not numpy's in capitals.
+_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "FP8": "float8", "FP4": "float4"}
 
 
 @dataclass(frozen=True)
