@@ -40,14 +40,15 @@ def info(bundle: BundleFolder, as_json: AsJson = False) -> None:
 
 def _engines(bundle: Bundle) -> Iterator[tuple[str, str]]:
     """What could run it here, and what was built for it."""
-    from mope_deploy.engines import providers_here
-    from mope_deploy.engines.onnxruntime.session import library_version
+    from mope_deploy.engines.onnxruntime.providers import provider_states
+    from mope_deploy.engines.onnxruntime.session import available_providers, library_version
     from mope_deploy.engines.tensorrt.backends import BACKENDS, installed
+    from mope_deploy.engines.tensorrt.device import this_device
     from mope_deploy.engines.tensorrt.sidecar import Sidecar, find_engines
 
     try:
         yield "onnxruntime here", library_version()
-        for name, state, options in providers_here():
+        for name, state, options in provider_states(available_providers(), this_device()):
             yield f"provider {name}", state
             yield from (("", f"{key}={value}") for key, value in options.items())
     except MopeError as error:

@@ -1,6 +1,6 @@
 """Inference engines: one session protocol (session.py), one folder a library, chosen in open.py."""
 
-from mope_deploy.engines.listing import built_engines, engines_not_run, providers_here
+from mope_deploy.engines.listing import built_engines, engines_not_run
 from mope_deploy.engines.open import CACHE_MB, ENGINES, Providers, open_built, open_session
 from mope_deploy.engines.session import Session
 
@@ -13,5 +13,4 @@ __all__ = [
     "engines_not_run",
     "open_built",
     "open_session",
-    "providers_here",
 ]

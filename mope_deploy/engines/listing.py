@@ -1,12 +1,10 @@
-"""What there is to run a bundle here: ONNX Runtime's providers, and the TensorRT engines that were built."""
+"""The TensorRT engines of a bundle: which were built, and which are not run and why."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from mope_deploy.bundle import Bundle
-from mope_deploy.engines.onnxruntime.providers import provider_states
-from mope_deploy.engines.onnxruntime.session import available_providers
 from mope_deploy.engines.session import Session
 from mope_deploy.engines.tensorrt.backends import BACKENDS, open_backend
 from mope_deploy.engines.tensorrt.device import this_device
@@ -14,17 +12,7 @@ from mope_deploy.engines.tensorrt.session import check_engine
 from mope_deploy.engines.tensorrt.sidecar import EngineFiles, Sidecar, find_engines
 from mope_deploy.errors import MopeError, UsageError
 
-__all__ = ["built_engines", "engines_not_run", "providers_here"]
-
-
-def providers_here() -> Iterator[tuple[str, str, Mapping[str, str]]]:
-    """(short name, whether it runs here or why not, its options) of ONNX Runtime's providers that we know.
-
-    Raises:
-        MissingExtraError: onnxruntime is not installed.
-        EngineError: it cannot be imported.
-    """
-    yield from provider_states(available_providers(), this_device())
+__all__ = ["built_engines", "engines_not_run"]
 
 
 def built_engines(bundle: Bundle, graph: str | None) -> list[tuple[str, EngineFiles]]:

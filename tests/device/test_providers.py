@@ -17,7 +17,7 @@ import pytest
 from mope_deploy import console
 from mope_deploy.bundle import Bundle
 from mope_deploy.cli import app
-from mope_deploy.engines import open_session, providers_here
+from mope_deploy.engines import open_session
 from mope_deploy.engines.onnxruntime import providers
 from mope_deploy.engines.onnxruntime import session as ort
 from mope_deploy.engines.onnxruntime.binding import KEPT, Bindings
@@ -151,7 +151,8 @@ def test_states_say_what_is_there_and_why_not(monkeypatch: pytest.MonkeyPatch) -
     assert {name: state for name, state, _ in providers.provider_states([CPU], gpu)}["cuda"] == missing
     assert states(none)["cuda"] == "in this onnxruntime, but cannot run here: no driver"
     assert states(none)["cpu"] == "available"
-    assert {name: set(options) for name, _, options in providers_here()} == {"cpu": set(), "cuda": DOCUMENTED}
+    given = {name: set(options) for name, _, options in providers.provider_states([CPU], none)}
+    assert given == {"cpu": set(), "cuda": DOCUMENTED}
 
 
 def test_info_shows_them(bundle_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

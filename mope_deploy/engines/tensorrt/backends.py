@@ -14,6 +14,7 @@ from typing import Any
 
 from mope_deploy.errors import EngineError, MissingExtraError, UsageError
 from mope_deploy.fields import nearest
+from mope_deploy.files import reason
 
 __all__ = ["BACKENDS", "Backend", "choose_backend", "dtype_name", "installed", "is_installed", "open_backend"]
 
@@ -138,5 +139,4 @@ def _how_to_get(name: str) -> str:
 
 
 def _broken(name: str, error: Exception) -> EngineError:
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
-    return EngineError(f"{name} is installed and cannot be imported: {reason}", todo="install it again")
+    return EngineError(f"{name} is installed and cannot be imported: {reason(error)}", todo="install it again")
