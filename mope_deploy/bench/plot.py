@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from typing import Any
 from mope_deploy.extras import require
 
 __all__ = ["Bar", "draw", "matplotlib"]
+
+_COLOURS = ("#3b6ea8", "#d08a36", "#5b9467", "#8a6fae")
 
 
 @dataclass(frozen=True)
@@ -54,19 +57,29 @@ def draw(title: str, bars: Sequence[Bar], *, form: str) -> bytes:
         MissingExtraError: see :func:`matplotlib`.
     """
     library = matplotlib()
-    groups = list(dict.fromkeys(bar.group for bar in bars))
     figure = library.figure.Figure(figsize=(8.6, 1.6 + 0.28 * len(bars)), dpi=200, layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", parse_math=False)
-    axes: Any = figure.add_subplot()
-    for number, group in enumerate(groups):
+    _draw_bars(figure.add_subplot(), bars)
+    for text in figure.legend(loc="outside lower left", ncols=9, frameon=False).get_texts():
+        text.set_parse_math(False)
+    buffer = io.BytesIO()
+    with library.rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a letter that its font lacks, say
+        figure.savefig(buffer, format=form)
+    return buffer.getvalue()
+
+
+def _draw_bars(axes: Any, bars: Sequence[Bar]) -> None:
+    groups = dict.fromkeys(bar.group for bar in bars)
+    for colour, group in zip(itertools.cycle(_COLOURS), groups, strict=False):
         rows = [row for row, bar in enumerate(bars) if bar.group == group]
-        axes.barh(rows, [bars[row].p50 for row in rows], height=0.75, color=f"C{number}", label=group)
+        axes.barh(rows, [bars[row].p50 for row in rows], height=0.75, color=colour, label=group)
     for row, bar in enumerate(bars):
         axes.plot([bar.p50, bar.p95], [row, row], color="black", linewidth=1)
         axes.plot(bar.p99, row, color="black", marker="|", markersize=8)
     # Numbers stand in a column of their own: at the end of a bar they would be read as those of the line or the tick.
-    for row, number_of in [(-1, "p50"), *((row, f"{bar.p50:.3g}") for row, bar in enumerate(bars))]:
-        axes.annotate(number_of, (1, row), (34, 0), ("axes fraction", "data"), "offset points", ha="right", va="center")
+    for row, text in [(-1, "p50"), *((row, f"{bar.p50:.3g}") for row, bar in enumerate(bars))]:
+        axes.annotate(text, (1, row), (34, 0), ("axes fraction", "data"), "offset points", ha="right", va="center")
     axes.set_yticks(range(len(bars)), [_cut(bar.label) for bar in bars], parse_math=False)
     axes.set_ylim(len(bars) - 0.5, -0.5)
     axes.set_xlim(left=0)
@@ -74,13 +87,6 @@ def draw(title: str, bars: Sequence[Bar], *, form: str) -> bytes:
     axes.grid(axis="x", color="0.87")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    for text in figure.legend(loc="outside lower left", ncols=len(groups), frameon=False).get_texts():
-        text.set_parse_math(False)
-    buffer = io.BytesIO()
-    with library.rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a letter that its font lacks, say
-        figure.savefig(buffer, format=form)
-    return buffer.getvalue()
 
 
 def _cut(label: str) -> str:

@@ -34,7 +34,7 @@ def boxes(svg: bytes) -> list[float]:
     """Widths of what is filled in the colours of bars, in the order in which they are drawn, the legend's left out."""
     found = []
     for path in ElementTree.fromstring(svg).iter(f"{SVG}path"):
-        if "#1f77b4" in str(path.get("style")) or "#ff7f0e" in str(path.get("style")):
+        if "#3b6ea8" in str(path.get("style")) or "#d08a36" in str(path.get("style")):
             numbers = [float(word) for word in str(path.get("d")).split() if not word.isalpha()]
             found.append(max(numbers[::2]) - min(numbers[::2]))
     return found[:2]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -332,14 +333,10 @@ def _described(backend: Backend, engine: Any) -> dict[str, dict[str, tuple[str, 
     return found
 
 
-_RUNTIMES: dict[str, Any] = {}
-
-
+@functools.cache
 def _runtime(backend: Backend) -> Any:
     """The one runtime of a library in this process; engines must not outlive it."""
-    if backend.name not in _RUNTIMES:
-        try:
-            _RUNTIMES[backend.name] = backend.module.Runtime(shared_log(backend).logger)
-        except TypeError:  # how the Python API reports that the library returned nothing
-            raise EngineError(f"{backend.name} {backend.version} could not start its runtime") from None
-    return _RUNTIMES[backend.name]
+    try:
+        return backend.module.Runtime(shared_log(backend).logger)
+    except TypeError:  # how the Python API reports that the library returned nothing
+        raise EngineError(f"{backend.name} {backend.version} could not start its runtime") from None
