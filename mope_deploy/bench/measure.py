@@ -8,6 +8,7 @@ Nothing is kept between calls; a split graph whose y is known is measured apart,
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,6 @@ from mope_deploy.bench.board import Board, Reading, peak_memory, resident_memory
 from mope_deploy.bench.energy import EnergyMeter
 from mope_deploy.bench.timing import interleave, ratio_of_medians, summary, warm_up
 from mope_deploy.bundle import Bundle
-from mope_deploy.data import Sample, open_samples
 from mope_deploy.engines import Providers, engines_not_run, open_session
 from mope_deploy.engines.golden import check_outputs_are_golden
 from mope_deploy.engines.onnxruntime.cpu import usable_cores
@@ -43,16 +43,7 @@ _LEAST_ROUNDS = 5
 _WARM_UP_S = 1.0
 _ENERGY_S = 3.0  # of each variant alone; sensors of a Jetson answer about ten times a second
 _ENGINE, _CACHED, _WHOLE, _PREPARING = "engine", "y_cached", "end_to_end", "preprocessing"
-_PACKAGES = (
-    "mope-deploy",
-    "numpy",
-    "pillow",
-    "tokenizers",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "tensorrt",
-    "tensorrt-rtx",
-)
+_LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
 
 
 @dataclass(frozen=True)
@@ -108,21 +99,16 @@ def measure(
     board = board or Board()
     bundle = Bundle.open(path)
     preprocessing = _preprocessing(bundle, text_length)
-    samples = _samples(bundle, batch)
-    given = _given(bundle, samples, text_length)
+    given = _given(bundle, batch, text_length)
     on_step("loading")
-    open_one = partial(
-        _open,
-        bundle,
-        preprocessing,
-        engine=engine,
-        providers=providers,
-        threads=threads,
-        arena=arena,
-        spinning=spinning,
-        cache_mb=0,
-    )
-    loaded, unusable = _load(bundle, variants, engine, open_one)
+    how: dict[str, Any] = {
+        "engine": engine,
+        "providers": providers,
+        "threads": threads,
+        "arena": arena,
+        "spinning": spinning,
+    }
+    loaded, unusable = _load(bundle, variants, engine, partial(_open, bundle, preprocessing, cache_mb=0, **how))
     prepare = partial(_prepare, preprocessing, given)
     arrays = prepare()
     calls: dict[tuple[str, str], Callable[[], object]] = {}
@@ -136,38 +122,30 @@ def measure(
     calls[_PREPARING, ""] = prepare
     times, readings = _timed(calls, seconds, board)
     energy = _energy(loaded, arrays, batch, board, seconds, on_step)
-    first = loaded[0].name
     rows = []
     for variant in loaded:
         row = _described(bundle, variant)
         for kind in (_ENGINE, _CACHED, _WHOLE):
-            if (kind, variant.name) not in times:
-                continue
-            mine, base = times[kind, variant.name], times[_ENGINE if kind == _CACHED else kind, first]
-            row[kind] = summary(mine, samples=batch) | {"ratio_to_first": ratio_of_medians(mine, base).to_dict()}
+            if (mine := times.get((kind, variant.name))) is not None:
+                base = times[_ENGINE if kind == _CACHED else kind, loaded[0].name]
+                row[kind] = summary(mine, samples=batch) | {"ratio_to_first": ratio_of_medians(mine, base).to_dict()}
         rows.append(row | {"energy": energy.get(variant.name, {})})
+    measured = [graph.name for graph in bundle.manifest.graphs] if variants is None else [v.name for v in loaded]
     return {
         "format": FORMAT,
         "schema": SCHEMA,
         "bundle": {"name": bundle.manifest.name, "sha256": bundle.sha256},
         "machine": board.describe() | _machine(),
-        "settings": {
-            "engine": engine,
+        "settings": how
+        | {
             "providers": [p if isinstance(p, str) else [p[0], dict(p[1])] for p in providers or ()],
-            "threads": threads,
-            "arena": arena,
-            "spinning": spinning,
             "batch": batch,
             "text_length": int(arrays["input_ids"].shape[1]) if "input_ids" in arrays else None,
             "seconds": seconds,
         },
         "variants": rows,
         "unusable": unusable,
-        "engines_not_run": engines_not_run(
-            bundle,
-            [variant.predictor.session for variant in loaded],
-            [graph.name for graph in bundle.manifest.graphs] if variants is None else [v.name for v in loaded],
-        ),
+        "engines_not_run": engines_not_run(bundle, [one.predictor.session for one in loaded], measured),
         "preprocessing": summary(times[_PREPARING, ""], samples=batch),
         "idle_w": energy.get("", {}),
         "memory": {"peak_bytes": peak_memory()},
@@ -196,25 +174,11 @@ def _preprocessing(bundle: Bundle, text_length: int | None) -> Preprocessing:
     return shorter
 
 
-def _samples(bundle: Bundle, batch: int) -> list[Sample]:
-    """The golden samples, repeated or cut to a batch."""
+def _given(bundle: Bundle, batch: int, text_length: int | None) -> dict[str, list[Any]]:
+    """What :meth:`Predictor.predict` takes, a list by modality: the golden samples, repeated or cut to a batch."""
     if batch < 1:
         raise UsageError("batch", received=batch, expected="at least 1")
-    manifest = bundle.manifest
-    found = list(
-        open_samples(
-            bundle.file(manifest.golden.samples),
-            multi_label=manifest.task.multi_label,
-            require_label=False,
-            modalities=(manifest.main, *manifest.complementary),
-            optional=manifest.missing,
-        )
-    )
-    return (found * math.ceil(batch / len(found)))[:batch]
-
-
-def _given(bundle: Bundle, samples: Sequence[Sample], text_length: int | None) -> dict[str, list[Any]]:
-    """What :meth:`Predictor.predict` takes, a list by modality."""
+    samples = list(itertools.islice(itertools.cycle(bundle.golden_samples()), batch))
     names = (bundle.manifest.main, *bundle.manifest.complementary)
     given = {name: [getattr(sample, name) for sample in samples] for name in names}
     if text_length is not None:  # a word has a token at least
@@ -224,11 +188,7 @@ def _given(bundle: Bundle, samples: Sequence[Sample], text_length: int | None) -
 
 def _prepare(preprocessing: Preprocessing, given: Mapping[str, Sequence[Any]]) -> dict[str, NDArray[Any]]:
     """Raw samples → arrays, as on the way to a prediction."""
-    rows: list[dict[str, Any]] = [{} for _ in next(iter(given.values()))]
-    for name, values in given.items():
-        for row, value in zip(rows, values, strict=True):
-            row[name] = value
-    return preprocessing.collate(rows)
+    return preprocessing.collate([dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True)])
 
 
 def _load(
@@ -274,19 +234,18 @@ def _timed(
     calls: Mapping[tuple[str, str], Callable[[], object]], seconds: float, board: Board
 ) -> tuple[dict[tuple[str, str], NDArray[np.float64]], list[Reading]]:
     """Milliseconds of every call, and the board's state before, in between and after."""
-    keyed = {"/".join(key): call for key, call in calls.items()}
-    warm_up(keyed, seconds=min(_WARM_UP_S, seconds / 2))
+    warm_up(calls, seconds=min(_WARM_UP_S, seconds / 2))
     readings, parts = [board.read()], []
     slices = max(1, math.ceil(seconds / _SLICE_S))
     began = time.perf_counter()
     for _ in track(range(slices), what="measuring", total=slices):
-        parts.append(interleave(keyed, seconds=seconds / slices))
+        parts.append(interleave(calls, seconds=seconds / slices))
         readings.append(board.read())
         if time.perf_counter() - began >= seconds:  # a round may take longer than a slice
             break
-    if (missing := _LEAST_ROUNDS - sum(len(part[next(iter(keyed))]) for part in parts)) > 0:
-        parts.append(interleave(keyed, seconds=0.0, rounds=missing))
-    return {key: np.concatenate([part["/".join(key)] for part in parts]) for key in calls}, readings
+    if (missing := _LEAST_ROUNDS - sum(len(part[next(iter(calls))]) for part in parts)) > 0:
+        parts.append(interleave(calls, seconds=0.0, rounds=missing))
+    return {key: np.concatenate([part[key] for part in parts]) for key in calls}, readings
 
 
 def _energy(
@@ -341,21 +300,20 @@ def _machine() -> dict[str, Any]:
     return {
         "device": dataclasses.asdict(this_device()),
         "cores": usable_cores(),
-        "versions": installed_versions(_PACKAGES),
+        "versions": installed_versions(("mope-deploy", "numpy", "pillow", "tokenizers", *_LIBRARIES)),
     }
 
 
 def _ranges(readings: Sequence[Reading]) -> dict[str, Any]:
-    """Least and greatest of what was read while measuring, and the temperatures before and after."""
-
-    def over(name: str) -> dict[str, dict[str, float]]:
+    """Least and greatest of what was read while measuring, and the first and last."""
+    found: dict[str, Any] = {}
+    for what in ("celsius", "megahertz"):
         values: dict[str, list[float]] = {}
         for reading in readings:
-            for key, value in getattr(reading, name).items():
+            for key, value in getattr(reading, what).items():
                 values.setdefault(key, []).append(value)
-        return {
-            key: {"first": found[0], "last": found[-1], "least": min(found), "greatest": max(found)}
-            for key, found in values.items()
+        found[what] = {
+            key: {"first": all_[0], "last": all_[-1], "least": min(all_), "greatest": max(all_)}
+            for key, all_ in values.items()
         }
-
-    return {"celsius": over("celsius"), "megahertz": over("megahertz")}
+    return found

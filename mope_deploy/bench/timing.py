@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["Ratio", "interleave", "ratio_of_medians", "summary", "warm_up"]
 
-Calls = Mapping[str, Callable[[], object]]
+K = TypeVar("K")
 Times = NDArray[np.float64]
 
 _BLOCKS = 20  # of neighbouring rounds, whose ratios tell how steady a ratio is
@@ -36,7 +36,7 @@ class Ratio:
         return {"value": self.value, "error": self.error}
 
 
-def warm_up(calls: Calls, *, calls_each: int = 3, seconds: float = 0.0) -> None:
+def warm_up(calls: Mapping[K, Callable[[], object]], *, calls_each: int = 3, seconds: float = 0.0) -> None:
     """Call each in turn, ``calls_each`` times and for at least ``seconds`` in all, without timing anything."""
     began, done = time.perf_counter(), 0
     while done < calls_each or time.perf_counter() - began < seconds:
@@ -45,7 +45,7 @@ def warm_up(calls: Calls, *, calls_each: int = 3, seconds: float = 0.0) -> None:
         done += 1
 
 
-def interleave(calls: Calls, *, seconds: float, rounds: int = 1) -> dict[str, Times]:
+def interleave(calls: Mapping[K, Callable[[], object]], *, seconds: float, rounds: int = 1) -> dict[K, Times]:
     """Time every call, one of each per round, so that a slow spell of the machine meets all of them.
 
     The order is drawn anew for every round: what a call finds in the caches depends on the one before it.
@@ -58,7 +58,7 @@ def interleave(calls: Calls, *, seconds: float, rounds: int = 1) -> dict[str, Ti
     Returns:
         Name → milliseconds of each round (rounds,).
     """
-    taken: dict[str, list[float]] = {name: [] for name in calls}
+    taken: dict[K, list[float]] = {name: [] for name in calls}
     named = list(calls.items())
     random = np.random.default_rng(0)
     began, done = time.perf_counter(), 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import mope_deploy
 from mope_deploy import cli, console
 from mope_deploy.bundle import write_bundle
 from mope_deploy.predictor import load
@@ -281,6 +284,21 @@ def test_markup_in_names_is_shown_as_it_is(mope, graph_file: Path, tmp_path: Pat
         assert done.code == 0
         for label in task["labels"]:
             assert label in done.out
+
+
+def test_version(mope) -> None:
+    assert mope("--version") == (0, f"mope {mope_deploy.__version__}\n", "")
+
+
+def test_shells_complete_commands_and_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a shell asks, as it asks it: with the words so far in the environment of a process of ours."""
+    for words, found in (("mope ver", "verify"), ("mope run --prov", "--provider")):
+        asked = {"_MOPE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        code = "import sys; from mope_deploy.cli import main; sys.argv[0] = 'mope'; sys.exit(main())"
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **asked}, check=True
+        )
+        assert done.stdout.split() == [found]
 
 
 MISUSE = [

@@ -14,7 +14,7 @@ from mope_deploy.engines.onnxruntime import cpu
 from mope_deploy.engines.onnxruntime.cpu import CpuSettings, cpu_settings, usable_cores
 from mope_deploy.errors import UsageError
 from mope_deploy.manifest import Cpu
-from tests.device.test_bench import lay
+from tests.device.sensors import lay
 from tests.device.test_bundle import rewrite
 
 pytestmark = pytest.mark.device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import types
@@ -16,6 +17,8 @@ import pytest
 from mope_deploy.bundle import Bundle, write_bundle
 from mope_deploy.engines import Session, open_session
 from mope_deploy.engines.onnxruntime import session as ort
+from mope_deploy.engines.onnxruntime.cpu import cpu_settings
+from mope_deploy.engines.onnxruntime.graph import open_graph
 from mope_deploy.engines.onnxruntime.session import OnnxRuntimeSession
 from mope_deploy.engines.session import alone
 from mope_deploy.errors import EngineError, MissingExtraError, UsageError
@@ -233,6 +236,17 @@ def test_a_graph_at_odds_with_the_manifest(bundle_path: Path) -> None:
             continue
         with pytest.raises(EngineError, match=words):
             OnnxRuntimeSession(path, wrong)
+
+
+def test_graphs_open_without_a_bundle(bundle_path: Path, split_path: Path, tmp_path: Path) -> None:
+    """As an exporter opens files that no manifest lists yet."""
+    for source, name in ((bundle_path, "one"), (split_path, "split")):
+        folder = Path(shutil.copytree(source, tmp_path / name))
+        graph = Bundle.open(folder).graph()
+        (folder / "manifest.json").unlink()
+        found = open_graph(graph, folder.joinpath, cpu=cpu_settings(threads=1, spinning=False))
+        assert found.inputs == Bundle.open(bundle_path).graph().inputs
+        np.testing.assert_allclose(found.run(feeds())["logits"], tiny.oracle(feeds())["logits"], rtol=0, atol=1e-5)
 
 
 def test_a_failure_while_running_is_one_line(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:

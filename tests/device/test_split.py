@@ -21,7 +21,7 @@ from mope_deploy.errors import UsageError
 from mope_deploy.predictor import load
 from tests.device import tiny
 from tests.device.conftest import write_split_bundle
-from tests.device.test_bench import bare_board
+from tests.device.sensors import bare_board
 from tests.device.test_cli import mope  # noqa: F401  (a fixture)
 from tests.device.test_engines import feeds
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mope_deploy.bundle import Bundle, write_bundle
+from mope_deploy.engines.tensorrt.backends import Backend, open_backend
 from mope_deploy.engines.tensorrt.build import build_engine
 from mope_deploy.engines.tensorrt.sidecar import engine_files, exported_names
 from tests.device import tiny
@@ -59,3 +60,14 @@ def exported(built_once: Path, tiny_graph: Path, tmp_path: Path) -> Bundle:
     files, names = engine_files(source, graph, "tensorrt_rtx"), exported_names(graph, "tensorrt_rtx")
     contents = {**tiny.files(tiny_graph), names[0]: files.engine, names[1]: files.sidecar}
     return write_bundle(tmp_path / "exported", files=contents, manifest=tiny.manifest())
+
+
+@pytest.fixture
+def backend() -> Backend:
+    return open_backend("tensorrt_rtx")
+
+
+def left(bundle: Bundle) -> list[str]:
+    """Names of what lies in the folder of engines."""
+    folder = bundle.path / "engines"
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []

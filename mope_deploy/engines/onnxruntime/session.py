@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -20,51 +19,35 @@ from mope_deploy.engines.onnxruntime.cpu import CpuSettings, cpu_settings
 from mope_deploy.engines.onnxruntime.providers import (
     CPU,
     CUDA,
-    PLANNING,
-    TENSORRT,
     Providers,
     choose_providers,
     distributions,
-    make_cache,
     tf32_is_allowed,
 )
 from mope_deploy.engines.session import TF32_TOLERANCE, Arrays, alone, check_feeds, check_interface, check_outputs
-from mope_deploy.engines.tensorrt.profiles import Profile, chunks
-from mope_deploy.errors import EngineError, MissingExtraError, UsageError
+from mope_deploy.errors import EngineError, MissingExtraError, MopeError
 from mope_deploy.extras import require
 from mope_deploy.manifest import Graph
 
-__all__ = ["OnnxRuntimeSession", "available_providers", "library_version"]
+__all__ = ["OnnxRuntimeSession", "available_providers", "inference_session", "library_version", "session_options"]
 
-_DTYPES = {
-    "tensor(float)": "float32",
-    "tensor(float16)": "float16",
-    "tensor(int64)": "int64",
-    "tensor(int32)": "int32",
-    "tensor(int8)": "int8",
-    "tensor(uint8)": "uint8",
-    "tensor(bool)": "bool",
-}
 # How its releases word that a file is newer than they know: the IR version, the opset, one operator.
 _TOO_OLD = r"IR version|model file format version|opset|not a registered function/op|Could not find an implementation"
 
 
 class OnnxRuntimeSession:
-    """One graph in ONNX Runtime; the :class:`~mope_deploy.engines.session.Session` protocol.
+    """One file in ONNX Runtime; the :class:`~mope_deploy.engines.session.Session` protocol. It needs no bundle.
+
+    A graph in ``int8-dynamic`` runs one sample at a time: its ranges are those of whole tensors.
 
     Args:
         path: the ONNX file.
-        graph: what the manifest says about it.
-        cpu: threads and arena; by default what :func:`~mope_deploy.engines.onnxruntime.cpu.cpu_settings` finds best here.
+        graph: what the manifest says, or will say, about it: names, dtypes and axes are compared.
+        cpu: threads and arena; by default what :func:`.cpu.cpu_settings` finds best here.
         providers: ONNX Runtime's execution providers, names (``"cuda"`` or ``"CUDAExecutionProvider"``) or (name,
             options) pairs; the CPU by default. The first one must come up: ONNX Runtime itself would fall back to the
             CPU without a word. What options they are given by default: providers.py.
-        profile: sizes of the graph's axes, for the providers that build engines of their own: batches are cut and
-            padded to fit.
-        cache: folder in which those providers may keep their engines; made if it is not there.
-        pad_id: of the tokenizer, for such padding.
-        takes_turns: whether another session runs before and after this one does: then its threads, which otherwise
-            spin for a while in wait of more work, must not take the cores from that one's.
+        takes_turns: see :func:`session_options`.
 
     Raises:
         UsageError: no provider is called that.
@@ -82,80 +65,39 @@ class OnnxRuntimeSession:
         *,
         cpu: CpuSettings | None = None,
         providers: Providers | None = None,
-        profile: Profile | None = None,
-        cache: Path | None = None,
-        pad_id: int = 0,
         takes_turns: bool = False,
     ) -> None:
-        ort = _import()
-        chosen = choose_providers(
-            providers, ort.get_available_providers(), inputs=graph.inputs, profile=profile, cache=cache
-        )
-        first = chosen[0][0]
-        if first in PLANNING and make_cache(cache) is None:
-            chosen = choose_providers(providers, ort.get_available_providers(), inputs=graph.inputs, profile=profile)
-        self.least_tolerance = TF32_TOLERANCE if tf32_is_allowed(chosen, os.environ) else 0.0
-        options = ort.SessionOptions()
-        options.log_severity_level = 4  # fatal only: every error is raised as well, and reported once
-        cpu = cpu or cpu_settings()
+        chosen, cpu = choose_providers(providers, available_providers()), cpu or cpu_settings()
         self.settings = cpu.to_dict()
-        options.intra_op_num_threads, options.enable_cpu_mem_arena = cpu.threads, cpu.arena
-        if first == CPU:  # else the arena takes in the weights, and keeps the room that unpacking them took
-            options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-        if not cpu.spinning:
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        elif takes_turns:
-            options.add_session_config_entry("session.force_spinning_stop", "1")
-        try:
-            # Falling back to other providers prints to standard output, where a command's JSON goes; in 1.18 no option
-            # keeps it from that.
-            with contextlib.redirect_stdout(io.StringIO()):
-                wanted = [(name, given) if given else name for name, given in chosen]
-                self._session = ort.InferenceSession(str(path), options, providers=wanted, enable_fallback=0)
-            self._session.disable_fallback()
-            loaded = {
-                "inputs": _described(self._session.get_inputs()),
-                "outputs": _described(self._session.get_outputs()),
-            }
-        except Exception as error:  # the library's own exceptions share no base class but this
-            raise _refused(error, path, graph, ort.__version__) from error
-        active = self._session.get_providers()
-        if first not in active:
-            raise EngineError(
-                f"onnxruntime could not start {first}",
-                received=f"a session on {', '.join(active)}",
-                todo="check the driver and the libraries it needs, or leave providers out to use the CPU",
-            )
-        self.device = active[0]
+        self.least_tolerance = TF32_TOLERANCE if tf32_is_allowed(chosen) else 0.0
         self.inputs, self.outputs = graph.inputs, graph.outputs
-        check_interface("inputs", loaded["inputs"], self.inputs, str(path))
-        check_interface("outputs", loaded["outputs"], self.outputs, str(path))
-        self._profile, self._pad_id = profile if first in PLANNING else None, pad_id
-        self._alone = graph.precision == "int8-dynamic"  # its ranges are those of whole tensors
+        try:
+            self._session = inference_session(path, cpu=cpu, providers=chosen, takes_turns=takes_turns)
+            inputs, outputs = _described(self._session.get_inputs()), _described(self._session.get_outputs())
+        except MopeError:
+            raise
+        except Exception as error:  # the library's own exceptions share no base class but this
+            raise _refused(error, path, graph) from error
+        self.device = self._session.get_providers()[0]
+        check_interface("inputs", inputs, self.inputs, str(path))
+        check_interface("outputs", outputs, self.outputs, str(path))
+        self._alone = graph.precision == "int8-dynamic"
         self._shapes = {spec.name: spec.shape for spec in self.inputs}
         self._lock = threading.Lock()  # of the buffers
         self._bindings: Bindings | None = None
-        if first in (CUDA, TENSORRT):
-            self._bindings = Bindings(ort, self._session, self.inputs, self.outputs)
+        if chosen[0][0] == CUDA:
+            self._bindings = Bindings(_import(), self._session, self.inputs, self.outputs)
 
     def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None) -> Arrays:
         names = check_outputs(outputs, self.outputs)
         check_feeds(feeds, self.inputs)
         try:
-            if self._alone:
-                parts = [(self._run(one, names), 1) for one in alone(feeds, self._shapes)]
-            elif self._profile is None:
+            if not self._alone:
                 return self._run(feeds, names)
-            else:
-                parts = [
-                    (self._run(chunk.feeds, names), chunk.rows)
-                    for chunk in chunks(feeds, self.inputs, self._profile, pad_id=self._pad_id)
-                ]
-        except UsageError:
-            raise
+            parts = [self._run(one, names) for one in alone(feeds, self._shapes)]
         except Exception as error:
             raise EngineError(f"onnxruntime failed while running the graph: {_message(error)}") from error
-        return {name: np.concatenate([part[name][:rows] for part, rows in parts]) for name in names}
+        return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
     def _run(self, feeds: Mapping[str, NDArray[Any]], names: Sequence[str]) -> Arrays:
         if self._bindings is not None:
@@ -164,6 +106,55 @@ class OnnxRuntimeSession:
             if found is not None:
                 return found
         return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+
+
+def inference_session(
+    path: Path, *, cpu: CpuSettings | None = None, providers: Providers | None = None, takes_turns: bool = False
+) -> Any:
+    """The library's own session of a file, opened as every session of this project is; arguments as above.
+
+    Raises:
+        UsageError, MissingExtraError, EngineError: as above, but for a file that the library refuses: then whatever it
+            raises itself.
+    """
+    ort, chosen = _import(), choose_providers(providers, available_providers())
+    first = chosen[0][0]
+    options = session_options(cpu, on_cpu=first == CPU, takes_turns=takes_turns)
+    wanted = [(name, given) if given else name for name, given in chosen]
+    # Falling back to other providers prints to standard output, where a command's JSON goes; in 1.18 no option keeps it
+    # from that.
+    with contextlib.redirect_stdout(io.StringIO()):
+        session = ort.InferenceSession(str(path), options, providers=wanted, enable_fallback=0)
+    session.disable_fallback()
+    active = session.get_providers()
+    if first not in active:
+        raise EngineError(
+            f"onnxruntime could not start {first}",
+            received=f"a session on {', '.join(active)}",
+            todo="check the driver and the libraries it needs, or leave providers out to use the CPU",
+        )
+    return session
+
+
+def session_options(cpu: CpuSettings | None = None, *, on_cpu: bool = True, takes_turns: bool = False) -> Any:
+    """ONNX Runtime's ``SessionOptions``, the same wherever a session is opened.
+
+    Args:
+        cpu: threads, arena and spinning; by default this machine's.
+        on_cpu: whether the CPU's provider is the first.
+        takes_turns: whether another session runs before and after this one does: then its threads, which otherwise
+            spin for a while in wait of more work, must not take the cores from that one's.
+    """
+    cpu, options = cpu or cpu_settings(), _import().SessionOptions()
+    options.log_severity_level = 4  # fatal only: every error is raised as well, and reported once
+    options.intra_op_num_threads, options.enable_cpu_mem_arena = cpu.threads, cpu.arena
+    if on_cpu:  # else the arena takes in the weights, and keeps the room that unpacking them took
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    if not cpu.spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    elif takes_turns:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
 
 
 def available_providers() -> list[str]:
@@ -209,17 +200,15 @@ def _import() -> ModuleType:
 
 def _described(tensors: Sequence[Any]) -> dict[str, tuple[str, tuple[int | None, ...]]]:
     """Name → (numpy's dtype, sizes); ONNX Runtime reports an axis that varies by its name or as None."""
-    return {
-        tensor.name: (
-            _DTYPES.get(tensor.type, tensor.type),
-            tuple(size if isinstance(size, int) else None for size in tensor.shape),
-        )
-        for tensor in tensors
-    }
+    found = {}
+    for tensor in tensors:
+        dtype = {"tensor(float)": "float32"}.get(tensor.type, tensor.type.removeprefix("tensor(").removesuffix(")"))
+        found[tensor.name] = dtype, tuple(size if isinstance(size, int) else None for size in tensor.shape)
+    return found
 
 
-def _refused(error: Exception, path: Path, graph: Graph, version: str) -> EngineError:
-    message = _message(error)
+def _refused(error: Exception, path: Path, graph: Graph) -> EngineError:
+    message, version = _message(error), library_version()
     if re.search(_TOO_OLD, str(error)):
         return EngineError(
             f"onnxruntime {version} is too old for {path.name}",

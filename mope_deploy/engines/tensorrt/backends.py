@@ -14,25 +14,15 @@ from typing import Any
 
 from mope_deploy.errors import EngineError, MissingExtraError, UsageError
 from mope_deploy.fields import nearest
+from mope_deploy.files import reason
 
-__all__ = ["BACKENDS", "Backend", "choose_backend", "dtype_name", "installed", "open_backend"]
+__all__ = ["BACKENDS", "Backend", "choose_backend", "dtype_name", "installed", "is_installed", "open_backend"]
 
 BACKENDS = {"tensorrt": "trt", "tensorrt_rtx": "rtx"}  # module → the extra that installs it
 OLDEST = {"tensorrt": 10, "tensorrt_rtx": 1}  # major version; before 10, networks cannot be strongly typed
 
-_DTYPES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
-    "FP8": "float8",
-    "FP4": "float4",
-    "INT64": "int64",
-    "INT32": "int32",
-    "INT8": "int8",
-    "INT4": "int4",
-    "UINT8": "uint8",
-    "BOOL": "bool",
-}
+# TensorRT's names that are not numpy's in capitals.
+_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "FP8": "float8", "FP4": "float4"}
 
 
 @dataclass(frozen=True)
@@ -96,15 +86,20 @@ def open_backend(name: str) -> Backend:
 def installed() -> dict[str, Backend | str]:
     """Every library that is installed: the library, or the reason it cannot be used."""
     found: dict[str, Backend | str] = {}
-    for name in BACKENDS:
+    for name in filter(is_installed, BACKENDS):
         try:
-            if importlib.util.find_spec(name) is not None:
-                found[name] = open_backend(name)
+            found[name] = open_backend(name)
         except (EngineError, MissingExtraError) as error:
             found[name] = str(error)
-        except (ImportError, ValueError):  # blocked, or replaced by something that is no module
-            continue
     return found
+
+
+def is_installed(name: str) -> bool:
+    """Whether the library's module can be found; it may still fail to be imported."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # blocked, or replaced by something that is no module
+        return False
 
 
 def choose_backend(name: str | None = None, *, gpu: bool) -> Backend:
@@ -144,5 +139,4 @@ def _how_to_get(name: str) -> str:
 
 
 def _broken(name: str, error: Exception) -> EngineError:
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
-    return EngineError(f"{name} is installed and cannot be imported: {reason}", todo="install it again")
+    return EngineError(f"{name} is installed and cannot be imported: {reason(error)}", todo="install it again")

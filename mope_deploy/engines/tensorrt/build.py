@@ -5,16 +5,17 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import secrets
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from rich.text import Text
 
 from mope_deploy import errors
 from mope_deploy.bundle import Bundle
@@ -22,17 +23,10 @@ from mope_deploy.console import err
 from mope_deploy.engines.tensorrt.backends import Backend, choose_backend
 from mope_deploy.engines.tensorrt.device import Device, available_memory, this_device
 from mope_deploy.engines.tensorrt.profiles import make_profile
-from mope_deploy.engines.tensorrt.sidecar import (
-    EngineFiles,
-    Precision,
-    Sidecar,
-    engine_files,
-    onnx_files,
-    write_json,
-)
+from mope_deploy.engines.tensorrt.sidecar import EngineFiles, Precision, Sidecar, engine_files, onnx_files
 from mope_deploy.errors import EngineError, UsageError
-from mope_deploy.files import sha256
-from mope_deploy.manifest import FileEntry, Graph, TensorSpec
+from mope_deploy.files import json_bytes, sha256, whole_file, write_file
+from mope_deploy.manifest import FileEntry, TensorSpec
 
 __all__ = ["build_engine", "compute_capabilities", "why_not_run_here"]
 
@@ -63,7 +57,7 @@ def build_engine(
         bundle: its manifest stays as it is, and so do engines that were exported with it.
         backend: ``tensorrt`` or ``tensorrt_rtx``; by default what fits this machine.
         graph: name of the graph; by default the first that the library takes.
-        batch, text_length, audio_length: ``"min:opt:max"``, see :func:`mope_deploy.engines.tensorrt.profiles.make_profile`.
+        batch, text_length, audio_length: ``"min:opt:max"``, see :func:`.profiles.make_profile`.
         compute: compute capabilities, ``"8.6,12.0"``; see :func:`compute_capabilities`.
         tf32: let float32 products be rounded to TF32's ten bits of mantissa.
         workspace: limit of the builder's GPU scratch memory in MiB; by default what the bundle was exported for.
@@ -90,24 +84,24 @@ def build_engine(
     if workspace is not None and not 1 <= workspace <= 2**20:
         raise UsageError("--workspace", received=workspace, expected="1 to 1,048,576 MiB")
     if check_memory:
-        _check_memory(bundle, chosen)
+        _check_memory(sum(bundle.manifest.files[name].bytes for name in (chosen.file, *chosen.data)))
     files = engine_files(bundle, chosen, library.name, folder=folder)
+    _check_files(files, bundle)
     began = time.monotonic()
-    with _staged(files, bundle) as staged:
+    with whole_file(files.engine, error=EngineError) as staged:
         request = {
             "backend": library.name,
             "onnx": os.path.abspath(bundle.file(chosen.file)),
-            "engine": os.path.abspath(staged),
+            "engine": str(staged),
             "precision": chosen.precision,
             "profile": {axis: [s.min, s.opt, s.max] for axis, s in profile.items()},
-            "inputs": [_plain(spec) for spec in chosen.inputs],
-            "outputs": [_plain(spec) for spec in chosen.outputs],
+            "inputs": _plain(chosen.inputs),
+            "outputs": _plain(chosen.outputs),
             "compute_capabilities": list(capabilities),
             "tf32": tf32,
             "workspace": None if workspace is None else workspace * 2**20,
         }
-        what = f"building {chosen.name} with {library.name} {library.version}"
-        with _shown(what) as progress:
+        with _shown(f"building {chosen.name} with {library.name} {library.version}") as progress:
             answer = _work(request, progress)
         sidecar = Sidecar(
             created=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -126,12 +120,8 @@ def build_engine(
             seconds=round(time.monotonic() - began, 3),
             peak_bytes=answer["peak_bytes"],
         )
-        try:
-            files.proof.unlink(missing_ok=True)
-            os.replace(staged, files.engine)
-            write_json(files.sidecar, sidecar.to_dict())
-        except OSError as error:
-            raise EngineError(f"{files.engine} cannot be written", received=error.strerror) from error
+        files.proof.unlink(missing_ok=True)
+    write_file(files.sidecar, json_bytes(sidecar.to_dict()), error=EngineError)
     return sidecar, files
 
 
@@ -192,8 +182,7 @@ def _capability(text: str) -> str:
     return f"{digits[:-1]}.{digits[-1]}"
 
 
-def _check_memory(bundle: Bundle, graph: Graph) -> None:
-    weights = sum(bundle.manifest.files[name].bytes for name in (graph.file, *graph.data))
+def _check_memory(weights: int) -> None:
     needed, free = BASE_BYTES + BYTES_PER_BYTE * weights, available_memory()
     if free is not None and free < needed:
         raise EngineError(
@@ -204,14 +193,15 @@ def _check_memory(bundle: Bundle, graph: Graph) -> None:
         )
 
 
-@contextmanager
-def _staged(files: EngineFiles, bundle: Bundle) -> Iterator[Path]:
-    """A path for the engine under construction, in the folder where it will live; gone afterwards in any case."""
+def _check_files(files: EngineFiles, bundle: Bundle) -> None:
+    """Before minutes of building: nothing that is listed or elsewhere is written over, and the folder can be."""
     listed = {bundle.path / name for name in bundle.manifest.files}
     for path in (files.engine, files.sidecar):
-        if path in listed:
+        if path in listed or path.is_symlink():
             raise UsageError(
-                f"{path} belongs to the exported bundle, which building must not alter",
+                f"{path} is a symbolic link"
+                if path.is_symlink()
+                else f"{path} belongs to the exported bundle, which building must not alter",
                 todo="set MOPE_ENGINES to a folder for engines built here",
             )
     try:
@@ -224,11 +214,6 @@ def _staged(files: EngineFiles, bundle: Bundle) -> Iterator[Path]:
             received=error.strerror,
             todo="set MOPE_ENGINES to a folder that can",
         ) from error
-    staged = files.engine.parent / f".{files.engine.name}.{secrets.token_hex(4)}.tmp"
-    try:
-        yield staged
-    finally:
-        staged.unlink(missing_ok=True)
 
 
 def _work(request: Mapping[str, Any], progress: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
@@ -287,31 +272,29 @@ def _died(code: int, noise: str) -> EngineError:
 def _shown(what: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Progress of a build on standard error: one changing line on a terminal, a plain line now and then elsewhere."""
 
-    def text(message: Mapping[str, Any]) -> str:
+    def text(message: Mapping[str, Any]) -> Text:
         steps = f" {message['step']}/{message['steps']}" if message["steps"] else ""
-        return f"{what}: {message['phase']}{steps}"
+        return Text(f"{what}: {message['phase']}{steps}")
 
     if err.is_terminal:
-        from rich.text import Text
-
         with err.status(Text(what)) as status:
-            yield lambda message: status.update(Text(text(message)))
+            yield lambda message: status.update(text(message))
         return
     last = time.monotonic()
-    err.print(what, markup=False)
+    err.print(Text(what))
 
     def plain(message: Mapping[str, Any]) -> None:
         nonlocal last
         if time.monotonic() - last > _PLAIN_EVERY_S:
             last = time.monotonic()
-            err.print(text(message), markup=False)
+            err.print(text(message))
 
     yield plain
 
 
-def _plain(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+def _plain(specs: Iterable[TensorSpec]) -> list[dict[str, Any]]:
+    return [{"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)} for spec in specs]
 
 
-def _specs(found: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
+def _specs(found: Iterable[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(one["name"], one["dtype"], tuple(one["shape"])) for one in found)

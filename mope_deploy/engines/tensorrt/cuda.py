@@ -60,23 +60,16 @@ class Cuda:
         except (OSError, AttributeError) as error:
             raise EngineError(f"no CUDA driver here ({error})") from error
         self._call("cuInit", 0)
-        count = c_int()
-        self._call("cuDeviceGetCount", byref(count))
-        if count.value < 1:
+        if self._int("cuDeviceGetCount") < 1:
             raise EngineError("CUDA shows no GPU (look at CUDA_VISIBLE_DEVICES)")
-        device, version = c_int(), c_int()
-        self._call("cuDeviceGet", byref(device), 0)
-        self._call("cuDriverGetVersion", byref(version))
+        self._device, version = self._int("cuDeviceGet", 0), self._int("cuDriverGetVersion")
         name = ctypes.create_string_buffer(256)
-        self._call("cuDeviceGetName", name, len(name), device)
-        major, minor = c_int(), c_int()
-        self._call("cuDeviceGetAttribute", byref(major), _CC_MAJOR, device)
-        self._call("cuDeviceGetAttribute", byref(minor), _CC_MINOR, device)
-        self._device = device
+        self._call("cuDeviceGetName", name, len(name), self._device)
+        major, minor = (self._int("cuDeviceGetAttribute", what, self._device) for what in (_CC_MAJOR, _CC_MINOR))
         self._context = c_void_p()
         self.name = name.value.decode(errors="replace")
-        self.compute_capability = f"{major.value}.{minor.value}"
-        self.version = f"{version.value // 1000}.{version.value % 1000 // 10}"
+        self.compute_capability = f"{major}.{minor}"
+        self.version = f"{version // 1000}.{version % 1000 // 10}"
 
     def activate(self) -> None:
         """Make the GPU's primary context current in this thread; kept until the process ends, as TensorRT uses it."""
@@ -114,6 +107,11 @@ class Cuda:
     def wait(self, stream: int) -> None:
         """Return when everything put on ``stream`` is done; errors of earlier calls may surface here."""
         self._call("cuStreamSynchronize", stream)
+
+    def _int(self, name: str, *arguments: Any) -> int:
+        value = c_int()
+        self._call(name, byref(value), *arguments)
+        return value.value
 
     def _call(self, name: str, *arguments: Any) -> None:
         code = getattr(self._library, name)(*arguments)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mope_deploy.errors import EngineError
@@ -35,14 +35,6 @@ _TYPES = (
 )
 # A kernel's name has both operands' types: sm80_xmma_gemm_f16f16_f16f32_f32_tn_n_…
 _KERNEL = re.compile(r"_(i8|e4m3|bf16|f16|f32|tf32)\1_")
-_KERNEL_TYPES = {
-    "i8": "int8",
-    "e4m3": "float8",
-    "bf16": "bfloat16",
-    "f16": "float16",
-    "f32": "float32",
-    "tf32": "float32",
-}
 _DECLARED = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
 
 
@@ -108,13 +100,16 @@ def _layers(text: str) -> Iterator[Mapping[str, Any]]:
 
 def _of_kernel(name: str) -> str | None:
     match = _KERNEL.search(name)
-    return _KERNEL_TYPES[match[1]] if match else None
+    return _type([match[1]]) if match else None
 
 
 def _of_operands(layer: Mapping[str, Any]) -> str | None:
     """The narrowest type among inputs and weights."""
     told = [str(one.get("Format/Datatype", one.get("Datatype", ""))) for one in _objects(layer.get("Inputs"))]
-    told += [str(one.get("Type", "")) for one in _objects([layer.get("Weights")])]
+    return _type(told + [str(one.get("Type", "")) for one in _objects([layer.get("Weights")])])
+
+
+def _type(told: Sequence[str]) -> str | None:
     return next((name for name, words in _TYPES if any(words.search(text) for text in told)), None)
 
 

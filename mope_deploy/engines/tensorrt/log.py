@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,13 +30,9 @@ class Log:
         self.warnings.clear()
 
 
-_LOGS: dict[str, Log] = {}
-
-
+@functools.cache
 def shared_log(backend: Backend) -> Log:
     """The log of a library; everything of ours that makes a builder, parser or runtime uses it."""
-    if backend.name in _LOGS:
-        return _LOGS[backend.name]
     trt, log = backend.module, Log()
 
     class Logger(trt.ILogger):  # type: ignore[name-defined]
@@ -49,5 +46,4 @@ def shared_log(backend: Backend) -> Log:
                 log.warnings.append(message)
 
     log.logger = Logger()
-    _LOGS[backend.name] = log
     return log

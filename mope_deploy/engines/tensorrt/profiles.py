@@ -64,11 +64,8 @@ def make_profile(
     Args:
         manifest: of the bundle.
         inputs: of the graph.
-        batch: ``"min:opt:max"``; by default what the bundle was exported for, else ``1:4:16``.
-        text_length: in tokens, special ones included; by default what the bundle was exported for, else all that
-            occur: 1 to the text's ``max_length``.
-        audio_length: in samples at the encoder's rate; by default what the bundle was exported for, else all that
-            occur.
+        batch, text_length, audio_length: ``"min:opt:max"``, samples, tokens with special ones, and samples at the
+            encoder's rate; by default what the bundle was exported for, else ``1:4:16`` and all lengths that occur.
 
     Raises:
         UsageError: malformed sizes, a text or clip longer than the bundle ever makes or shorter than its encoder reads,
@@ -81,37 +78,40 @@ def make_profile(
             raise UsageError(OPTIONS[axis], received=text, expected=f"no sizes: this graph has no axis {axis}")
     if unknown := sorted(axes - set(given)):
         raise EngineError("the graph has an axis of unknown meaning", received=unknown[0], expected=", ".join(given))
-    exported_for = {axis: ":".join(map(str, sizes)) for axis, sizes in manifest.build.profile.items()}
-    batch = batch or exported_for.get("batch")
-    text_length = text_length or exported_for.get("text_length")
-    audio_length = audio_length or exported_for.get("audio_length")
     profile = {}
-    if "batch" in axes:
-        profile["batch"] = Sizes.parse(batch or DEFAULT_BATCH, axis="batch")
-    if "text_length" in axes:
-        assert manifest.text is not None  # the manifest's reader holds that
-        most = manifest.text.max_length
-        sizes = Sizes.parse(text_length or f"1:{min(32, most)}:{most}", axis="text_length")
+    for axis in (axis for axis in given if axis in axes):
+        exported_for = manifest.build.profile.get(axis)
+        text = given[axis] or (":".join(map(str, exported_for)) if exported_for else _default(manifest, axis))
+        profile[axis] = Sizes.parse(text, axis=axis)
+    if manifest.text is not None and "text_length" in profile:
+        sizes, most = profile["text_length"], manifest.text.max_length
         if sizes.max > most:
             raise UsageError(
                 OPTIONS["text_length"],
                 received=str(sizes),
                 expected=f"at most {most:,}: this bundle cuts longer texts to {most:,} tokens",
             )
-        profile["text_length"] = sizes
-    if "audio_length" in axes:
-        assert manifest.audio is not None
-        least, most = manifest.audio.min_samples, manifest.audio.max_samples
-        best = min(max(least, 3 * manifest.audio.sample_rate), most)
-        sizes = Sizes.parse(audio_length or f"{least}:{best}:{most}", axis="audio_length")
+    if manifest.audio is not None and "audio_length" in profile:
+        sizes, least, most = profile["audio_length"], manifest.audio.min_samples, manifest.audio.max_samples
         if not least <= sizes.min <= sizes.max <= most:
             raise UsageError(
                 OPTIONS["audio_length"],
                 received=str(sizes),
                 expected=f"{least:,} to {most:,} samples: what this bundle makes of a clip",
             )
-        profile["audio_length"] = sizes
     return profile
+
+
+def _default(manifest: Manifest, axis: str) -> str:
+    """Sizes for every length that the bundle makes; the manifest's reader holds that a part is there with its axis."""
+    if axis == "text_length":
+        assert manifest.text is not None
+        return f"1:{min(32, manifest.text.max_length)}:{manifest.text.max_length}"
+    if axis == "audio_length":
+        assert manifest.audio is not None
+        least, most = manifest.audio.min_samples, manifest.audio.max_samples
+        return f"{least}:{min(max(least, 3 * manifest.audio.sample_rate), most)}:{most}"
+    return DEFAULT_BATCH
 
 
 def profile_shapes(

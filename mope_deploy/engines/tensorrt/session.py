@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +27,9 @@ from mope_deploy.engines.tensorrt.device import Device
 from mope_deploy.engines.tensorrt.inspect import check_precision, read_precisions
 from mope_deploy.engines.tensorrt.log import shared_log
 from mope_deploy.engines.tensorrt.profiles import Chunk, chunks, profile_shapes
-from mope_deploy.engines.tensorrt.sidecar import EngineFiles, Proof, Sidecar, onnx_files, write_json
-from mope_deploy.errors import EngineError
+from mope_deploy.engines.tensorrt.sidecar import EngineFiles, Proof, Sidecar, onnx_files
+from mope_deploy.errors import EngineError, MopeError
+from mope_deploy.files import json_bytes, write_file
 from mope_deploy.manifest import Graph
 
 __all__ = ["TensorRTSession", "check_engine", "check_tensors", "deserialise", "open_engine", "prove"]
@@ -64,55 +66,42 @@ def check_engine(
     Raises:
         EngineError: naming the first mismatch with both values.
     """
-    name = files.engine
-    if (sidecar.backend, sidecar.graph) != (backend.name, graph.name):
-        raise _mismatch(
-            f"{files.sidecar}", f"{sidecar.graph} for {sidecar.backend}", f"{graph.name} for {backend.name}"
-        )
+    name, built_on = files.engine, sidecar.built_on
+    _same(str(files.sidecar), f"{sidecar.graph} for {sidecar.backend}", f"{graph.name} for {backend.name}")
     wanted = onnx_files(bundle, graph)
-    if sidecar.onnx != wanted:
-        file = next(iter(sorted({*sidecar.onnx, *wanted} - {k for k in wanted if sidecar.onnx.get(k) == wanted[k]})))
-        raise _mismatch(
-            f"{name} was built from another ONNX file: {file}",
-            f"SHA-256 {sidecar.onnx.get(file, 'none')[:12]}",
-            f"{wanted.get(file, 'none')[:12]}",
-        )
+    for file in sorted({*sidecar.onnx, *wanted}):
+        hashes = sidecar.onnx.get(file, "none"), wanted.get(file, "none")
+        _same(f"{name} was built from another ONNX file: {file}", *hashes, received="SHA-256 {:.12}", expected="{:.12}")
     try:
-        size = name.stat().st_size
-        if size != sidecar.engine.bytes:
-            raise _mismatch(f"{name} is damaged", f"{size:,} bytes", f"{sidecar.engine.bytes:,}")
+        _same(f"{name} is damaged", name.stat().st_size, sidecar.engine.bytes, received="{:,} bytes", expected="{:,}")
         plan = name.read_bytes()
     except OSError as error:
         raise EngineError(f"{name} cannot be read", received=error.strerror, todo=REBUILD) from error
     digest = hashlib.sha256(plan).hexdigest()
-    if digest != sidecar.engine.sha256:
-        raise _mismatch(f"{name} is damaged", f"SHA-256 {digest[:12]}…", f"{sidecar.engine.sha256[:12]}…")
-    if sidecar.version != backend.version:
-        raise _mismatch(
-            f"{name} was built by another version of {backend.name}",
-            sidecar.version,
-            f"{backend.version}, installed here",
-        )
+    _same(f"{name} is damaged", digest, sidecar.engine.sha256, received="SHA-256 {:.12}…", expected="{:.12}…")
+    version = f"{name} was built by another version of {backend.name}"
+    _same(version, sidecar.version, backend.version, expected="{}, installed here")
     _check_header(backend, plan, files)
+    targets = ", ".join(sidecar.compute_capabilities)
     if device.compute_capability is None:
-        raise EngineError(
-            f"{name} needs a GPU to run",
-            received=device.no_gpu or "no GPU",
-            expected=f"compute capability {', '.join(sidecar.compute_capabilities)}",
-        )
+        needs = f"compute capability {targets}"
+        raise EngineError(f"{name} needs a GPU to run", received=device.no_gpu or "no GPU", expected=needs)
     if device.compute_capability not in sidecar.compute_capabilities:
-        raise _mismatch(
+        raise EngineError(
             f"{name} was built for another GPU",
-            f"compute capability {', '.join(sidecar.compute_capabilities)}",
-            f"{device.compute_capability}, that of {device.gpu}",
+            received=f"compute capability {targets}",
+            expected=f"{device.compute_capability}, that of {device.gpu}",
+            todo=REBUILD,
         )
-    if sidecar.built_on.os != device.os:
-        raise _mismatch(f"{name} was built on another system", sidecar.built_on.os, device.os)
-    if sidecar.built_on.l4t != device.l4t and sidecar.built_on.compute_capability is not None:
-        raise _mismatch(
-            f"{name} was built on another Jetson Linux", f"{sidecar.built_on.l4t or 'none'}", f"{device.l4t or 'none'}"
-        )
+    _same(f"{name} was built on another system", built_on.os, device.os)
+    if built_on.compute_capability is not None:
+        _same(f"{name} was built on another Jetson Linux", built_on.l4t or "none", device.l4t or "none")
     return plan
+
+
+def _same(what: str, found: object, wanted: object, *, received: str = "{}", expected: str = "{}") -> None:
+    if found != wanted:
+        raise EngineError(what, received=received.format(found), expected=expected.format(wanted), todo=REBUILD)
 
 
 def _check_header(backend: Backend, plan: bytes, files: EngineFiles) -> None:
@@ -124,12 +113,13 @@ def _check_header(backend: Backend, plan: bytes, files: EngineFiles) -> None:
     if flags is None or not hasattr(backend.module.Runtime, "get_engine_validity"):
         return
     _, why = _runtime(backend).get_engine_validity(plan)
+    wanted = f"one built by {backend.name} {backend.version}"
     for flag, words in (
         ("MALFORMED_ENGINE", "no engine of this library"),
         ("VERSION_MISMATCH", "an engine of another version"),
     ):
         if int(why) & int(getattr(flags, flag, 0)):
-            raise _mismatch(str(files.engine), words, f"one built by {backend.name} {backend.version}")
+            raise EngineError(str(files.engine), received=words, expected=wanted, todo=REBUILD)
 
 
 def deserialise(backend: Backend, plan: bytes, files: EngineFiles) -> Any:
@@ -199,28 +189,28 @@ def prove(
         EngineError: no matrix layer of the engine has the precision that the graph is called by.
         ParityError: the golden samples do not come out. Nothing is recorded in either case.
     """
-    key = {
+    key: dict[str, Any] = {
         "engine_sha256": sidecar.engine.sha256,
         "bundle_sha256": bundle.sha256,
         "version": backend.version,
         "device": device,
     }
     known = Proof.read(files.proof)
-    if known is not None and known.covers(**key):  # type: ignore[arg-type]
+    if known is not None and known.covers(**key):
         return None
     layers = read_precisions(information())
     check_precision(layers, sidecar.precision.declared, str(files.engine))
     measured = check_outputs_are_golden(bundle, session, graph=sidecar.graph)
     proof = Proof(
-        **key,  # type: ignore[arg-type]
+        **key,
         logits_error=measured.logits_error,
         routing_error=measured.routing_error,
         layers=dict(layers),
         created=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
-    with contextlib.suppress(OSError, EngineError):  # a read-only bundle: proved again next time
+    with contextlib.suppress(OSError, MopeError):  # a read-only bundle: proved again next time
         files.proof.parent.mkdir(parents=True, exist_ok=True)
-        write_json(files.proof, proof.to_dict())
+        write_file(files.proof, json_bytes(proof.to_dict()))
     return measured
 
 
@@ -343,18 +333,10 @@ def _described(backend: Backend, engine: Any) -> dict[str, dict[str, tuple[str, 
     return found
 
 
-_RUNTIMES: dict[str, Any] = {}
-
-
+@functools.cache
 def _runtime(backend: Backend) -> Any:
     """The one runtime of a library in this process; engines must not outlive it."""
-    if backend.name not in _RUNTIMES:
-        try:
-            _RUNTIMES[backend.name] = backend.module.Runtime(shared_log(backend).logger)
-        except TypeError:  # how the Python API reports that the library returned nothing
-            raise EngineError(f"{backend.name} {backend.version} could not start its runtime") from None
-    return _RUNTIMES[backend.name]
-
-
-def _mismatch(what: str, received: str, expected: str) -> EngineError:
-    return EngineError(what, received=received, expected=expected, todo=REBUILD)
+    try:
+        return backend.module.Runtime(shared_log(backend).logger)
+    except TypeError:  # how the Python API reports that the library returned nothing
+        raise EngineError(f"{backend.name} {backend.version} could not start its runtime") from None

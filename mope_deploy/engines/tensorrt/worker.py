@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import sys
 import threading
 import time
@@ -64,22 +65,20 @@ def _build(request: Mapping[str, Any], say: Say) -> dict[str, Any]:
         raise _failed(f"{backend.name} {backend.version} could not start its builder", log) from None
     network = _parse(trt, builder, log, Path(request["onnx"]))
     profile = {axis: Sizes(*sizes) for axis, sizes in request["profile"].items()}
-    specs = {
-        kind: [TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in request[kind]]
-        for kind in ("inputs", "outputs")
-    }
+    inputs, outputs = (
+        [TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in request[kind]] for kind in ("inputs", "outputs")
+    )
     found = {
-        "inputs": _tensors([network.get_input(i) for i in range(network.num_inputs)], specs["inputs"]),
-        "outputs": _tensors([network.get_output(i) for i in range(network.num_outputs)], specs["outputs"]),
+        "inputs": _tensors([network.get_input(i) for i in range(network.num_inputs)], inputs),
+        "outputs": _tensors([network.get_output(i) for i in range(network.num_outputs)], outputs),
     }
     check_topk(_topk(trt, network), profile)
     precision = _precision(trt, network, request["precision"])
     config = builder.create_builder_config()
     _configure(backend, config, request)
-    _add_profile(builder, config, specs["inputs"], profile)
-    monitor = _monitor(trt, say)
-    if monitor is not None and hasattr(config, "progress_monitor"):
-        config.progress_monitor = monitor
+    _add_profile(builder, config, inputs, profile)
+    if hasattr(trt, "IProgressMonitor") and hasattr(config, "progress_monitor"):
+        config.progress_monitor = _monitor(trt, say)
     engine = builder.build_serialized_network(network, config)
     if engine is None or log.errors:
         raise _failed(f"{backend.name} {backend.version} built no engine that can be trusted", log)
@@ -87,9 +86,12 @@ def _build(request: Mapping[str, Any], say: Say) -> dict[str, Any]:
         raise EngineError(f"{backend.name} doubts the profile: {_one_line(unfit[0])}")
     with open(request["engine"], "xb") as file:
         file.write(memoryview(engine))
-        file.flush()
-        os.fsync(file.fileno())
-    return {**found, "precision": precision, "version": backend.version, "peak_bytes": _peak()}
+    return {
+        **found,
+        "precision": precision,
+        "version": backend.version,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
 
 
 def _parse(trt: Any, builder: Any, log: Log, onnx: Path) -> Any:
@@ -103,12 +105,10 @@ def _parse(trt: Any, builder: Any, log: Log, onnx: Path) -> Any:
         raise _failed("the builder gave no strongly typed network", log)
     parser = trt.OnnxParser(network, log.logger)
     if not parser.parse_from_file(str(onnx)) or log.errors:
-        errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        if errors:
-            first = errors[0]
-            node = (
-                f" at {first.node_operator()} {first.node_name()}".rstrip() if hasattr(first, "node_operator") else ""
-            )
+        if parser.num_errors:
+            first, node = parser.get_error(0), ""
+            if hasattr(first, "node_operator"):
+                node = f" at {first.node_operator()} {first.node_name()}".rstrip()
             raise EngineError(f"the parser refuses {onnx.name}{node}: {_one_line(first.desc())}")
         raise _failed(f"the parser refuses {onnx.name}", log)
     if network.num_layers == 0:  # some garbage passes for an empty model
@@ -123,7 +123,8 @@ def _tensors(tensors: Sequence[Any], specs: Sequence[TensorSpec]) -> list[dict[s
     for tensor in tensors:
         spec, sizes = known.pop(tensor.name, None), tuple(tensor.shape)
         dtype = dtype_name(tensor.dtype)
-        fits = spec is not None and len(sizes) == len(spec.shape) and dtype in (spec.dtype, _narrowed(spec.dtype))
+        narrowed = spec is not None and (spec.dtype, dtype) == ("int64", "int32")  # by a library without the former
+        fits = spec is not None and len(sizes) == len(spec.shape) and (dtype == spec.dtype or narrowed)
         if spec is None or not fits or any(a != b for a, b in zip(sizes, spec.shape, strict=True) if a != -1):
             raise EngineError(
                 f"the parsed network differs from the manifest at {tensor.name}",
@@ -135,11 +136,6 @@ def _tensors(tensors: Sequence[Any], specs: Sequence[TensorSpec]) -> list[dict[s
     if known:
         raise EngineError("the parsed network lacks a tensor of the manifest", received=f"no {next(iter(known))}")
     return made
-
-
-def _narrowed(dtype: str) -> str:
-    """What a library without 64-bit integers makes of them."""
-    return "int32" if dtype == "int64" else dtype
 
 
 def _topk(trt: Any, network: Any) -> list[TopK]:
@@ -219,9 +215,7 @@ def _add_profile(builder: Any, config: Any, inputs: Sequence[TensorSpec], profil
 
 
 def _monitor(trt: Any, say: Say) -> Any:
-    """Report the builder's phases; None where the library has no such interface."""
-    if not hasattr(trt, "IProgressMonitor"):
-        return None
+    """Reports the builder's phases."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
@@ -258,13 +252,6 @@ def _failed(what: str, log: Log) -> EngineError:
 def _one_line(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= 400 else f"{line[:400]}…"
-
-
-def _peak() -> int:
-    """Most main memory this process has held, in bytes."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

@@ -1,0 +1,43 @@
+"""What commands print: results on standard output, all else on standard error, and no markup read into either."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from mope_deploy import console
+
+__all__ = ["print_json", "print_rows", "say", "tell"]
+
+say = partial(console.out.print, markup=False)
+tell = partial(console.err.print, markup=False)
+
+
+def print_json(value: Any) -> None:
+    """To standard output, as it is."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2) + "\n")
+
+
+def print_rows(
+    rows: Iterable[Sequence[object]], *, header: Sequence[str] = (), left: int = 1, title: str | None = None
+) -> None:
+    """Print a table at its full width.
+
+    Args:
+        rows: cells of each, as text.
+        header: names of the columns; none without it.
+        left: of the columns with a name so many begin at the left, all others end at the right.
+        title: above it.
+    """
+    table = Table(show_header=bool(header), box=None, pad_edge=False, title=title, title_justify="left")
+    for i, name in enumerate(header):
+        table.add_column(Text(name), justify="left" if i < left else "right")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    console.print_table(table)

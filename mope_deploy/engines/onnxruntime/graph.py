@@ -1,0 +1,51 @@
+"""A graph's files in ONNX Runtime as one session, whether they lie in a bundle or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from mope_deploy.engines.cache import RowCache
+from mope_deploy.engines.onnxruntime.cpu import CpuSettings
+from mope_deploy.engines.onnxruntime.providers import Providers
+from mope_deploy.engines.onnxruntime.session import OnnxRuntimeSession
+from mope_deploy.engines.session import Session
+from mope_deploy.engines.split import SplitSession
+from mope_deploy.manifest import Graph
+
+__all__ = ["open_graph"]
+
+
+def open_graph(
+    graph: Graph,
+    file: Callable[[str], Path],
+    *,
+    cpu: CpuSettings | None = None,
+    providers: Providers | None = None,
+    cache_mb: int = 0,
+) -> Session:
+    """Open a graph in one file, or its main file and parts.
+
+    Args:
+        graph: what the manifest says, or will say, about it.
+        file: path of each file that it names: :meth:`Bundle.file`, or ``folder.joinpath`` where there is no bundle yet.
+        cpu, providers: see :class:`OnnxRuntimeSession`.
+        cache_mb: see :func:`mope_deploy.engines.open_session`.
+
+    Raises:
+        UsageError, MissingExtraError, EngineError: see :class:`OnnxRuntimeSession`.
+    """
+    if not graph.parts:
+        return OnnxRuntimeSession(file(graph.file), graph, cpu=cpu, providers=providers)
+
+    def one(described: Graph) -> Session:
+        return OnnxRuntimeSession(file(described.file), described, cpu=cpu, providers=providers, takes_turns=True)
+
+    parts = {
+        part.modality: one(
+            replace(graph, file=part.file, data=part.data, inputs=part.inputs, outputs=part.outputs, parts=())
+        )
+        for part in graph.parts
+    }
+    return SplitSession(graph, one(graph), parts, cache=RowCache(limit=cache_mb * 2**20) if cache_mb else None)
