@@ -16,19 +16,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from export.options import (
-    CALIBRATION_METHODS,
+from export.limits import (
     CALIBRATION_SAMPLES,
     DEFAULT_OPSET,
     FOLDS,
     FORMATS,
     GATE_SAMPLES,
+    GOLDEN_COUNT,
+    METHODS,
     OPSETS,
-    Options,
-    check_target,
-    parse_list,
-    parse_thresholds,
 )
+from export.options import Options, check_target, parse_list, parse_thresholds
 from export.packages import require_packages
 from export.source import find_source
 from mope_deploy.console import err, out, run_app
@@ -182,8 +180,7 @@ def export(
     calib_method: Annotated[
         str | None,
         typer.Option(
-            help=f"How outliers among them are cut: {' or '.join(CALIBRATION_METHODS)}. "
-            f"Default: {CALIBRATION_METHODS[0]}.",
+            help=f"How outliers among them are cut: {' or '.join(METHODS)}. Default: {METHODS[0]}.",
             show_default=False,
         ),
     ] = None,
@@ -262,7 +259,7 @@ def export(
         gate_samples=gate_samples or GATE_SAMPLES,
         thresholds=parse_thresholds(threshold) if threshold is not None else {},
         calibration_samples=calib or CALIBRATION_SAMPLES,
-        calibration_method=calib_method or CALIBRATION_METHODS[0],
+        calibration_method=calib_method or METHODS[0],
         target=device,
         batch=batch,
         text_length=text_len,
@@ -456,7 +453,6 @@ def _print_plan(
     from export.gate.cases import generated_cases, rows_needed
     from export.graph.exporter_config import exporter_config
     from export.graph.static import folding_of
-    from export.pipeline import GOLDEN_COUNT
 
     config = model.config
     described = exporter_config(model, routing_output=options.routing)

@@ -22,7 +22,8 @@ from export.gate.session import cpu_session, run_graph
 from export.graph.exporter_config import MoPEExporterConfig, exporter_config
 from export.graph.split import PartFile
 from export.graph.static import folding_of
-from export.options import CALIBRATION_SAMPLES, DEFAULT_OPSET, GATE_SAMPLES, Options, check_target
+from export.limits import CALIBRATION_SAMPLES, DEFAULT_OPSET, GATE_SAMPLES, GOLDEN_COUNT
+from export.options import Options, check_target
 from export.pack.engines import EngineOptions, ExportedEngine, check_engine_options, export_engines
 from export.pack.golden import INPUTS, OUTPUTS, SAMPLES, Golden, golden_samples, make_golden, pick_samples
 from export.pack.summary import Row, summarise
@@ -41,7 +42,6 @@ from mope_deploy.targets import get_target
 __all__ = ["Exported", "check_bundle", "check_sizes", "check_split", "export_bundle", "export_model"]
 
 TOKENIZER, REPORT = "tokenizer.json", "parity.json"
-GOLDEN_COUNT = 8
 # What golden samples may differ by on another machine: at least this much of fp32, and so many times what was measured
 # here. Where precision is lower, other engines round in other places, so the room is wider and its multiple smaller.
 GOLDEN_TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2, "int8": 5e-2, "int8-dynamic": 5e-2}

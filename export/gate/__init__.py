@@ -7,10 +7,9 @@ MoPE is about: the predicted labels, the task's metric, and in every layer the e
 from export.gate.evaluation import Evaluation
 from export.gate.lowered_report import Flip, LogitsError, Metric, PrecisionReport, Share, require_precision
 from export.gate.measure import measure_precision
-from export.gate.thresholds import SAMPLES, THRESHOLDS, Thresholds
+from export.gate.thresholds import THRESHOLDS, Thresholds
 
 __all__ = [
-    "SAMPLES",
     "THRESHOLDS",
     "Evaluation",
     "Flip",

@@ -50,7 +50,7 @@ class Evaluation:
 
     Args:
         model: the trained model; its mode is left as it is.
-        samples: as many as there are, at best :data:`~export.gate.SAMPLES` or more. Those without a label
+        samples: as many as there are, at best :data:`~export.limits.GATE_SAMPLES` or more. Those without a label
             count for everything but the metric.
         on_step: called with a few words after each batch.
 

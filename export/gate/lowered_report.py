@@ -10,7 +10,8 @@ from typing import Any
 from rich.table import Table
 
 from export.gate.parity_report import InterfaceCheck, json_safe, verdict
-from export.gate.thresholds import SAMPLES, Thresholds
+from export.gate.thresholds import Thresholds
+from export.limits import GATE_SAMPLES
 from mope_deploy.errors import ParityError
 
 __all__ = ["Flip", "LogitsError", "Metric", "PrecisionReport", "Share", "require_precision"]
@@ -209,7 +210,7 @@ class PrecisionReport:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, every part with its verdict."""
         document = {"passed": self.passed, "problems": self.problems()} | dataclasses.asdict(self)
-        document["few_samples"] = self.samples < SAMPLES
+        document["few_samples"] = self.samples < GATE_SAMPLES
         document["thresholds"] = self.thresholds.to_dict()
         document["labels"] = _share(self.labels)
         document["metric"] = (
@@ -283,8 +284,8 @@ class PrecisionReport:
 
     def _remarks(self) -> list[str]:
         found = [_MARKS.get(self.mark, self.mark)] if self.mark else []
-        if self.samples < SAMPLES:
-            found.append(f"{self.samples:,} samples only; {SAMPLES:,} would say more")
+        if self.samples < GATE_SAMPLES:
+            found.append(f"{self.samples:,} samples only; {GATE_SAMPLES:,} would say more")
         if self.metric is None:
             found.append("no sample has a label, so no metric was compared")
         return found

@@ -21,11 +21,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from export.gate.cases import MIN_VALUES, Case
+from export.gate.cases import Case
 from export.gate.parity_report import CEILING, Decisions, InterfaceCheck, NearTie, ParityReport, Rounding, ValueCheck
 from export.gate.reference import Reference, eager_outputs, in_float64, largest_difference
 from export.gate.session import RUNTIME, GraphSession, open_graph, reason
 from export.graph.exporter_config import MoPEExporterConfig
+from export.limits import MIN_VALUES
 from mope_deploy.model import MoPE
 
 __all__ = ["NEAR_TIE_FACTOR", "measure"]

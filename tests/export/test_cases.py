@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.gate.cases import MIN_VALUES, generated_cases, rows_needed, sample_cases
+from export.gate.cases import generated_cases, rows_needed, sample_cases
 from export.graph.exporter_config import EXAMPLE_BATCH, EXAMPLE_LENGTH, MoPEGraph
+from export.limits import MIN_VALUES
 from mope_deploy.data import open_samples
 from tests.export.conftest import Export
 

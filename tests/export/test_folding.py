@@ -18,7 +18,8 @@ from export.graph.folding import AppendedExperts, Cost, FoldedExperts, LayerSize
 from export.graph.split import part_inputs, split
 from export.graph.static import to_static
 from export.graph.to_onnx import save, trace
-from export.options import FOLDS, Options
+from export.limits import FOLDS
+from export.options import Options
 from mope_deploy.errors import UsageError
 from mope_deploy.model import MoPE
 from mope_deploy.model.backbones.prefix import Made, Projection

@@ -14,7 +14,8 @@ import pytest
 from rich.console import Console
 from sklearn.metrics import f1_score
 
-from export.gate import SAMPLES, THRESHOLDS, Evaluation, Thresholds, measure_precision, require_precision
+from export.gate import THRESHOLDS, Evaluation, Thresholds, measure_precision, require_precision
+from export.limits import GATE_SAMPLES
 from export.pack.golden import pick_samples
 from mope_deploy.data import Sample
 from mope_deploy.errors import DataError, ParityError, UsageError
@@ -246,14 +247,14 @@ def test_a_reference_that_is_not_finite_proves_nothing(tmp_path: Path) -> None:
 
 
 def test_fewer_samples_are_stated(tmp_path: Path) -> None:
-    n = SAMPLES + 1
+    n = GATE_SAMPLES + 1
     eager = np.tile(np.eye(C), (n // C + 1, 1))[:n]
     model = Table(eager)
     report = compare(model, tmp_path, names(n), logits=eager)
     assert report.samples == n
     assert report.to_dict()["few_samples"] is False
     assert "only" not in shown(report)
-    few = compare(model, tmp_path, names(SAMPLES - 1), logits=eager)
+    few = compare(model, tmp_path, names(GATE_SAMPLES - 1), logits=eager)
     assert few.to_dict()["few_samples"] is True
     assert "999 samples only; 1,000 would say more" in shown(few)
 

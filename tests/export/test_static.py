@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from export.graph.static import to_static
-from export.options import FOLDS
+from export.limits import FOLDS
 from tests.export.conftest import KINDS, make_model
 from tests.tiny import tiny_inputs, tiny_model
 
