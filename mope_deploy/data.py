@@ -203,6 +203,7 @@ def open_samples(
     *,
     labels: Sequence[str] | None = None,
     multi_label: bool = False,
+    task: Any = None,
     require_label: bool = True,
     skip_bad: bool = False,
     modalities: Collection[str] = ("image", "text"),
@@ -224,6 +225,8 @@ def open_samples(
         DataError: while iterating, naming file and line: truncated or malformed JSON, not UTF-8, not an object, a
             missing or mistyped key, a missing or empty file, empty text, an unknown label.
     """
+    if task is not None:
+        labels, multi_label = task.labels or None, task.type == "multi-label"
     path = Path(path)
     _check_file(path)
     unknown = sorted(set(modalities) - set(MODALITIES))
