@@ -11,7 +11,6 @@ and listed.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,11 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.gate.cases import Case
+from export.gate.device import open_checked, runtime
 from export.gate.parity_report import CEILING, Decisions, InterfaceCheck, NearTie, ParityReport, Rounding, ValueCheck
 from export.gate.reference import Reference, eager_outputs, in_float64, largest_difference
-from export.gate.session import RUNTIME, GraphSession, open_graph, reason
 from export.graph.exporter_config import MoPEExporterConfig
 from export.limits import MIN_VALUES
+from mope_deploy import files
+from mope_deploy.engines.onnxruntime.cpu import CpuSettings
+from mope_deploy.engines.session import Session
+from mope_deploy.errors import EngineError, UsageError
 from mope_deploy.model import MoPE
 
 __all__ = ["NEAR_TIE_FACTOR", "measure"]
@@ -48,6 +51,7 @@ def measure(
     minimum: int = MIN_VALUES,
     reference: Reference | None = None,
     parts: Sequence[Path] = (),
+    cpu: CpuSettings | None = None,
 ) -> ParityReport:
     """Run both sides on ``cases`` and compare everything. Never raises for a wrong file: it is in the report.
 
@@ -60,16 +64,17 @@ def measure(
             than there are.
         reference: of ``model``, to compute its outputs once for several files.
         parts: of a graph in several files the others; the report's hash is that of ``file``.
+        cpu: how a device sets its session up; see :func:`export.gate.device.open_files`.
     """
     header: dict[str, Any] = {
         "file": " + ".join(path.name for path in (file, *parts)),
-        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "sha256": files.sha256(file),
         "reference": "the eager model, PyTorch float32",
-        "runtime": RUNTIME,
+        "runtime": runtime(),
         "tolerance": config.tolerance,
     }
     reference = reference or Reference(model)
-    session, interface = open_graph(file, config, parts)
+    session, interface = open_checked(file, config, parts, cpu=cpu)
     runs: list[_Run] = []
     for case in cases if session is not None else ():
         run, failures = _run(reference, session, case, tuple(config.outputs))
@@ -116,14 +121,14 @@ class _Run:
 
 
 def _run(
-    reference: Reference, session: GraphSession, case: Case, outputs: tuple[str, ...]
+    reference: Reference, session: Session, case: Case, outputs: tuple[str, ...]
 ) -> tuple[_Run | None, list[InterfaceCheck]]:
     """Both sides on one batch, and whether the file's outputs have the eager model's dtypes and shapes."""
     eager = reference.outputs(case)
     try:
-        exported = dict(zip(outputs, session.run(list(outputs), case.inputs), strict=True))
-    except Exception as error:  # the library's own exceptions share no base class but this
-        return None, [InterfaceCheck(f"running {case.name}", reason(error), "outputs")]
+        exported = session.run(case.inputs, outputs)
+    except (EngineError, UsageError) as error:
+        return None, [InterfaceCheck(f"running {case.name}", str(error), "outputs")]
     checks = [
         InterfaceCheck(
             f"{name} of {case.name}",
@@ -205,19 +210,13 @@ def _measured(values: Sequence[ValueCheck], output: str) -> float:
 
 
 def _labels(runs: Sequence[_Run], keep: Sequence[Array], model: MoPE, limit: float) -> Decisions:
-    """The predicted label of every kept row; of multi-label models every label's yes or no."""
-    names = model.config.labels
+    """Everything that is decided about every kept row."""
     judge = _Judge("labels", limit)
     for run, rows in zip(runs, keep, strict=True):
-        eager, exported = run.eager["logits"], run.exported["logits"]  # (B, C)
         for row in np.flatnonzero(rows).tolist():
-            if model.config.multi_label:
-                for c, name in enumerate(names):
-                    verdicts = ["yes" if side[row, c] > 0 else "no" for side in (eager, exported)]
-                    judge.add(run.case, row, f"label {name}", *verdicts, gap=abs(float(eager[row, c])))
-            else:
-                verdicts = [names[int(side[row].argmax())] for side in (eager, exported)]
-                judge.add(run.case, row, "label", *verdicts, gap=float(_gap(eager[row], 1)))
+            eager, exported = (model.task.verdicts(side["logits"][row]) for side in (run.eager, run.exported))
+            for (where, ours, gap), (_, theirs, _) in zip(eager, exported, strict=True):
+                judge.add(run.case, row, where, ours, theirs, gap=gap)
     return judge.decisions()
 
 

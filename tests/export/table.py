@@ -22,6 +22,7 @@ from export.graph.exporter_config import TASK, MoPEExporterConfig, MoPEGraph
 from mope_deploy.data import Sample
 from mope_deploy.model import MoPEOutput
 from mope_deploy.preprocess import Preprocessing, TextSpec
+from mope_deploy.task import TASKS
 
 ANYTHING = Thresholds(labels=0.0, routing=0.0, metric=1.0)
 
@@ -45,11 +46,11 @@ class Table(nn.Module):
         self.routing = None if soft is None else torch.from_numpy(select(soft, top_k).astype(np.float32))
         self.config = SimpleNamespace(
             labels=tuple("abcdefgh"[: logits.shape[1]]),
-            multi_label=multi_label,
             dynamic=soft is not None,
             top_k=top_k,
             experts=0 if soft is None else soft.shape[2],
         )
+        self.task = TASKS["multi-label" if multi_label else "single-label"](labels=self.config.labels)
         words = {f"w{i}": i for i in range(len(logits))}
         tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
