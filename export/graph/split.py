@@ -27,9 +27,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from export.gate.session import cpu_session
 from export.graph.files import add_weight
 from export.graph.naming import renumber
+from export.graph.probe import open_probe
 from export.graph.to_onnx import save
 from export.precision.check import MOVING_OPS
 from mope_deploy.errors import ExportError
@@ -314,7 +314,7 @@ class _Cut:
         _keep(model, [known[value.name] for value in made], self.inputs[modality])
         file = self.source.with_name(f"{self.source.stem}.probe.onnx")  # beside the source, whose weights it reads
         ir.save(model, file)
-        session = cpu_session(file)
+        session = open_probe(file)
         names = [value.name or "" for value in made]
         runs = []
         for feeds in probes:
