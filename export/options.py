@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from export.limits import (
     CALIBRATION_SAMPLES,
@@ -18,10 +17,10 @@ from export.limits import (
 from mope_deploy.engines.tensorrt.profiles import Sizes
 from mope_deploy.errors import UsageError
 from mope_deploy.fields import nearest
-from mope_deploy.manifest import MANIFEST, MAX_THREADS, PRECISIONS
+from mope_deploy.manifest import MAX_THREADS, PRECISIONS
 from mope_deploy.targets import get_target
 
-__all__ = ["Options", "check_names", "check_opset", "check_target", "parse_list", "parse_thresholds"]
+__all__ = ["Options", "check_names", "check_opset", "parse_list", "parse_thresholds"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,17 +183,3 @@ def check_opset(opset: int) -> int:
             todo=f"{DEFAULT_OPSET} is the safest",
         )
     return opset
-
-
-def check_target(target: Path, *, overwrite: bool) -> None:
-    """Refuse a target before any work; :func:`mope_deploy.bundle.write_bundle` decides again when it writes.
-
-    Raises:
-        UsageError: something is there that may not be replaced.
-    """
-    if not target.is_symlink() and not target.exists():
-        return
-    if target.is_symlink() or not (target / MANIFEST).is_file():
-        raise UsageError(f"{target} exists and is not a bundle, so it is not replaced", todo="choose another name")
-    if not overwrite:
-        raise UsageError(f"{target} exists", todo="choose another name with --out, or add --overwrite")

@@ -6,6 +6,7 @@ Letters: n samples · C classes · K experts.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from mope_deploy.errors import EngineError, UsageError
 from mope_deploy.metrics import report as scores
 from mope_deploy.task import Task
 
-__all__ = ["measure_precision"]
+__all__ = ["judge_again", "measure_precision"]
 
 _LISTED = 100  # flips written out; all are counted
 
@@ -103,9 +104,28 @@ def measure_precision(
     )
 
 
-def _run(
-    session: Session, batch: Batch, outputs: Sequence[str]
-) -> tuple[Arrays | None, list[InterfaceCheck]]:
+def judge_again(
+    evaluation: Evaluation,
+    file: Path,
+    config: MoPEExporterConfig,
+    *,
+    precision: str,
+    thresholds: Thresholds,
+    parts: Sequence[Path],
+) -> PrecisionReport:
+    """:func:`measure_precision` on a final graph, whose routing may be out of sight."""
+    return measure_precision(
+        evaluation,
+        file,
+        config,
+        precision=precision,
+        thresholds=thresholds if "routing" in config.outputs else replace(thresholds, routing=None),
+        mark="CPU" if precision == "fp16" else "",
+        parts=parts,
+    )
+
+
+def _run(session: Session, batch: Batch, outputs: Sequence[str]) -> tuple[Arrays | None, list[InterfaceCheck]]:
     """The file's outputs for one batch, and what is wrong with them."""
     where = f"samples {batch.start + 1} to {batch.stop}"
     try:
@@ -137,9 +157,7 @@ def _error(eager: Arrays, lowered: Arrays) -> LogitsError:
     return LogitsError(*(float(value) if np.isfinite(value) else np.nan for value in found))
 
 
-def _labels(
-    eager: Arrays, lowered: Arrays, task: Task, name: Callable[[int], str]
-) -> tuple[Share, tuple[Flip, ...]]:
+def _labels(eager: Arrays, lowered: Arrays, task: Task, name: Callable[[int], str]) -> tuple[Share, tuple[Flip, ...]]:
     if not eager:
         return Share(0, 0), ()
     a, b = (task.cells(task.decide(side["logits"])) for side in (lowered, eager))  # (n, 1) or (n, C)

@@ -4,15 +4,15 @@ The file is loaded fresh in ONNX Runtime; the reference is the trained model its
 Compared are names, dtypes, axes, shapes, values, predicted labels and, per layer, which expert counts most.
 
 Values: max|a − b| / max|b| ≤ 1e-5 in float32 over at least 128 values; where float32 itself rounds more than that, the
-file has to be as near to float64 as PyTorch is (see :class:`export.gate.parity_report.Rounding`). Decisions: all equal, except
-near-ties, whose two best candidates are no further apart than 10 × the error measured on the values; each is counted
-and listed.
+file has to be as near to float64 as PyTorch is (:class:`export.gate.parity_report.Rounding`). Decisions: all equal,
+except near-ties, whose two best candidates are no further apart than 10 × the error measured on the values; each is
+counted and listed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,19 +20,20 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from export.gate.cases import Case
+from export.gate.cases import Case, generated_cases, sample_cases
 from export.gate.device import open_checked, runtime
 from export.gate.parity_report import CEILING, Decisions, InterfaceCheck, NearTie, ParityReport, Rounding, ValueCheck
 from export.gate.reference import Reference, eager_outputs, in_float64, largest_difference
 from export.graph.exporter_config import MoPEExporterConfig
 from export.limits import MIN_VALUES
 from mope_deploy import files
+from mope_deploy.data import Sample
 from mope_deploy.engines.onnxruntime.cpu import CpuSettings
 from mope_deploy.engines.session import Session
 from mope_deploy.errors import EngineError, UsageError
 from mope_deploy.model import MoPE
 
-__all__ = ["NEAR_TIE_FACTOR", "measure"]
+__all__ = ["NEAR_TIE_FACTOR", "ParityGate", "measure"]
 
 NEAR_TIE_FACTOR = 10.0
 KEPT_SHARE = 0.8  # of the samples: more near-ties than that set aside would leave nothing compared
@@ -40,6 +41,52 @@ _LISTED = 100  # near-ties and differences written out; all are counted
 
 Array = NDArray[Any]
 T = TypeVar("T")
+
+
+class ParityGate:
+    """The gate for fp32, with its batches and the model's own outputs for them, which every graph is compared with.
+
+    Args:
+        model: the reference.
+        config: of the canonical graph.
+        samples: real ones to compare on, beside generated batches.
+        seed: of the generated batches.
+        cpu: how a device sets its session up; see :func:`export.gate.device.open_files`.
+        on_step: called with a few words before each batch.
+        on_report: called with each report, passed or not.
+
+    Attributes:
+        reports: what was found, by the graph's name.
+    """
+
+    def __init__(
+        self,
+        model: MoPE,
+        config: MoPEExporterConfig,
+        samples: Sequence[Sample],
+        *,
+        seed: int,
+        cpu: CpuSettings | None = None,
+        on_step: Callable[[str], None] = lambda _: None,
+        on_report: Callable[[ParityReport], None] = lambda _: None,
+    ) -> None:
+        self.reference = Reference(model)
+        self.cases = [*generated_cases(config.graph, seed=seed), *sample_cases(model.preprocessing, samples)]
+        self.cpu, self.on_step, self.on_report = cpu, on_step, on_report
+        self.reports: dict[str, ParityReport] = {}
+
+    def compare(self, name: str, file: Path, config: MoPEExporterConfig, parts: Sequence[Path] = ()) -> ParityReport:
+        """Compare one file, or the ``parts`` and the main file of a graph, with the model and keep the report."""
+        shown = self._shown(file.name)
+        report = measure(self.reference.model, file, config, shown, reference=self.reference, parts=parts, cpu=self.cpu)
+        self.reports[name] = report
+        self.on_report(report)
+        return report
+
+    def _shown(self, name: str) -> Iterator[Case]:
+        for i, case in enumerate(self.cases, 1):
+            self.on_step(f"comparing {name} with the model (batch {i} of {len(self.cases)})")
+            yield case
 
 
 def measure(
@@ -76,7 +123,9 @@ def measure(
     reference = reference or Reference(model)
     session, interface = open_checked(file, config, parts, cpu=cpu)
     runs: list[_Run] = []
-    for case in cases if session is not None else ():
+    for case in cases:
+        if session is None:
+            break
         run, failures = _run(reference, session, case, tuple(config.outputs))
         interface += failures
         if run is None:

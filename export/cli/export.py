@@ -1,50 +1,37 @@
-"""``mope-export RUN --format onnx,trt,triton`` and ``mope-export check RUN BUNDLE``."""
+"""``mope-export RUN``: from a trained model to a bundle."""
 
 from __future__ import annotations
 
-import json
 import os
-import secrets
 import shlex
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from export.limits import (
-    CALIBRATION_SAMPLES,
-    DEFAULT_OPSET,
-    FOLDS,
-    FORMATS,
-    GATE_SAMPLES,
-    GOLDEN_COUNT,
-    METHODS,
-    OPSETS,
-)
-from export.options import Options, check_target, parse_list, parse_thresholds
+from export.checks import check_sizes, check_split, check_target
+from export.cli.options import Data, GateSamples, Report, Run, Samples, Seed, Version, check_report, new_app
+from export.cli.plan import print_plan
+from export.cli.show import load, print_rows, size, steps, write_report
+from export.limits import CALIBRATION_SAMPLES, DEFAULT_OPSET, FOLDS, FORMATS, GATE_SAMPLES, METHODS, OPSETS
+from export.options import Options, parse_list, parse_thresholds
 from export.packages import require_packages
-from export.source import find_source
-from mope_deploy.console import err, out, run_app
-from mope_deploy.errors import ExportError, UsageError
+from export.source import Source, find_source
+from mope_deploy.console import out
+from mope_deploy.errors import UsageError
 from mope_deploy.manifest import MANIFEST, PRECISIONS
 from mope_deploy.targets import TARGETS, get_target
 
 if TYPE_CHECKING:
-    from export.gate import PrecisionReport
-    from export.gate.parity_report import ParityReport
+    from export.gate import ParityReport, PrecisionReport
     from export.pipeline import Exported
-    from export.source import Source
-    from mope_deploy.model import MoPE
 
-__all__ = ["check_app", "export_app", "main"]
+__all__ = ["export_app"]
 
 BUNDLES = Path("bundles")
-PLAIN_EVERY_S = 5.0
 
 _HELP = """Export a trained model to a bundle that runs without PyTorch.
 
@@ -59,46 +46,8 @@ there is no bundle and the exit code is 1.
 
 A run folder that is itself called check is written ./check.
 """
-_CHECK_HELP = """Repeat the comparison of a bundle's graphs with the trained model they came from.
 
-The exit code is 1 if they do not compute the same.
-"""
-
-export_app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-check_app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-
-Run = Annotated[str, typer.Argument(metavar="RUN", help="What to export.", show_default=False)]
-Data = Annotated[
-    Path | None,
-    typer.Option(metavar="JSONL", help="Real samples for the comparison; default: the run's test split."),
-]
-Samples = Annotated[
-    int | None, typer.Option(min=1, help="How many of them; default: enough for 128 logits.", show_default=False)
-]
-GateSamples = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help=f"Real samples that precisions below fp32 are judged on, or all there are. Default: {GATE_SAMPLES}.",
-        show_default=False,
-    ),
-]
-Seed = Annotated[int, typer.Option(min=0, help="Of generated inputs and of the choice of samples.")]
-Report = Annotated[
-    Path | None, typer.Option(metavar="JSON", help="Also write the full report of the comparison, passed or not.")
-]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0 success, 1 failure, 2 misuse."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] != ["check"]:
-        return run_app(export_app, arguments, name="mope-export")
-    named = [argument for argument in arguments[1:] if not argument.startswith("-")]
-    if Path("check").is_dir() and len(named) < 2 and "--help" not in arguments:
-        err.print("error: check is a command of mope-export; the folder of that name is written ./check", markup=False)
-        return 2
-    return run_app(check_app, arguments[1:], name="mope-export check")
+export_app = new_app()
 
 
 @export_app.command(help=_HELP)
@@ -237,6 +186,7 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the bundle that is at --out.")] = False,
     report: Report = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Load everything, say what would be done, stop.")] = False,
+    version: Version = False,
 ) -> int:
     started = time.monotonic()
     formats = parse_list("format", format, FORMATS)
@@ -275,7 +225,7 @@ def export(
             received=f"--split with --format {','.join(formats)}",
             todo="export two bundles",
         )
-    _check_report(report)
+    check_report(report)
     source = find_source(run, data=data)
     options = replace(options, name=name or source.name)
     target = target or BUNDLES / source.name
@@ -304,19 +254,19 @@ def export(
 
         engines = EngineOptions(backend=backend, compute=compute, tf32=tf32)
         check_engine_options(engines, options.precisions, preset)
-    with _steps() as step:
+    with steps() as step:
         step("loading PyTorch and the exporter")
         require_packages()
         from export.pack.summary import summary_table
-        from export.pipeline import check_sizes, check_split, export_model
+        from export.pipeline import export_model
 
         step(f"loading {source.checkpoint}")
-        model = _load(source)
+        model = load(source)
         check_sizes(model, options)
         check_split(model, options)
         if dry_run:
             step(None)
-            _print_plan(source, model, target, options, formats, calib_data or source.calibration)
+            print_plan(source, model, target, options, formats, calib_data or source.calibration)
             return 0
         reports: dict[str, ParityReport | PrecisionReport] = {}
 
@@ -325,7 +275,7 @@ def export(
             reports[found.file] = found
             out.print(found.table())
             if report is not None:
-                _write_report(report, reports)
+                write_report(report, reports)
 
         exported = export_model(
             model,
@@ -350,64 +300,8 @@ def export(
             out.print(f"{row.graph} in parts: {row.parts}", markup=False)
     _print_result(exported, source, target, seconds=time.monotonic() - started)
     if "triton" in formats:
-        _print_rows({"triton": ", ".join(map(str, repositories))})
+        print_rows({"triton": ", ".join(map(str, repositories))})
     return 0
-
-
-@check_app.command(help=_CHECK_HELP)
-def check(
-    run: Run,
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of the bundle.", show_default=False)],
-    data: Data = None,
-    samples: Samples = None,
-    gate_samples: GateSamples = None,
-    seed: Seed = 0,
-    report: Report = None,
-) -> int:
-    from mope_deploy.bundle import Bundle
-
-    started = time.monotonic()
-    _check_report(report)
-    source = find_source(run, data=data)
-    opened = Bundle.open(bundle)
-    with _steps() as step:
-        step("loading PyTorch")
-        require_packages()
-        from export.gate import PrecisionReport, require_precision
-        from export.gate.parity_report import require_parity
-        from export.pipeline import check_bundle
-
-        step(f"loading {source.checkpoint}")
-        model = _load(source)
-        reports = check_bundle(
-            model,
-            opened,
-            data=source.data,
-            samples=samples,
-            gate_samples=gate_samples or GATE_SAMPLES,
-            seed=seed,
-            on_step=step,
-        )
-    for found in reports.values():
-        out.print(found.table())
-    if report is not None:
-        _write_report(report, reports)
-    for found in reports.values():
-        if isinstance(found, PrecisionReport):
-            require_precision(found)
-        else:
-            require_parity(found)
-    for graph in opened.manifest.graphs:
-        if graph.name not in reports:
-            out.print(f"{graph.name} ({graph.precision}) was not checked: ONNX Runtime has no such arithmetic here")
-    out.print(f"{bundle} computes what {run} computes ({time.monotonic() - started:.1f} s)", markup=False)
-    return 0
-
-
-def _check_report(report: Path | None) -> None:
-    """A report that could not be written is found out before any work."""
-    if report is not None and not report.absolute().parent.is_dir():
-        raise UsageError("--report", received=report, expected="a file in a folder that is there")
 
 
 def _check_belongs(formats: Sequence[str], format: str, given: Mapping[str, object]) -> None:
@@ -440,77 +334,6 @@ def _write_triton(exported: Exported, repository: Path) -> list[Path]:
     ]
 
 
-def _load(source: Source) -> MoPE:
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # of single weights; our own steps are shown
-    return source.load()
-
-
-def _print_plan(
-    source: Source, model: MoPE, target: Path, options: Options, formats: Sequence[str], calibration: Path
-) -> None:
-    from export.gate.cases import generated_cases, rows_needed
-    from export.graph.exporter_config import exporter_config
-    from export.graph.static import folding_of
-
-    config = model.config
-    described = exporter_config(model, routing_output=options.routing)
-    conditioned = " and ".join(spec.modality for spec in config.complementary)
-    routing = f"top-{config.top_k}" if config.top_k else "dense"
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    generated = sum(case.batch for case in generated_cases(described.graph, seed=options.seed))
-    real = options.samples or rows_needed(len(config.labels))
-    _print_rows(
-        {
-            "model": f"{source.checkpoint}: {config.main.modality} conditioned by {conditioned}, "
-            f"L = {config.prompt_length}, K = {config.experts}, {routing} routing, {len(config.labels)} labels",
-            "inputs": _tensors(described.input_shapes),
-            "outputs": _tensors(described.output_shapes),
-            "graph": f"opset {options.opset}, about {_size(weights)} in fp32"
-            + (", and a variant fused for ONNX Runtime" if options.fuse else ""),
-            "prompts": folding_of(model, options.fold),
-            **({"files": f"a main file, and one of {conditioned}"} if options.split else {}),
-            "formats": f"{', '.join(formats)} in {', '.join(options.precisions)}"
-            + (f" for {options.target}" if options.target else ""),
-            **_lowered(source, options, weights, calibration),
-            "comparison": f"{generated} generated samples and up to {real} of {source.data}",
-            "golden": f"up to {GOLDEN_COUNT} samples of {source.data} go into the bundle, pictures and texts included",
-            "bundle": f"{target}, called {options.name!r}" + _replacing(target, overwrite=options.overwrite),
-        }
-    )
-    out.print("dry run: nothing was written", markup=False)
-
-
-def _lowered(source: Source, options: Options, weights: int, calibration: Path) -> dict[str, str]:
-    """How precisions below fp32 will be made and judged, each in a row."""
-    from export.gate import THRESHOLDS
-
-    rows = {}
-    for precision in options.precisions:
-        if precision == "fp32":
-            continue
-        least = _size(weights // (2 if precision in ("fp16", "bf16") else 4))
-        limits = replace(THRESHOLDS[precision], **options.thresholds)
-        asked = ", ".join(f"{name} {share:g}" for name, share in limits.to_dict().items())
-        ranges = (
-            f"; ranges of up to {options.calibration_samples:,} of {calibration} ({options.calibration_method})"
-            if precision == "int8"
-            else ""
-        )
-        rows[precision] = (
-            f"{least} or more, with what is kept in fp32; judged on up to {options.gate_samples:,} of {source.data}: "
-            f"{asked}{ranges}"
-        )
-    return rows
-
-
-def _replacing(target: Path, *, overwrite: bool) -> str:
-    if not target.exists():
-        return ""
-    return ", replacing what is there" if overwrite else ", which is there already: --overwrite would be needed"
-
-
 def _print_result(exported: Exported, source: Source, target: Path, *, seconds: float) -> None:
     from mope_deploy.data import open_samples
 
@@ -521,7 +344,7 @@ def _print_result(exported: Exported, source: Source, target: Path, *, seconds: 
     manifest = bundle.manifest
     rows = open_samples(
         golden,
-        multi_label=manifest.task.multi_label,
+        task=manifest.task,
         require_label=False,
         modalities=(manifest.main, *manifest.complementary),
         optional=manifest.missing,
@@ -534,75 +357,12 @@ def _print_result(exported: Exported, source: Source, target: Path, *, seconds: 
         if (file := getattr(sample, name)) is not None
     }
     given = " ".join(f"--{name} {shlex.quote(value)}" for name, value in inputs.items())
-    _print_rows(
+    print_rows(
         {
-            "bundle": f"{target} ({_size(total)} in {len(files) + 1} files)",
+            "bundle": f"{target} ({size(total)} in {len(files) + 1} files)",
             "took": f"{seconds:.1f} s",
             "next": f"mope verify {path}",
             "": f"mope run {path} {given}",
             " ": f"mope eval {path} {shlex.quote(str(source.data))}",
         }
     )
-
-
-def _print_rows(rows: Mapping[str, str]) -> None:
-    for name, text in rows.items():
-        out.print(f"{name:<12}{text}", markup=False)
-
-
-def _tensors(shapes: Mapping[str, tuple[str, tuple[int | str, ...]]]) -> str:
-    return ", ".join(f"{name} ({', '.join(map(str, shape))})" for name, (_, shape) in shapes.items())
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
-@contextmanager
-def _steps() -> Iterator[Callable[[str | None], None]]:
-    """Show what is being done: a spinner on a terminal, plain lines elsewhere; None clears the way for other output."""
-    if not err.is_terminal:
-        yield _plain_steps()
-        return
-    status = err.status("starting")
-
-    def show(text: str | None) -> None:
-        if text is None:
-            status.stop()
-        else:
-            status.update(f"{text} …")
-            status.start()
-
-    try:
-        yield show
-    finally:
-        status.stop()
-
-
-def _plain_steps() -> Callable[[str | None], None]:
-    """A line for each new step; of the batches within one only now and then."""
-    last, shown = "", 0.0
-
-    def show(text: str | None) -> None:
-        nonlocal last, shown
-        step = (text or "").partition(" (")[0]
-        if step and (step != last or time.monotonic() - shown > PLAIN_EVERY_S):
-            err.print(f"{text if step == last else step} …", markup=False)
-            last, shown = step, time.monotonic()
-
-    return show
-
-
-def _write_report(path: Path, reports: Mapping[str, ParityReport | PrecisionReport]) -> None:
-    document: dict[str, Any] = {name: report.to_dict() for name, report in reports.items()}
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ExportError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-if __name__ == "__main__":
-    sys.exit(main())
