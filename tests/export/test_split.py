@@ -13,16 +13,17 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from export.gate.session import cpu_session
 from export.graph.split import SHARED_BYTES, SplitGraph, part_inputs, split
 from export.options import Options
 from export.pack.triton import write_repository
-from export.pipeline import check_bundle, export_bundle, export_model
+from export.pipeline import export_bundle, export_model
+from export.recheck import check_bundle
 from mope_deploy import load
 from mope_deploy.bundle import Bundle
 from mope_deploy.engines.session import Arrays
 from mope_deploy.errors import ExportError, ParityError, UsageError
 from tests.export.conftest import Export
+from tests.export.running import run_files
 from tests.export.test_variants import LOOSE
 from tests.tiny import tiny_inputs, tiny_model
 
@@ -44,21 +45,19 @@ def test_the_files_together_are_the_whole_graph(kind: str, exports: dict[str, Ex
     export = exports[kind]
     cut = split(export.file, tmp_path, part_inputs(export.model), PROBES)
     (part,) = cut.parts
-    whole, text, main = cpu_session(export.file), cpu_session(part.files[0]), cpu_session(cut.main[0])
     for batch, length in ((1, 3), (4, 7), (6, 20)):
         given = feeds(batch, length, seed=batch)
-        y, conditions = text.run(["y_text", "conditions_text"], {name: given[name] for name in TEXT})
+        y, conditions = run_files(part.files[0], given).values()
         assert (y.shape, conditions.shape) == ((batch, part.y_width), (batch, part.width))
         with torch.no_grad():
             expected = export.model.encode_complementary({name: torch.from_numpy(given[name]) for name in TEXT})
         np.testing.assert_allclose(y, expected["text"], atol=1e-5)
         picture = {"pixel_values": given["pixel_values"]}
-        outputs = whole.run(None, given)
-        for a, b in zip(main.run(None, picture | {"conditions_text": conditions}), outputs, strict=True):
-            np.testing.assert_array_equal(a, b)
+        outputs = run_files(export.file, given)
+        np.testing.assert_equal(run_files(cut.main[0], picture | {"conditions_text": conditions}), outputs)
         if batch > 1:
-            other = main.run(None, picture | {"conditions_text": conditions[::-1].copy()})
-            assert np.abs(other[0] - outputs[0]).max() > 1e-3
+            other = run_files(cut.main[0], picture | {"conditions_text": conditions[::-1].copy()})
+            assert np.abs(other["logits"] - outputs["logits"]).max() > 1e-3
     assert part.width == WIDTHS[kind]
 
 
@@ -134,8 +133,7 @@ def test_a_weight_that_both_sides_need_stays_with_the_main_file(tmp_path: Path) 
     assert "table" in text - main
     assert cut.parts[0].width == 80  # y itself
     given = plain_feeds(4, 6)
-    (a,), (b,) = (session.run(None, given) for session in (cpu_session(file), cpu_session(cut.main[0], cut.part_files)))
-    np.testing.assert_array_equal(a, b)
+    np.testing.assert_equal(run_files(file, given), run_files(cut.main[0], given, cut.part_files))
 
 
 @pytest.mark.parametrize(
@@ -204,7 +202,7 @@ def test_files_that_are_not_the_whole_graph_are_no_bundle(
         return cut
 
     use_graph(exports["dense"])
-    monkeypatch.setattr("export.variants.split", wrong)
+    monkeypatch.setattr("export.parts.split", wrong)
     options = {"precisions": (precision,), "gate_samples": 40, "samples": 43}
     with pytest.raises(ParityError, match=r"model.*onnx \+ model.*text.onnx"):
         export_bundle(exports["dense"].model, tmp_path / "b", data=data, split=True, **options)

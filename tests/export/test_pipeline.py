@@ -17,14 +17,13 @@ import torch
 from export import export_bundle
 from export.gate.reference import eager_outputs
 from export.graph.to_onnx import save
-from export.pipeline import check_bundle
 from mope_deploy import load
 from mope_deploy.bundle import Bundle
 from mope_deploy.data import open_samples
 from mope_deploy.errors import ExportError, ParityError, UsageError
 from mope_deploy.model import MoPE
 from tests.export.conftest import Export, make_model
-from tests.tiny import LABELS, tiny_model
+from tests.tiny import LABELS
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -200,23 +199,6 @@ def test_a_small_data_set_is_compared_as_a_whole(
     counts = {(check["output"], check["source"]): check["values"] for check in report["values"]}
     assert counts["logits", "samples"] == 30
     assert counts["logits", "generated"] >= 128
-
-
-def test_check_repeats_the_gate_on_the_bundles_own_files(bundle: Path, run: Path, data: Path) -> None:
-    model = MoPE.from_pretrained(run / "best")
-    reports = check_bundle(model, Bundle.open(bundle), data=data, seed=5)
-    assert {name: report.passed for name, report in reports.items()} == {"model": True, "model-fused": True}
-    assert reports["model"].sha256 == Bundle.open(bundle).manifest.files["model.onnx"].sha256
-    with torch.no_grad():
-        model.head.classifier.weight[0, 0] += 1e-3
-    reports = check_bundle(model, Bundle.open(bundle), data=data)
-    assert {name: report.passed for name, report in reports.items()} == {"model": False, "model-fused": False}
-
-
-def test_check_refuses_a_bundle_of_another_task(bundle: Path, vit: Path, bert: Path, data: Path) -> None:
-    other = tiny_model(vit, bert, labels=("neutral", "entailment", "contradiction"))
-    with pytest.raises(UsageError, match="of a model with other labels; received entailment, neutral"):
-        check_bundle(other, Bundle.open(bundle), data=data)
 
 
 def test_a_graph_that_fails_the_lint_is_no_bundle(

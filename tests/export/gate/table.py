@@ -5,6 +5,7 @@ Sample i is the text ``w{i}``; both sides read row i of their own tables.
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 
@@ -24,6 +26,7 @@ from mope_deploy.model import MoPEOutput
 from mope_deploy.preprocess import Preprocessing, TextSpec
 from mope_deploy.task import TASKS
 
+N, C, LAYERS, K = 83, 4, 3, 5  # 1 + 3 + 4·16 + 15: the last batch is a part of one
 ANYTHING = Thresholds(labels=0.0, routing=0.0, metric=1.0)
 
 
@@ -145,3 +148,34 @@ def compare(
     report = measure_precision(evaluation, file, config, precision="int8", thresholds=thresholds, **arguments)
     json.dumps([report.to_dict(), report.figures()], allow_nan=False)
     return report
+
+
+def weights(random: np.random.Generator, n: int = N) -> np.ndarray:
+    """Routing weights (n, layers, K); rows sum to 1."""
+    raw = np.exp(2 * random.standard_normal((n, LAYERS, K)))
+    return (raw / raw.sum(axis=-1, keepdims=True)).astype(np.float32)
+
+
+def nudged(random: np.random.Generator, soft: np.ndarray, by: float = 0.3) -> np.ndarray:
+    """Other weights, near enough for most top experts to stay."""
+    raw = soft * np.exp(by * random.standard_normal(soft.shape))
+    return (raw / raw.sum(axis=-1, keepdims=True)).astype(np.float32)
+
+
+def best(values: np.ndarray) -> int:
+    """argmax by a loop: the first of equals."""
+    found = 0
+    for i in range(1, len(values)):
+        if values[i] > values[found]:
+            found = i
+    return found
+
+
+def names(n: int, classes: int = C) -> list[Any]:
+    return ["abcd"[i % classes] for i in range(n)]
+
+
+def shown(report: Any) -> str:
+    text = io.StringIO()
+    Console(file=text, width=100).print(report.table())
+    return text.getvalue()
