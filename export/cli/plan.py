@@ -30,7 +30,7 @@ def print_plan(
     described = exporter_config(model, routing_output=options.routing)
     conditioned = " and ".join(spec.modality for spec in config.complementary)
     routing = f"top-{config.top_k}" if config.top_k else "dense"
-    weights = sum(tensor.numel() * tensor.elementsize() for tensor in model.state_dict().values())
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     generated = sum(case.batch for case in generated_cases(described.graph, seed=options.seed))
     real = options.samples or rows_needed(len(config.labels))
     print_rows(

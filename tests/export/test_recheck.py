@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto
 
 from export.cli import main
 from export.recheck import check_bundle
@@ -69,10 +69,6 @@ def test_a_fault_far_below_what_predictions_show_is_noticed(
     path = faulty(bundle, tmp_path / "copy", fault)
     assert main(["check", str(run), str(path)]) == 1
     assert "model.onnx does not compute what the model computes: logits" in capsys.readouterr().err
-    edited = numpy_helper.to_array(
-        next(t for t in onnx.load(path / "model.onnx").graph.initializer if t.name == "head.classifier.bias")
-    )
-    assert edited.shape == (3,)
 
 
 def test_a_bundle_of_another_task_is_refused(bundle: Path, vit: Path, bert: Path, data: Path) -> None:
