@@ -100,7 +100,8 @@ def open_files(
     if not parts:
         return open_one(file, graph)
     sessions = {
-        part.modality: open_one(path, _alone(graph, part)) for part, path in zip(graph.parts, parts, strict=True)
+        part.modality: open_one(path, replace(graph, inputs=part.inputs, outputs=part.outputs, parts=()))
+        for part, path in zip(graph.parts, parts, strict=True)
     }
     return SplitSession(graph, open_one(file, graph), sessions)
 
@@ -181,23 +182,6 @@ def _part(file: Path, specs: dict[str, TensorSpec]) -> Part:
             TensorSpec(name=name, dtype="float32", shape=tuple(widths.get(name, ())))
             for name in (y_name(modality), conditions_name(modality))
         ),
-    )
-
-
-def _alone(graph: Graph, part: Part) -> Graph:
-    """A part's file as a graph of its own."""
-    return Graph(
-        name=graph.name,
-        file=part.file,
-        data=part.data,
-        precision=graph.precision,
-        opset=graph.opset,
-        ir_version=graph.ir_version,
-        runs_on=graph.runs_on,
-        inputs=part.inputs,
-        outputs=part.outputs,
-        tolerance=graph.tolerance,
-        gate=None,
     )
 
 
