@@ -13,17 +13,17 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from export.gate.parity_report import InterfaceCheck
+from export.gate.found import InterfaceCheck
 from export.graph.exporter_config import MoPEExporterConfig
 from mope_deploy.engines.onnxruntime.cpu import CpuSettings, cpu_settings
 from mope_deploy.engines.onnxruntime.session import OnnxRuntimeSession, library_version
-from mope_deploy.engines.session import Session
+from mope_deploy.engines.session import Arrays, Session
 from mope_deploy.engines.split import SplitSession
-from mope_deploy.errors import EngineError
+from mope_deploy.errors import EngineError, UsageError
 from mope_deploy.manifest import Gate, Graph, Part, TensorSpec, Tolerance, conditions_name, y_name
 from mope_deploy.preprocess import MODALITIES, present_name
 
-__all__ = ["describe", "open_checked", "open_files", "runtime"]
+__all__ = ["describe", "open_checked", "open_files", "run_checked", "runtime"]
 
 _NUMPY = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 
@@ -130,6 +130,29 @@ def open_checked(
     except EngineError as error:
         return None, [*checks, InterfaceCheck("loading in ONNX Runtime", str(error), "a session")]
     return (session if all(check.passed for check in checks) else None), checks
+
+
+def run_checked(
+    session: Session, feeds: Arrays, eager: Arrays, outputs: Sequence[str], where: str
+) -> tuple[Arrays | None, list[InterfaceCheck]]:
+    """The file's outputs for one batch, None if anything is wrong with them; and what was checked.
+
+    Args:
+        session: the file.
+        feeds: arrays by input name.
+        eager: what the model computes for them, whose dtypes and shapes are asked for.
+        outputs: names.
+        where: what a report calls the batch.
+    """
+    try:
+        found = session.run(feeds, outputs)
+    except (EngineError, UsageError) as error:
+        return None, [InterfaceCheck(f"running {where}", str(error), "outputs")]
+    checks = [
+        InterfaceCheck(f"{name} of {where}", *(f"{side[name].dtype} {side[name].shape}" for side in (found, eager)))
+        for name in outputs
+    ]
+    return (found if all(check.passed for check in checks) else None), checks
 
 
 def _interface(graphs: Sequence[onnx.GraphProto], config: MoPEExporterConfig) -> list[InterfaceCheck]:

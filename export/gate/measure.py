@@ -13,15 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.gate.device import open_checked, runtime
+from export.gate.device import open_checked, run_checked, runtime
 from export.gate.evaluation import Batch, Evaluation
 from export.gate.lowered_report import Flip, LogitsError, Metric, PrecisionReport, Share
-from export.gate.parity_report import InterfaceCheck
 from export.gate.thresholds import Thresholds
 from export.graph.exporter_config import MoPEExporterConfig
 from mope_deploy import files
-from mope_deploy.engines.session import Session
-from mope_deploy.errors import EngineError, UsageError
 from mope_deploy.metrics import report as scores
 from mope_deploy.task import Task
 
@@ -65,11 +62,12 @@ def measure_precision(
     runs: list[tuple[Batch, Arrays]] = []
     if session is not None:
         for batch in evaluation.batches(limit=limit, what=file.name):
-            lowered, failures = _run(session, batch, outputs)
-            interface += failures
-            if lowered is None:
+            where = f"samples {batch.start + 1} to {batch.stop}"
+            found, checks = run_checked(session, batch.feeds, batch.eager, outputs, where)
+            if found is None:
+                interface += [check for check in checks if not check.passed]
                 break
-            runs.append((batch, lowered))
+            runs.append((batch, found))
     if not all(check.passed for check in interface):
         runs = []
     model, n = evaluation.model.config, sum(batch.stop - batch.start for batch, _ in runs)
@@ -123,25 +121,6 @@ def judge_again(
         mark="CPU" if precision == "fp16" else "",
         parts=parts,
     )
-
-
-def _run(session: Session, batch: Batch, outputs: Sequence[str]) -> tuple[Arrays | None, list[InterfaceCheck]]:
-    """The file's outputs for one batch, and what is wrong with them."""
-    where = f"samples {batch.start + 1} to {batch.stop}"
-    try:
-        lowered = session.run(batch.feeds, outputs)
-    except (EngineError, UsageError) as error:
-        return None, [InterfaceCheck(f"running {where}", str(error), "outputs")]
-    checks = [
-        InterfaceCheck(
-            f"{name} of {where}",
-            f"{lowered[name].dtype} {lowered[name].shape}",
-            f"{batch.eager[name].dtype} {batch.eager[name].shape}",
-        )
-        for name in outputs
-    ]
-    failed = [check for check in checks if not check.passed]
-    return (None if failed else lowered), failed
 
 
 def _error(eager: Arrays, lowered: Arrays) -> LogitsError:

@@ -21,16 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.gate.cases import Case, generated_cases, sample_cases
-from export.gate.device import open_checked, runtime
-from export.gate.parity_report import CEILING, Decisions, InterfaceCheck, NearTie, ParityReport, Rounding, ValueCheck
+from export.gate.device import open_checked, run_checked, runtime
+from export.gate.parity_report import CEILING, Decisions, NearTie, ParityReport, Rounding, ValueCheck
 from export.gate.reference import Reference, eager_outputs, in_float64, largest_difference
 from export.graph.exporter_config import MoPEExporterConfig
 from export.limits import MIN_VALUES
 from mope_deploy import files
 from mope_deploy.data import Sample
 from mope_deploy.engines.onnxruntime.cpu import CpuSettings
-from mope_deploy.engines.session import Session
-from mope_deploy.errors import EngineError, UsageError
 from mope_deploy.model import MoPE
 
 __all__ = ["NEAR_TIE_FACTOR", "ParityGate", "measure"]
@@ -126,11 +124,12 @@ def measure(
     for case in cases:
         if session is None:
             break
-        run, failures = _run(reference, session, case, tuple(config.outputs))
-        interface += failures
-        if run is None:
+        eager = reference.outputs(case)
+        exported, checks = run_checked(session, case.inputs, eager, list(config.outputs), case.name)
+        interface += checks
+        if exported is None:
             break
-        runs.append(run)
+        runs.append(_Run(case, eager, exported))
     if not runs or not all(check.passed for check in interface):
         return ParityReport(**header, batches=(), interface=tuple(interface), values=(), decisions=(), set_aside=0)
     top_k = model.config.top_k if "routing" in config.outputs else 0
@@ -167,26 +166,6 @@ class _Run:
     case: Case
     eager: dict[str, Array]
     exported: dict[str, Array]
-
-
-def _run(
-    reference: Reference, session: Session, case: Case, outputs: tuple[str, ...]
-) -> tuple[_Run | None, list[InterfaceCheck]]:
-    """Both sides on one batch, and whether the file's outputs have the eager model's dtypes and shapes."""
-    eager = reference.outputs(case)
-    try:
-        exported = session.run(case.inputs, outputs)
-    except (EngineError, UsageError) as error:
-        return None, [InterfaceCheck(f"running {case.name}", str(error), "outputs")]
-    checks = [
-        InterfaceCheck(
-            f"{name} of {case.name}",
-            f"{exported[name].dtype} {exported[name].shape}",
-            f"{eager[name].dtype} {eager[name].shape}",
-        )
-        for name in outputs
-    ]
-    return (_Run(case, eager, exported) if all(check.passed for check in checks) else None), checks
 
 
 def _values(

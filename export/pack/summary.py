@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from rich.table import Table
 
 from export.gate import PrecisionReport
 from export.gate.device import open_files
+from export.gate.found import percent
 from export.pack.engines import ExportedEngine
 from export.variants import Variant
 from mope_deploy.bench.timing import interleave, warm_up
@@ -149,8 +149,8 @@ def summary_table(rows: Sequence[Row]) -> Table:
             row.precision + kept + emulated,
             f"{row.bytes / 1e6:,.1f} MB",
             f"{found.metric.after:.4f}" if found is not None and found.metric is not None else "–",
-            _share(found.labels.share) if found is not None else "–",
-            _share(found.routing.share) if found is not None and found.experts else "–",
+            percent(found.labels.share)[:-2] if found is not None else "–",
+            percent(found.routing.share)[:-2] if found is not None and found.experts else "–",
             f"{1e3 * row.seconds:.2f} ms" if row.seconds is not None else "not run",
         )
     return table
@@ -168,8 +168,3 @@ def _caption(rows: Sequence[Row], judged: PrecisionReport | None) -> str:
     if any(row.proved is False for row in rows):
         parts.append("engines: built, not run here; golden samples are run at the first load on a device")
     return "\n".join(parts)
-
-
-def _share(share: float) -> str:
-    """In per cent, rounded down, so that 100 means all."""
-    return f"{math.floor(round(share * 1e4, 6)) / 100:.2f}"

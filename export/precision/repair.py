@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from export.gate import PrecisionReport
-from export.gate.parity_report import json_safe
+from export.gate.found import json_safe
 from export.precision.lower import Lowering
 from mope_deploy.errors import ExportError, ParityError, UsageError
 from mope_deploy.files import sha256

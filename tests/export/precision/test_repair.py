@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from export.gate import LogitsError, PrecisionReport, Share, Thresholds
-from export.gate.parity_report import InterfaceCheck
+from export.gate.found import InterfaceCheck
 from export.precision.repair import Lowered, lower_within_gate
 from mope_deploy.errors import ExportError, ParityError, UsageError
 
