@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from export.precision import METHODS as CALIBRATION_METHODS
+from export.limits import DEFAULT_OPSET, FOLDS, MAX_IR_VERSION, OPSETS
+from export.limits import METHODS as CALIBRATION_METHODS
 from mope_deploy.engines.tensorrt.profiles import Sizes
 from mope_deploy.errors import UsageError
 from mope_deploy.fields import nearest
@@ -31,17 +32,9 @@ __all__ = [
 ]
 
 FORMATS = ("onnx", "trt", "triton")
-# How prompts enter the layers (export.graph.folding): the cheapest of the others for each layer; known keys and values as
-# constants but mixtures as tokens where they need a variance; that from products of experts, or from the mixture;
-# nothing folded; prompts through the whole layers.
-FOLDS = ("auto", "tables", "gram", "mixed", "none", "token")
 CALIBRATION_SAMPLES = 128
 THRESHOLD_NAMES = ("labels", "routing", "metric")
 GATE_SAMPLES = 1000  # that a precision below fp32 is judged on
-
-OPSETS = range(17, 21)  # what the TensorRT parsers and ONNX Runtime 1.18 all read
-DEFAULT_OPSET = 18
-MAX_IR_VERSION = 10  # the newest that ONNX Runtime 1.18 (JetPack 6) reads
 
 
 @dataclass(frozen=True, kw_only=True)
