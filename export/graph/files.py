@@ -14,7 +14,7 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from export.graph import lint
 from export.graph.naming import renumber
-from export.graph.to_onnx import EMBED_LIMIT
+from export.limits import EMBED_LIMIT
 from mope_deploy.errors import ExportError
 
 __all__ = ["add_weight", "check_file", "element_types", "read", "write"]

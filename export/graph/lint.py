@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
-from export.options import MAX_IR_VERSION, OPSETS
+from export.limits import MAX_IR_VERSION, OPSETS
 from mope_deploy.errors import ExportError
 
 __all__ = ["ALLOWED_OPS", "MAX_TOP_K", "Refusal", "check", "lint"]

@@ -45,7 +45,7 @@ def to_static(model: MoPE, *, routing_output: bool = True, fold: str = "auto") -
 
     Args:
         model: stays as it is, training mode included; the result shares its tensors, or holds what was folded of them.
-        fold: how prompts enter the layers, one of :data:`export.options.FOLDS`.
+        fold: how prompts enter the layers, one of :data:`export.limits.FOLDS`.
         routing_output: whether ``routing`` (B, layers, K) leaves as a second output, where the model routes at all.
 
     Returns:

@@ -21,12 +21,12 @@ from export.graph import lint
 from export.graph.exporter_config import MoPEExporterConfig
 from export.graph.naming import name_after_modules
 from export.graph.static import StaticMoPE
-from export.options import DEFAULT_OPSET, MAX_IR_VERSION, check_opset
+from export.limits import DEFAULT_OPSET, EMBED_LIMIT, MAX_IR_VERSION
+from export.options import check_opset
 from mope_deploy.errors import ExportError
 
-__all__ = ["EMBED_LIMIT", "drop_routing", "save", "trace"]
+__all__ = ["drop_routing", "save", "trace"]
 
-EMBED_LIMIT = 2_000_000_000  # bytes of weights that stay inside the file; protobuf ends at 2 GiB
 _SMALL = 1024  # bytes; smaller tensors stay in the file, where shape inference can read them
 
 

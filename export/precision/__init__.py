@@ -12,12 +12,11 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from export.limits import METHODS
 from mope_deploy.errors import UsageError
 from mope_deploy.manifest import PRECISIONS
 
 __all__ = ["METHODS", "Lowering", "lowering"]
-
-METHODS = ("percentile", "entropy")
 
 
 class Lowering(Protocol):

@@ -19,8 +19,7 @@ import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from export.graph import files as graphs
-from export.graph.to_onnx import EMBED_LIMIT
-from export.options import MAX_IR_VERSION
+from export.limits import EMBED_LIMIT, MAX_IR_VERSION
 from export.precision.check import DYNAMIC_OPS, check_types
 from export.precision.layout import layout
 from mope_deploy.errors import ExportError
