@@ -22,7 +22,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from export.graph import files as graphs
-from export.precision.check import FLOAT_OPS, HALVES, MOVING_OPS, check_types, takes
+from export.graph.operators import FLOAT_OPS, MOVING_OPS, takes
+from export.precision.check import HALVES, check_types
 from export.precision.layout import PRODUCTS, Layout, layout, module_of
 from mope_deploy.errors import ExportError
 
