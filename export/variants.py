@@ -30,10 +30,11 @@ from export.gate.parity_report import ParityReport, require_parity
 from export.gate.reference import Reference, largest_difference
 from export.gate.session import cpu_session, run_graph
 from export.graph.exporter_config import MoPEExporterConfig, exporter_config
+from export.graph.files import save
 from export.graph.fused import attention_layers, fuse, routers
 from export.graph.split import PartFile, SplitGraph, part_inputs, split
 from export.graph.static import to_static
-from export.graph.to_onnx import drop_routing, save, trace
+from export.graph.to_onnx import drop_routing, trace
 from export.options import Options
 from export.precision import Lowering, lowering
 from export.precision.check import DYNAMIC_OPS

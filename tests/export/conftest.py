@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from export.graph.exporter_config import MoPEExporterConfig, exporter_config
+from export.graph.files import save
 from export.graph.static import to_static
-from export.graph.to_onnx import save, trace
+from export.graph.to_onnx import trace
 from export.pipeline import export_bundle
 from mope_deploy.model import MoPE
 from tests.encoders import bert, vit
