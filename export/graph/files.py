@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
@@ -18,7 +16,7 @@ from export.limits import EMBED_LIMIT
 from mope_deploy.errors import ExportError
 from mope_deploy.files import reason
 
-__all__ = ["SMALL", "add_weight", "check_file", "element_types", "external_weights", "read", "save", "write"]
+__all__ = ["SMALL", "check_file", "element_types", "external_weights", "read", "save", "write"]
 
 SMALL = 1024  # bytes; smaller tensors stay in the file, where shape inference can read them
 
@@ -130,11 +128,3 @@ def external_weights(file: Path) -> dict[str, ir.ExternalTensor]:
     """The weights of a graph that lie outside its own file, by name."""
     tensors = {name: value.const_value for name, value in ir.load(file).graph.initializers.items()}
     return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, ir.ExternalTensor)}
-
-
-def add_weight(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-    """Store another weight in a graph."""
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
-    graph.register_initializer(value)
-    return value

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from export.graph import files as graphs
+from export.graph.files import element_types, read
 from export.graph.operators import FLOAT_OPS, MOVING_OPS, takes
 from export.precision.layout import PRODUCTS, Layout, Product, layout, module_of, source_weight
 from mope_deploy.errors import ExportError
@@ -52,8 +52,8 @@ def check_types(
     Raises:
         ExportError: naming the node or tensor that is not what was asked for.
     """
-    model = graphs.read(path)
-    file = _File(model.graph, model.opset_imports[""], graphs.element_types(path), frozenset(keep))
+    model = read(path)
+    file = _File(model.graph, model.opset_imports[""], element_types(path), frozenset(keep))
     _check_products(file, source or file.layout)
     _check_edges(file)
     _check_stored_once(file)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir import DataType
 
-from export.graph.files import add_weight
+from export.graph.insert import add_node, add_weight
 
 __all__ = ["Crossing", "added", "declare", "packed", "unpack", "width"]
 
@@ -77,19 +77,7 @@ def unpack(graph: ir.Graph, row: ir.Value, wanted: Sequence[tuple[ir.Value, Cros
 
 
 def added(
-    graph: ir.Graph,
-    op: str,
-    inputs: Sequence[ir.Value],
-    name: str,
-    *,
-    before: ir.Node | None = None,
-    **attributes: int,
+    graph: ir.Graph, op: str, inputs: Sequence[ir.Value], name: str, *, before: ir.Node | None = None, **attributes: int
 ) -> ir.Value:
     """The output, called ``name``, of a new node at the end of the graph or before another one."""
-    node = ir.node(op, inputs, attributes, name=f"split/{name}/{op}")
-    node.outputs[0].name = name
-    if before is None:
-        graph.append(node)
-    else:
-        graph.insert_before(before, node)
-    return node.outputs[0]
+    return add_node(graph, op, inputs, name, name=f"split/{name}/{op}", before=before, **attributes)
