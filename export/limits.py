@@ -36,7 +36,7 @@ METHODS = ("percentile", "entropy")  # how int8 cuts the outliers of an activati
 CALIBRATION_SAMPLES = 128  # that int8 reads its ranges from
 
 MIN_VALUES = 128  # that the parity gate compares of every output; a maximum over fewer says little about an error
-# That a precision below fp32 is judged on: with fewer, one weighs more than the tenth of a per cent that fp16 may differ by.
+# Rows for precisions below fp32: with fewer, one weighs more than the tenth of a per cent that fp16 may differ by.
 GATE_SAMPLES = 1000
 THRESHOLD_NAMES = ("labels", "routing", "metric")  # fields of export.gate.Thresholds
 GOLDEN_COUNT = 8  # samples that a bundle carries to check a device with

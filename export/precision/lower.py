@@ -1,8 +1,4 @@
-"""Lowering: a canonical fp32 graph written again at another precision, with what must stay exact left in fp32.
-
-``half.py`` (fp16, bf16), ``int8.py`` and ``dynamic.py`` each implement :class:`Lowering`; ``check.py`` reads every file
-written back and refuses one that is not what was asked for.
-"""
+"""What every lowering is (:class:`Lowering`), and the one for each precision (:func:`lowering`)."""
 
 from __future__ import annotations
 
@@ -16,7 +12,7 @@ from export.limits import METHODS
 from mope_deploy.errors import UsageError
 from mope_deploy.manifest import PRECISIONS
 
-__all__ = ["METHODS", "Lowering", "lowering"]
+__all__ = ["Lowering", "lowering"]
 
 
 class Lowering(Protocol):
@@ -73,7 +69,7 @@ def lowering(
         graph: the canonical graph, as :func:`export.graph.files.save` wrote it.
         precision: one of :data:`mope_deploy.manifest.PRECISIONS` other than ``fp32``.
         calibration: arrays by input name, batch by batch, of real samples; needed for ``int8`` and read only there.
-        method: how ``int8`` chooses the range of an activation, one of :data:`METHODS`.
+        method: how ``int8`` chooses the range of an activation, one of :data:`export.limits.METHODS`.
         on_step: called with a few words as calibration advances.
 
     Raises:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx_ir import DataType
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from export.graph.naming import renumber
+from export.graph.probe import open_probe
 from export.graph.split.rows import Crossing, added, declare, packed, unpack, width
 from export.graph.split.sides import Sides, is_batch_size, values_of
 from mope_deploy.errors import ExportError
@@ -142,9 +142,7 @@ class Cut:
         file = self.source.with_name(f"{self.source.stem}.probe.onnx")  # beside the source, whose weights it reads
         try:
             ir.save(model, file)
-            options = ort.SessionOptions()
-            options.log_severity_level = 4  # every error is raised as well
-            session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            session = open_probe(file)
             for feeds in probes:
                 given = {name: feeds[name] for name in self.inputs[modality]}
                 runs.append((len(next(iter(given.values()))), session.run([value.name for value in made], given)))
