@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -30,7 +30,7 @@ def add_node(
     after: ir.Node | None = None,
     dtype: ir.DataType | None = None,
     shape: ir.Shape | None = None,
-    **attributes: int,
+    attributes: Mapping[str, int] | None = None,
 ) -> ir.Value:
     """Put a node of one output at the end of a graph, or beside another node.
 
@@ -44,7 +44,7 @@ def add_node(
         The output.
     """
     made = ir.Value(name=output, shape=shape, type=None if dtype is None else ir.TensorType(dtype))
-    node = ir.node(op, inputs, attributes, outputs=[made], name=name)
+    node = ir.node(op, inputs, dict(attributes or {}), outputs=[made], name=name)
     if before is not None:
         graph.insert_before(before, node)
     elif after is not None:

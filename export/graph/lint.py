@@ -52,33 +52,17 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
 
 # Inputs that decide the shape of the output: they may be computed from shapes, never from values of the graph's inputs.
 _SHAPE_OPERANDS: Mapping[str, tuple[int, ...]] = {
+    **dict.fromkeys(("Expand", "OneHot", "Pad", "Reshape", "Split", "Tile", "TopK"), (1,)),
     "ConstantOfShape": (0,),
-    "Expand": (1,),
-    "OneHot": (1,),
-    "Pad": (1,),
     "Range": (0, 1, 2),
-    "Reshape": (1,),
     "Resize": (1, 2, 3),
     "Slice": (1, 2, 3, 4),
-    "Split": (1,),
-    "Tile": (1,),
-    "TopK": (1,),
 }
 # Inputs that TensorRT wants as constants of the file.
 _CONSTANT_OPERANDS: Mapping[str, tuple[int, ...]] = {
-    "CumSum": (1,),
-    "ReduceL1": (1,),
-    "ReduceL2": (1,),
-    "ReduceMax": (1,),
-    "ReduceMean": (1,),
-    "ReduceMin": (1,),
-    "ReduceProd": (1,),
-    "ReduceSum": (1,),
-    "ReduceSumSquare": (1,),
+    **dict.fromkeys((op for op in ALLOWED_OPS if op.startswith("Reduce")), (1,)),
+    **dict.fromkeys(("CumSum", "Squeeze", "TopK", "Unsqueeze"), (1,)),
     "Slice": (3,),
-    "Squeeze": (1,),
-    "TopK": (1,),
-    "Unsqueeze": (1,),
 }
 _FROM_SHAPES = ("Shape", "Size")  # their outputs depend on shapes alone, whatever their input is
 _DTYPES = frozenset(
@@ -225,10 +209,9 @@ def _attributes(node: ir.Node) -> Iterator[tuple[str, str]]:
     reduction = node.attributes.get_string("reduction", "none")
     if node.op_type in ("ScatterElements", "ScatterND") and reduction != "none":
         yield f"has the reduction {reduction!r}", "scatter without a reduction, or use MatMul"
-    if node.op_type == "Resize" and node.attributes.get_int("antialias", 0):
+    if node.op_type == "Resize" and node.attributes.get_int("antialias"):
         yield "has antialias = 1", "resize in preprocessing, where both sides do the same"
-    to = DataType(node.attributes.get_int("to", DataType.UNDEFINED)) if node.op_type == "Cast" else DataType.FLOAT
-    if to not in _DTYPES:
+    if node.op_type == "Cast" and (to := DataType(node.attributes["to"].as_int())) not in _DTYPES:
         yield f"casts to {to.name}", _STAY
     held = ir.convenience.get_const_tensor(node.outputs[0]) if "value" in node.attributes else None
     if node.op_type == "Constant" and held is not None and held.dtype not in _DTYPES:

@@ -220,7 +220,7 @@ class _Rewrite:
                 before=self.graph[0] if producer is None else None,
                 dtype=to,
                 shape=value.shape,
-                to=to,
+                attributes={"to": to},
             )
         return self.casts[value, to]
 
@@ -236,7 +236,7 @@ class _Rewrite:
             after=value.producer(),
             dtype=_FLOAT,
             shape=value.shape,
-            to=1,
+            attributes={"to": _FLOAT},
         )
 
 
@@ -264,7 +264,9 @@ def _emulate(graph: ir.Graph, half: DataType) -> None:
 def _cast_behind(graph: ir.Graph, value: ir.Value, to: DataType) -> ir.Value:
     name = f"{value.name}.rounded" if to != _FLOAT else f"{value.name}.back"
     after = value.producer()
-    return add_node(graph, "Cast", [value], name, name="Cast", after=after, dtype=to, shape=value.shape, to=to)
+    return add_node(
+        graph, "Cast", [value], name, name="Cast", after=after, dtype=to, shape=value.shape, attributes={"to": to}
+    )
 
 
 def _fits(constant: ir.TensorProtocol | None, half: DataType) -> bool:

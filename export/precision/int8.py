@@ -159,7 +159,7 @@ def _dequantised(
         before=node,
         dtype=ir.DataType.FLOAT,
         shape=value.shape,
-        **attributes,
+        attributes=attributes,
     )
 
 

@@ -80,4 +80,4 @@ def added(
     graph: ir.Graph, op: str, inputs: Sequence[ir.Value], name: str, *, before: ir.Node | None = None, **attributes: int
 ) -> ir.Value:
     """The output, called ``name``, of a new node at the end of the graph or before another one."""
-    return add_node(graph, op, inputs, name, name=f"split/{name}/{op}", before=before, **attributes)
+    return add_node(graph, op, inputs, name, name=f"split/{name}/{op}", before=before, attributes=attributes)

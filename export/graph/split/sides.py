@@ -117,7 +117,7 @@ def is_batch_size(node: ir.Node) -> bool:
     value = node.inputs[0] if node.op_type == "Shape" else None
     if value is None or not value.is_graph_input():
         return False
-    return node.attributes.get_int("start", 0) == 0 and node.attributes.get_int("end") == 1
+    return not node.attributes.get_int("start") and node.attributes.get_int("end") == 1
 
 
 def values_of(graph: ir.Graph) -> list[ir.Value]:
@@ -127,4 +127,4 @@ def values_of(graph: ir.Graph) -> list[ir.Value]:
 
 def _union(sets: Mapping[ir.Value, frozenset[str]], node: ir.Node) -> frozenset[str]:
     """What is known of all operands of a node together."""
-    return frozenset().union(*(sets[value] for value in node.inputs if value in sets))
+    return frozenset().union(*(sets.get(value, ()) for value in node.inputs if value is not None))
