@@ -19,13 +19,11 @@ from mope_deploy.errors import ExportError, UsageError
 from tests.export.precision.conftest import (
     ROUTED,
     AllLowered,
-    Arrays,
-    feeds,
     one_layer,
     product_types,
     relative,
-    run,
 )
+from tests.export.runtime import Arrays, feeds, run
 
 INT8 = ("int8", "int8-dynamic")
 TEXT = "complementary.text.backbone.encoder.encoder.layer"
