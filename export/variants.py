@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from export.gate import THRESHOLDS, Evaluation, ParityGate, PrecisionReport, measure_precision, require_parity
 from export.graph.exporter_config import MoPEExporterConfig, exporter_config
+from export.graph.files import save
 from export.graph.fused import attention_layers, fuse, routers
 from export.graph.split import PartFile
 from export.graph.static import to_static
-from export.graph.to_onnx import drop_routing, save, trace
+from export.graph.to_onnx import drop_routing, trace
 from export.options import Options
 from export.precision import lowering
 from export.precision.check import DYNAMIC_OPS

@@ -193,6 +193,10 @@ def export(
     preset = get_target(device) if device is not None else None
     _check_belongs(formats, "trt", {"--backend": backend, "--compute": compute, "--tf32": tf32 or None})
     _check_belongs(formats, "triton", {"--triton": triton})
+    if "triton" in formats:
+        from export.pack.triton import schema
+
+        schema()  # a missing extra is found out before any work
     if preset is not None and precision is not None:
         preset.check_precisions([name.strip().lower() for name in precision.split(",")])
     options = Options(

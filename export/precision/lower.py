@@ -66,7 +66,7 @@ def lowering(
     """Prepare a graph for one precision; calibration, where there is any, happens here and once.
 
     Args:
-        graph: the canonical graph, as :func:`export.graph.to_onnx.save` wrote it.
+        graph: the canonical graph, as :func:`export.graph.files.save` wrote it.
         precision: one of :data:`mope_deploy.manifest.PRECISIONS` other than ``fp32``.
         calibration: arrays by input name, batch by batch, of real samples; needed for ``int8`` and read only there.
         method: how ``int8`` chooses the range of an activation, one of :data:`export.limits.METHODS`.

@@ -24,7 +24,7 @@ from mope_deploy.errors import BundleError, DataError, MediaError, UsageError
 from mope_deploy.manifest import read_manifest
 from mope_deploy.model import MoPE
 from mope_deploy.preprocess import Waveform
-from tests.export.running import run_files
+from tests.export.runtime import run_named
 from tests.media import Encoders, media_model, tone, write_video
 from tests.tiny import LABELS, WORDS
 
@@ -124,7 +124,7 @@ def test_a_part_for_each_modality_that_may_be_missing(
     ]
     inputs, _ = Bundle.open(path).golden()
     for part in graph.parts:
-        y, _ = run_files(path / part.file, inputs).values()
+        y, _ = run_named(path / part.file, inputs).values()
         missing = inputs[f"{part.modality}_present"] == 0
         stand_in = model.stand_ins[part.modality].detach().numpy()
         np.testing.assert_array_equal(y[missing], np.tile(stand_in, (missing.sum(), 1)))

@@ -16,7 +16,7 @@ import torch
 
 from export import export_bundle
 from export.gate.reference import eager_outputs
-from export.graph.to_onnx import save
+from export.graph.files import save
 from mope_deploy import load
 from mope_deploy.bundle import Bundle
 from mope_deploy.data import open_samples

@@ -22,7 +22,7 @@ from mope_deploy.errors import ConfigError, EngineError, ExportError
 from mope_deploy.model import EncoderSpec, MoPE
 from mope_deploy.model.backbones import load_encoder
 from tests.export.rtx import build as build_engine
-from tests.export.running import run_files
+from tests.export.runtime import run_named
 from tests.families.conftest import Graph, build, inputs_of
 from tests.families.oracles.fusion import mope
 from tests.families.table import FAMILIES, FUSED_GRAPHS, GRAPHS, MAIN, PRECISIONS, Family, by_name, partner
@@ -268,8 +268,9 @@ def test_the_prompted_graph_is_faithful(names: tuple[str, str], graph: Callable[
     assert not measure(changed, exported.file, exported.config, cases).passed
     cut = split(exported.file, tmp_path, part_inputs(exported.model), [case.inputs for case in cases[:2]])
     for case in cases[:3]:
-        whole = run_files(exported.file, case.inputs)
-        np.testing.assert_equal(run_files(cut.main[0], case.inputs, cut.part_files), whole)
+        handed = {name: array for part in cut.part_files for name, array in run_named(part, case.inputs).items()}
+        whole = run_named(exported.file, case.inputs)
+        np.testing.assert_equal(run_named(cut.main[0], case.inputs | handed), whole)
 
 
 @graphs

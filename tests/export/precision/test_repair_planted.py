@@ -18,8 +18,9 @@ from torch import nn
 
 from export.gate import Evaluation, PrecisionReport, Thresholds, measure_precision
 from export.graph.exporter_config import exporter_config
+from export.graph.files import save
 from export.graph.static import to_static
-from export.graph.to_onnx import save, trace
+from export.graph.to_onnx import trace
 from export.pack.golden import pick_samples
 from export.precision import lowering
 from export.precision.repair import Lowered, lower_within_gate

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import onnx
+import onnx_ir
 import pytest
 from onnx import TensorProto, helper, parser
 
-from export.graph.lint import ALLOWED_OPS, check, lint
+from export.graph.lint import ALLOWED_OPS, Refusal
+from export.graph.lint import check as check_ir
+from export.graph.lint import lint as lint_ir
 from mope_deploy.errors import ExportError
+
+
+def check(model: onnx.ModelProto) -> None:
+    check_ir(onnx_ir.from_proto(model))
+
+
+def lint(model: onnx.ModelProto) -> list[Refusal]:
+    return lint_ir(onnx_ir.from_proto(model))
 
 
 def graph(body: str, *, opset: int = 18, ir: int = 10, imports: str = "") -> onnx.ModelProto:

@@ -11,8 +11,8 @@ import pytest
 
 from export.gate.cases import generated_cases
 from export.gate.parity import measure
+from export.graph.files import save
 from export.graph.fused import attention_layers, fuse, routers
-from export.graph.to_onnx import save
 from mope_deploy.errors import ExportError
 from tests.export.conftest import KINDS, Export
 from tests.tiny import tiny_model

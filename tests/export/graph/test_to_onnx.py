@@ -14,8 +14,9 @@ import torch
 from onnx import numpy_helper, parser
 from torch import Tensor, nn
 
+from export.graph.files import save
 from export.graph.static import to_static
-from export.graph.to_onnx import save, trace
+from export.graph.to_onnx import trace
 from mope_deploy.errors import ExportError, UsageError
 from tests.export.conftest import KINDS, OPSETS, Export
 from tests.export.rtx import parse_and_build

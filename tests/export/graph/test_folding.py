@@ -14,10 +14,11 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from export.graph.exporter_config import exporter_config
+from export.graph.files import save
 from export.graph.folding import AppendedExperts, Cost, FoldedExperts, LayerSize, Mixture, choose, constants, costs
 from export.graph.split import part_inputs, split
 from export.graph.static import to_static
-from export.graph.to_onnx import save, trace
+from export.graph.to_onnx import trace
 from export.limits import FOLDS
 from export.options import Options
 from mope_deploy.errors import UsageError

@@ -20,21 +20,16 @@ from export.pipeline import export_bundle, export_model
 from export.recheck import check_bundle
 from mope_deploy import load
 from mope_deploy.bundle import Bundle
-from mope_deploy.engines.session import Arrays
 from mope_deploy.errors import ExportError, ParityError, UsageError
 from tests.export.conftest import Export
-from tests.export.running import run_files
+from tests.export.runtime import Arrays, feeds, run_named
 from tests.export.test_variants import LOOSE
-from tests.tiny import tiny_inputs, tiny_model
+from tests.tiny import tiny_model
 
 TEXT = ("input_ids", "attention_mask")
 # The mapped token, and once more for each layer that norms it apart from other prompts; of each layer the router's
 # share of y; and where y alone routes (top1), keys and values of its expert and the routing itself.
 WIDTHS = {"dense": 32 + 2 * 4, "top2": 2 * 32 + 2 * 4, "top1": 2 * 32 + 2 * (2 * 3 * 32) + 2 * 5, "unrouted": 2 * 32}
-
-
-def feeds(batch: int, length: int, seed: int = 0) -> Arrays:
-    return {name: tensor.numpy() for name, tensor in tiny_inputs(batch, length, seed=seed).items()}
 
 
 PROBES = feeds(1, 5), feeds(3, 9)
@@ -47,16 +42,21 @@ def test_the_files_together_are_the_whole_graph(kind: str, exports: dict[str, Ex
     (part,) = cut.parts
     for batch, length in ((1, 3), (4, 7), (6, 20)):
         given = feeds(batch, length, seed=batch)
-        y, conditions = run_files(part.files[0], given).values()
-        assert (y.shape, conditions.shape) == ((batch, part.y_width), (batch, part.width))
+        handed = run_named(part.files[0], given)
+        assert {name: array.shape for name, array in handed.items()} == {
+            "y_text": (batch, part.y_width),
+            "conditions_text": (batch, part.width),
+        }
         with torch.no_grad():
             expected = export.model.encode_complementary({name: torch.from_numpy(given[name]) for name in TEXT})
-        np.testing.assert_allclose(y, expected["text"], atol=1e-5)
-        picture = {"pixel_values": given["pixel_values"]}
-        outputs = run_files(export.file, given)
-        np.testing.assert_equal(run_files(cut.main[0], picture | {"conditions_text": conditions}), outputs)
+        np.testing.assert_allclose(handed["y_text"], expected["text"], atol=1e-5)
+        outputs, found = run_named(export.file, given), run_named(cut.main[0], given | handed)
+        assert list(found) == list(outputs)
+        for name in outputs:
+            np.testing.assert_array_equal(found[name], outputs[name])
         if batch > 1:
-            other = run_files(cut.main[0], picture | {"conditions_text": conditions[::-1].copy()})
+            handed["conditions_text"] = handed["conditions_text"][::-1].copy()
+            other = run_named(cut.main[0], given | handed)
             assert np.abs(other["logits"] - outputs["logits"]).max() > 1e-3
     assert part.width == WIDTHS[kind]
 
@@ -133,7 +133,8 @@ def test_a_weight_that_both_sides_need_stays_with_the_main_file(tmp_path: Path) 
     assert "table" in text - main
     assert cut.parts[0].width == 80  # y itself
     given = plain_feeds(4, 6)
-    np.testing.assert_equal(run_files(file, given), run_files(cut.main[0], given, cut.part_files))
+    handed = run_named(cut.part_files[0], given)
+    np.testing.assert_array_equal(run_named(cut.main[0], given | handed)["logits"], run_named(file, given)["logits"])
 
 
 @pytest.mark.parametrize(
