@@ -25,9 +25,10 @@ import mope_deploy
 from benchmarks.encoders import BarePair, Encoders
 from benchmarks.settings import FORMS, TEXT_LENGTH, Settings, Size
 from export.graph.exporter_config import EXAMPLE_BATCH, EXAMPLE_LENGTH, exporter_config
+from export.graph.files import save
 from export.graph.split import split
 from export.graph.static import StaticMoPE, to_static
-from export.graph.to_onnx import save, trace
+from export.graph.to_onnx import trace
 from export.precision import lowering
 from export.precision.check import DYNAMIC_OPS
 from mope_deploy.console import err

@@ -4,44 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from export.precision import METHODS as CALIBRATION_METHODS
+from export.limits import (
+    CALIBRATION_SAMPLES,
+    DEFAULT_OPSET,
+    FOLDS,
+    GATE_SAMPLES,
+    METHODS,
+    OPSETS,
+    THRESHOLD_NAMES,
+)
 from mope_deploy.engines.tensorrt.profiles import Sizes
 from mope_deploy.errors import UsageError
 from mope_deploy.fields import nearest
-from mope_deploy.manifest import MANIFEST, MAX_THREADS, PRECISIONS
+from mope_deploy.manifest import MAX_THREADS, PRECISIONS
 from mope_deploy.targets import get_target
 
-__all__ = [
-    "CALIBRATION_METHODS",
-    "CALIBRATION_SAMPLES",
-    "DEFAULT_OPSET",
-    "FOLDS",
-    "FORMATS",
-    "GATE_SAMPLES",
-    "MAX_IR_VERSION",
-    "OPSETS",
-    "Options",
-    "check_names",
-    "check_opset",
-    "check_target",
-    "parse_list",
-    "parse_thresholds",
-]
-
-FORMATS = ("onnx", "trt", "triton")
-# How prompts enter the layers (export.graph.folding): the cheapest of the others for each layer; known keys and values as
-# constants but mixtures as tokens where they need a variance; that from products of experts, or from the mixture;
-# nothing folded; prompts through the whole layers.
-FOLDS = ("auto", "tables", "gram", "mixed", "none", "token")
-CALIBRATION_SAMPLES = 128
-THRESHOLD_NAMES = ("labels", "routing", "metric")
-GATE_SAMPLES = 1000  # that a precision below fp32 is judged on
-
-OPSETS = range(17, 21)  # what the TensorRT parsers and ONNX Runtime 1.18 all read
-DEFAULT_OPSET = 18
-MAX_IR_VERSION = 10  # the newest that ONNX Runtime 1.18 (JetPack 6) reads
+__all__ = ["Options", "check_names", "check_opset", "parse_list", "parse_thresholds"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +41,7 @@ class Options:
         thresholds: what precisions below fp32 have to reach instead of the defaults
             (:data:`export.gate.THRESHOLDS`): ``labels``, ``routing`` and ``metric``, shares of 1.
         calibration_samples: real samples that int8 reads its ranges from.
-        calibration_method: how outliers among them are cut, one of :data:`CALIBRATION_METHODS`.
+        calibration_method: how outliers among them are cut, one of :data:`METHODS`.
         target: name of a device preset (:data:`mope_deploy.targets.TARGETS`) that every graph must suit; or None.
         batch, text_length, audio_length: ``min:opt:max`` that engines are built for; None for the target's, else for
             the library's user to choose.
@@ -84,7 +63,7 @@ class Options:
     gate_samples: int = GATE_SAMPLES
     thresholds: Mapping[str, float] = field(default_factory=dict)
     calibration_samples: int = CALIBRATION_SAMPLES
-    calibration_method: str = CALIBRATION_METHODS[0]
+    calibration_method: str = METHODS[0]
     target: str | None = None
     batch: str | None = None
     text_length: str | None = None
@@ -106,7 +85,7 @@ class Options:
             check_names("threshold", (name,), THRESHOLD_NAMES)
             if not 0 <= share <= 1:
                 raise UsageError(f"the threshold {name}", received=share, expected="a share from 0 to 1")
-        check_names("calibration method", (self.calibration_method,), CALIBRATION_METHODS)
+        check_names("calibration method", (self.calibration_method,), METHODS)
         if self.target is not None:
             get_target(self.target).check(opset=self.opset, precisions=self.precisions)
         for axis, sizes in self.profile().items():
@@ -204,17 +183,3 @@ def check_opset(opset: int) -> int:
             todo=f"{DEFAULT_OPSET} is the safest",
         )
     return opset
-
-
-def check_target(target: Path, *, overwrite: bool) -> None:
-    """Refuse a target before any work; :func:`mope_deploy.bundle.write_bundle` decides again when it writes.
-
-    Raises:
-        UsageError: something is there that may not be replaced.
-    """
-    if not target.is_symlink() and not target.exists():
-        return
-    if target.is_symlink() or not (target / MANIFEST).is_file():
-        raise UsageError(f"{target} exists and is not a bundle, so it is not replaced", todo="choose another name")
-    if not overwrite:
-        raise UsageError(f"{target} exists", todo="choose another name with --out, or add --overwrite")

@@ -91,6 +91,13 @@ class Task(Protocol):
         """Which samples carry each label, (C, n), from :meth:`encode`'s targets."""
         ...
 
+    def flips(self, logits: NDArray[Any], others: NDArray[Any]) -> list[tuple[str, str, str, float]]:
+        """Where one sample's logits (C,) and another model's decide differently.
+
+        What is decided, both decisions, and by how much ``logits`` prefer their own to the other one.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class SingleLabel:
@@ -139,6 +146,11 @@ class SingleLabel:
 
     def members(self, targets: NDArray[Any]) -> NDArray[np.bool_]:
         return targets[None, :] == np.arange(len(self.labels))[:, None]
+
+    def flips(self, logits: NDArray[Any], others: NDArray[Any]) -> list[tuple[str, str, str, float]]:
+        ours, theirs = int(logits.argmax()), int(others.argmax())
+        margin = float(logits[ours]) - float(logits[theirs])
+        return [] if ours == theirs else [("label", self.labels[ours], self.labels[theirs], margin)]
 
 
 @dataclass(frozen=True)
@@ -189,6 +201,10 @@ class MultiLabel:
 
     def members(self, targets: NDArray[Any]) -> NDArray[np.bool_]:
         return targets.T
+
+    def flips(self, logits: NDArray[Any], others: NDArray[Any]) -> list[tuple[str, str, str, float]]:
+        pairs = zip(self.verdicts(logits), self.verdicts(others), strict=True)
+        return [(what, ours, theirs, margin) for (what, ours, margin), (_, theirs, _) in pairs if ours != theirs]
 
 
 TASKS: dict[str, type[SingleLabel] | type[MultiLabel]] = {kind.type: kind for kind in (SingleLabel, MultiLabel)}

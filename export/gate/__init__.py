@@ -1,24 +1,50 @@
-"""The routing-aware gate for files of lower precision: against the untouched eager float32 model, on real samples.
+"""Everything that can say no to an exported file, and what is compared with what.
 
-Lower precision changes values, so values alone decide nothing here. What has to survive is what users see and what
+==================  ================================  ===================================  ============================
+the file            is compared with                  on                                   and must have
+==================  ================================  ===================================  ============================
+fp32, and fused     the trained model itself, eager   generated batches of awkward sizes,  names, dtypes and axes as
+(``parity.py``)     in PyTorch, in token form: never  and real samples                     asked for; values within
+                    the rewrite that was traced       (``cases.py``)                       1e-5, or float32's own
+                    (``reference.py``)                                                     rounding; every label and top
+                                                                                           expert equal but near-ties
+fp16, bf16, int8,   the same                          real samples alone                   shares of equal labels, of
+int8-dynamic                                          (``evaluation.py``)                  equal top experts in every
+(``measure.py``)                                                                           layer, a bounded drop of the
+                                                                                           metric (``thresholds.py``)
+in parts            the whole graph, and then the     all batches of the parity gate       the same values to the last
+(export/parts.py)   model again as above                                                   bit, or the gate once more
+in a bundle         the model again, both gates       other batches and samples, by seed   as above
+(export/recheck.py)
+==================  ================================  ===================================  ============================
+
+Files run as a device runs them (``device.py``). What was found is ``parity_report.py``'s and ``lowered_report.py``'s.
+Lower precision changes values, so values alone decide nothing there. What has to survive is what users see and what
 MoPE is about: the predicted labels, the task's metric, and in every layer the expert that counts most.
+
+A device compares its engine with golden samples (:mod:`mope_deploy.engines.golden`), not with a model.
 """
 
 from export.gate.evaluation import Evaluation
 from export.gate.lowered_report import Flip, LogitsError, Metric, PrecisionReport, Share, require_precision
-from export.gate.measure import measure_precision
-from export.gate.thresholds import SAMPLES, THRESHOLDS, Thresholds
+from export.gate.measure import judge_again, measure_precision
+from export.gate.parity import ParityGate
+from export.gate.parity_report import ParityReport, require_parity
+from export.gate.thresholds import THRESHOLDS, Thresholds
 
 __all__ = [
-    "SAMPLES",
     "THRESHOLDS",
     "Evaluation",
     "Flip",
     "LogitsError",
     "Metric",
+    "ParityGate",
+    "ParityReport",
     "PrecisionReport",
     "Share",
     "Thresholds",
+    "judge_again",
     "measure_precision",
+    "require_parity",
     "require_precision",
 ]

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.graph.exporter_config import EXAMPLE_BATCH, EXAMPLE_LENGTH, MoPEGraph
+from export.limits import MIN_VALUES
 from mope_deploy.data import Sample
 from mope_deploy.preprocess import AudioSpec, Preprocessing, VideoSpec, present_name
 
-__all__ = ["MIN_VALUES", "Case", "generated_cases", "rows_needed", "sample_cases"]
+__all__ = ["Case", "generated_cases", "rows_needed", "sample_cases"]
 
-MIN_VALUES = 128  # a maximum over fewer values says little about an error
 _SHORTEST = 3  # tokens: one word between two special ones
 _REAL_BATCH = 16
 

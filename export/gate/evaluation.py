@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from export.gate.reference import eager_outputs
 from mope_deploy.data import Sample
+from mope_deploy.engines.onnxruntime.cpu import CpuSettings
 from mope_deploy.errors import DataError
 from mope_deploy.model import MoPE
 
@@ -50,12 +51,13 @@ class Evaluation:
 
     Args:
         model: the trained model; its mode is left as it is.
-        samples: as many as there are, at best :data:`~export.gate.SAMPLES` or more. Those without a label
+        samples: as many as there are, at best :data:`~export.limits.GATE_SAMPLES` or more. Those without a label
             count for everything but the metric.
         on_step: called with a few words after each batch.
+        cpu: how a device sets up the sessions of those files; see :func:`export.gate.device.open_files`.
 
     Attributes:
-        truth: class indices (n,), -1 for none; of multi-label models booleans (n, C).
+        truth: of all samples, in the form of :meth:`mope_deploy.task.Task.encode`.
         labelled: booleans (n,), which samples have a label.
 
     Raises:
@@ -63,11 +65,17 @@ class Evaluation:
     """
 
     def __init__(
-        self, model: MoPE, samples: Sequence[Sample], *, on_step: Callable[[str], None] = lambda _: None
+        self,
+        model: MoPE,
+        samples: Sequence[Sample],
+        *,
+        on_step: Callable[[str], None] = lambda _: None,
+        cpu: CpuSettings | None = None,
     ) -> None:
-        self.model, self.samples, self.on_step = model, tuple(samples), on_step
+        self.model, self.samples, self.on_step, self.cpu = model, tuple(samples), on_step, cpu
         self.labelled = np.array([sample.label is not None for sample in self.samples], bool)  # (n,)
-        self.truth = _truth(self.samples, model.config.labels, multi_label=model.config.multi_label)
+        _check_labels(self.samples, model.task.labels)
+        self.truth = model.task.encode([sample.label for sample in self.samples])
         self._eager: dict[int, Arrays] = {}
         self._feeds: dict[int, Arrays] = {}
         self._bytes = 0
@@ -127,18 +135,11 @@ def _cut(arrays: Arrays, rows: slice) -> Arrays:
     return {name: array[rows] for name, array in arrays.items()}
 
 
-def _truth(samples: Sequence[Sample], labels: Sequence[str], *, multi_label: bool) -> NDArray[Any]:
-    """Class indices (n,), -1 without a label; or booleans (n, C)."""
-    index = {name: i for i, name in enumerate(labels)}
-    truth = np.zeros((len(samples), len(labels)), bool) if multi_label else np.full(len(samples), -1)
-    for row, sample in enumerate(samples):
+def _check_labels(samples: Sequence[Sample], labels: Sequence[str]) -> None:
+    known = set(labels)
+    for sample in samples:
         for name in (sample.label,) if isinstance(sample.label, str) else sample.label or ():
-            if name not in index:
+            if name not in known:
                 raise DataError(
                     f"{sample.where}: unknown label", received=repr(name), expected=f"one of {', '.join(labels[:10])}"
                 )
-            if multi_label:
-                truth[row, index[name]] = True
-            else:
-                truth[row] = index[name]
-    return truth

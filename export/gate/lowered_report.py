@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
 
-from export.gate.parity_report import InterfaceCheck, json_safe, verdict
-from export.gate.thresholds import SAMPLES, Thresholds
-from mope_deploy.errors import ParityError
+from export.gate.found import InterfaceCheck, json_safe, percent, require, verdict, wrong
+from export.gate.thresholds import Thresholds
+from export.limits import GATE_SAMPLES
 
 __all__ = ["Flip", "LogitsError", "Metric", "PrecisionReport", "Share", "require_precision"]
 
@@ -177,12 +176,7 @@ class PrecisionReport:
 
     def problems(self) -> list[str]:
         """Everything that failed as a phrase."""
-        found = [
-            f"{check.what}: received {check.received}, expected {check.expected}"
-            for check in self.interface
-            if not check.passed
-        ]
-        if found:
+        if found := wrong(self.interface):
             return found
         if not self.samples:
             return ["nothing was compared"]
@@ -190,17 +184,17 @@ class PrecisionReport:
         if not self.finite:
             found.append("an output is NaN or infinite")
         if not self.labels_passed:
-            found.append(f"{_of(self.labels)} predicted labels agree, at least {_percent(asked.labels)} must")
+            found.append(f"{_of(self.labels)} predicted labels agree, at least {percent(asked.labels)} must")
         if self.metric is not None and asked.metric is not None and not self.metric_passed:
             found.append(
-                f"{self.metric.name} drops from {_percent(self.metric.before)} to {_percent(self.metric.after)}, at "
+                f"{self.metric.name} drops from {percent(self.metric.before)} to {percent(self.metric.after)}, at "
                 f"most {100 * asked.metric:g} points are allowed"
             )
         if asked.routing is not None and not self.routing_passed:
             if not self.experts:
                 found.append("the file has no output routing, so which experts it chooses was not compared")
             found += [
-                f"{_of(layer)} samples have the same top expert in layer {i}, at least {_percent(asked.routing)} must"
+                f"{_of(layer)} samples have the same top expert in layer {i}, at least {percent(asked.routing)} must"
                 for i, layer in enumerate(self.experts)
                 if layer.share < asked.routing
             ]
@@ -209,7 +203,7 @@ class PrecisionReport:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, every part with its verdict."""
         document = {"passed": self.passed, "problems": self.problems()} | dataclasses.asdict(self)
-        document["few_samples"] = self.samples < SAMPLES
+        document["few_samples"] = self.samples < GATE_SAMPLES
         document["thresholds"] = self.thresholds.to_dict()
         document["labels"] = _share(self.labels)
         document["metric"] = (
@@ -264,7 +258,7 @@ class PrecisionReport:
         table.add_row("error of logits", f"{self.samples:,}", error, "finite", verdict(self.finite))
         _add_share(table, "predicted labels", self.labels, asked.labels)
         if self.metric is not None:
-            change = f"{_percent(self.metric.before)} → {_percent(self.metric.after)}"
+            change = f"{percent(self.metric.before)} → {percent(self.metric.after)}"
             limit = "" if asked.metric is None else f"drop ≤ {100 * asked.metric:g}"
             passed = verdict(self.metric_passed) if limit else ""
             table.add_row(self.metric.name, f"{self.metric.samples:,}", change, limit, passed)
@@ -273,7 +267,7 @@ class PrecisionReport:
             name = f"top expert, worst layer ({self.worst_layer})"
             _add_share(table, name, self.experts[self.worst_layer], asked.routing)
         elif not self.routing_passed and asked.routing is not None:
-            table.add_row("top expert", "0", "no output routing", f"≥ {_percent(asked.routing)}", verdict(False))
+            table.add_row("top expert", "0", "no output routing", f"≥ {percent(asked.routing)}", verdict(False))
         if self.selections:
             all_layers = Share(sum(s.compared for s in self.selections), sum(s.equal for s in self.selections))
             _add_share(table, "selected experts", all_layers, None)
@@ -283,8 +277,8 @@ class PrecisionReport:
 
     def _remarks(self) -> list[str]:
         found = [_MARKS.get(self.mark, self.mark)] if self.mark else []
-        if self.samples < SAMPLES:
-            found.append(f"{self.samples:,} samples only; {SAMPLES:,} would say more")
+        if self.samples < GATE_SAMPLES:
+            found.append(f"{self.samples:,} samples only; {GATE_SAMPLES:,} would say more")
         if self.metric is None:
             found.append("no sample has a label, so no metric was compared")
         return found
@@ -296,19 +290,15 @@ def require_precision(report: PrecisionReport) -> PrecisionReport:
     Raises:
         ParityError: with what failed.
     """
-    if not report.passed:
-        shown = report.problems()
-        more = f"; and {len(shown) - 4} more" if len(shown) > 4 else ""
-        raise ParityError(f"{report.file} is not the model in {report.precision}: {'; '.join(shown[:4])}{more}")
-    return report
+    return require(report, f"is not the model in {report.precision}")
 
 
 def _add_share(table: Table, name: str, found: Share, asked: float | None) -> None:
     table.add_row(
         name,
         f"{found.compared:,}",
-        f"{found.equal:,} equal, {_percent(found.share)}",
-        "" if asked is None else f"≥ {_percent(asked)}",
+        f"{found.equal:,} equal, {percent(found.share)}",
+        "" if asked is None else f"≥ {percent(asked)}",
         "" if asked is None else verdict(found.share >= asked),
     )
 
@@ -318,9 +308,4 @@ def _share(found: Share) -> dict[str, float | int]:
 
 
 def _of(found: Share) -> str:
-    return f"{found.equal:,} of {found.compared:,} ({_percent(found.share)})"
-
-
-def _percent(share: float) -> str:
-    """Rounded down, so that what failed never reads as what was required."""
-    return f"{math.floor(round(share * 1e4, 6)) / 100:.2f} %"
+    return f"{found.equal:,} of {found.compared:,} ({percent(found.share)})"

@@ -5,23 +5,24 @@ Letters: n samples · C classes · K experts.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from export.gate.device import open_checked, run_checked, runtime
 from export.gate.evaluation import Batch, Evaluation
 from export.gate.lowered_report import Flip, LogitsError, Metric, PrecisionReport, Share
-from export.gate.parity_report import InterfaceCheck
-from export.gate.session import RUNTIME, GraphSession, open_graph, reason, run_graph
 from export.gate.thresholds import Thresholds
 from export.graph.exporter_config import MoPEExporterConfig
+from mope_deploy import files
 from mope_deploy.metrics import report as scores
+from mope_deploy.task import Task
 
-__all__ = ["measure_precision"]
+__all__ = ["judge_again", "measure_precision"]
 
 _LISTED = 100  # flips written out; all are counted
 
@@ -55,18 +56,18 @@ def measure_precision(
     Raises:
         DataError: a sample that cannot be read.
     """
-    with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    session, interface = open_graph(file, config, parts)
+    digest = files.sha256(file)
+    session, interface = open_checked(file, config, parts, precision=precision, cpu=evaluation.cpu)
     outputs = tuple(config.outputs)
     runs: list[tuple[Batch, Arrays]] = []
     if session is not None:
         for batch in evaluation.batches(limit=limit, what=file.name):
-            lowered, failures = _run(session, batch, config, precision)
-            interface += failures
-            if lowered is None:
+            where = f"samples {batch.start + 1} to {batch.stop}"
+            found, checks = run_checked(session, batch.feeds, batch.eager, outputs, where)
+            if found is None:
+                interface += [check for check in checks if not check.passed]
                 break
-            runs.append((batch, lowered))
+            runs.append((batch, found))
     if not all(check.passed for check in interface):
         runs = []
     model, n = evaluation.model.config, sum(batch.stop - batch.start for batch, _ in runs)
@@ -76,14 +77,14 @@ def measure_precision(
         eager = {name: np.concatenate([batch.eager[name] for batch, _ in runs]) for name in runs[0][0].eager}
         lowered = {name: np.concatenate([arrays[name] for _, arrays in runs]) for name in outputs}
     finite = all(bool(np.isfinite(array).all()) for array in (*eager.values(), *lowered.values()))
-    labels, label_flips = _labels(eager, lowered, model.labels, evaluation.name, multi_label=model.multi_label)
+    labels, label_flips = _labels(eager, lowered, evaluation.model.task, evaluation.name)
     experts, expert_flips = _experts(eager, lowered, evaluation.name)
     return PrecisionReport(
         file=" + ".join(path.name for path in (file, *parts)),
         sha256=digest,
         precision=precision,
         reference="the eager model, PyTorch float32",
-        runtime=RUNTIME,
+        runtime=runtime(),
         mark=mark,
         samples=n,
         interface=tuple(interface),
@@ -101,26 +102,25 @@ def measure_precision(
     )
 
 
-def _run(
-    session: GraphSession, batch: Batch, config: MoPEExporterConfig, precision: str
-) -> tuple[Arrays | None, list[InterfaceCheck]]:
-    """The file's outputs for one batch, and what is wrong with them."""
-    outputs = tuple(config.outputs)
-    where = f"samples {batch.start + 1} to {batch.stop}"
-    try:
-        lowered = run_graph(session, batch.feeds, outputs, config=config, precision=precision)
-    except Exception as error:  # the library's own exceptions share no base class but this
-        return None, [InterfaceCheck(f"running {where}", reason(error), "outputs")]
-    checks = [
-        InterfaceCheck(
-            f"{name} of {where}",
-            f"{lowered[name].dtype} {lowered[name].shape}",
-            f"{batch.eager[name].dtype} {batch.eager[name].shape}",
-        )
-        for name in outputs
-    ]
-    failed = [check for check in checks if not check.passed]
-    return (None if failed else lowered), failed
+def judge_again(
+    evaluation: Evaluation,
+    file: Path,
+    config: MoPEExporterConfig,
+    *,
+    precision: str,
+    thresholds: Thresholds,
+    parts: Sequence[Path],
+) -> PrecisionReport:
+    """:func:`measure_precision` on a final graph, whose routing may be out of sight."""
+    return measure_precision(
+        evaluation,
+        file,
+        config,
+        precision=precision,
+        thresholds=thresholds if "routing" in config.outputs else replace(thresholds, routing=None),
+        mark="CPU" if precision == "fp16" else "",
+        parts=parts,
+    )
 
 
 def _error(eager: Arrays, lowered: Arrays) -> LogitsError:
@@ -136,43 +136,25 @@ def _error(eager: Arrays, lowered: Arrays) -> LogitsError:
     return LogitsError(*(float(value) if np.isfinite(value) else np.nan for value in found))
 
 
-def _verdicts(logits: Array, *, multi_label: bool) -> Array:
-    """What is decided: class indices (n, 1), or of multi-label models booleans (n, C), as training counts them."""
-    return logits >= 0 if multi_label else logits.argmax(axis=1)[:, None]
-
-
-def _labels(
-    eager: Arrays, lowered: Arrays, names: Sequence[str], name: Callable[[int], str], *, multi_label: bool
-) -> tuple[Share, tuple[Flip, ...]]:
+def _labels(eager: Arrays, lowered: Arrays, task: Task, name: Callable[[int], str]) -> tuple[Share, tuple[Flip, ...]]:
     if not eager:
         return Share(0, 0), ()
-    a, b = (_verdicts(side["logits"], multi_label=multi_label) for side in (lowered, eager))  # (n, 1) or (n, C)
-    flips = []
-    for row, column in np.argwhere(a != b).tolist():
-        chosen, ours = a[row, column], b[row, column]
-        logits = eager["logits"][row].astype(np.float64)
-        if multi_label:
-            answers = ("yes", "no") if ours else ("no", "yes")
-            flips.append(Flip(name(row), f"label {names[column]}", *answers, margin=abs(float(logits[column]))))
-        else:
-            flips.append(
-                Flip(name(row), "label", names[ours], names[chosen], margin=float(logits[ours] - logits[chosen]))
-            )
+    a, b = (task.cells(task.decide(side["logits"])) for side in (lowered, eager))  # (n, 1) or (n, C)
+    flips = [
+        Flip(name(row), *flip)
+        for row in np.flatnonzero((a != b).any(axis=1)).tolist()
+        for flip in task.flips(eager["logits"][row], lowered["logits"][row])
+    ]
     return Share(b.size, int((a == b).sum())), _largest(flips)
 
 
 def _metric(eager: Arrays, lowered: Arrays, evaluation: Evaluation, n: int) -> Metric | None:
-    known = evaluation.labelled[:n]
+    known, task = evaluation.labelled[:n], evaluation.model.task
     if not known.any():
         return None
-    model = evaluation.model.config
-    figure = "f1_micro" if model.multi_label else "accuracy"
-    found = []
-    for side in (eager, lowered):
-        decided = _verdicts(side["logits"], multi_label=model.multi_label)
-        decided = decided if model.multi_label else decided[:, 0]
-        found.append(float(scores(evaluation.truth[:n][known], decided[known], model.labels)[figure]))
-    return Metric(figure, int(known.sum()), *found)
+    truth, decided = evaluation.truth[:n][known], [task.decide(side["logits"])[known] for side in (eager, lowered)]
+    before, after = (float(scores(truth, one, task.labels)[task.metric]) for one in decided)
+    return Metric(task.metric, int(known.sum()), before, after)
 
 
 def _experts(eager: Arrays, lowered: Arrays, name: Callable[[int], str]) -> tuple[tuple[Share, ...], tuple[Flip, ...]]:

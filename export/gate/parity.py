@@ -4,16 +4,15 @@ The file is loaded fresh in ONNX Runtime; the reference is the trained model its
 Compared are names, dtypes, axes, shapes, values, predicted labels and, per layer, which expert counts most.
 
 Values: max|a − b| / max|b| ≤ 1e-5 in float32 over at least 128 values; where float32 itself rounds more than that, the
-file has to be as near to float64 as PyTorch is (see :class:`export.gate.parity_report.Rounding`). Decisions: all equal, except
-near-ties, whose two best candidates are no further apart than 10 × the error measured on the values; each is counted
-and listed.
+file has to be as near to float64 as PyTorch is (:class:`export.gate.parity_report.Rounding`). Decisions: all equal,
+except near-ties, whose two best candidates are no further apart than 10 × the error measured on the values; each is
+counted and listed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,14 +20,18 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from export.gate.cases import MIN_VALUES, Case
-from export.gate.parity_report import CEILING, Decisions, InterfaceCheck, NearTie, ParityReport, Rounding, ValueCheck
+from export.gate.cases import Case, generated_cases, sample_cases
+from export.gate.device import open_checked, run_checked, runtime
+from export.gate.parity_report import CEILING, Decisions, NearTie, ParityReport, Rounding, ValueCheck
 from export.gate.reference import Reference, eager_outputs, in_float64, largest_difference
-from export.gate.session import RUNTIME, GraphSession, open_graph, reason
 from export.graph.exporter_config import MoPEExporterConfig
+from export.limits import MIN_VALUES
+from mope_deploy import files
+from mope_deploy.data import Sample
+from mope_deploy.engines.onnxruntime.cpu import CpuSettings
 from mope_deploy.model import MoPE
 
-__all__ = ["NEAR_TIE_FACTOR", "measure"]
+__all__ = ["NEAR_TIE_FACTOR", "ParityGate", "measure"]
 
 NEAR_TIE_FACTOR = 10.0
 KEPT_SHARE = 0.8  # of the samples: more near-ties than that set aside would leave nothing compared
@@ -36,6 +39,52 @@ _LISTED = 100  # near-ties and differences written out; all are counted
 
 Array = NDArray[Any]
 T = TypeVar("T")
+
+
+class ParityGate:
+    """The gate for fp32, with its batches and the model's own outputs for them, which every graph is compared with.
+
+    Args:
+        model: the reference.
+        config: of the canonical graph.
+        samples: real ones to compare on, beside generated batches.
+        seed: of the generated batches.
+        cpu: how a device sets its session up; see :func:`export.gate.device.open_files`.
+        on_step: called with a few words before each batch.
+        on_report: called with each report, passed or not.
+
+    Attributes:
+        reports: what was found, by the graph's name.
+    """
+
+    def __init__(
+        self,
+        model: MoPE,
+        config: MoPEExporterConfig,
+        samples: Sequence[Sample],
+        *,
+        seed: int,
+        cpu: CpuSettings | None = None,
+        on_step: Callable[[str], None] = lambda _: None,
+        on_report: Callable[[ParityReport], None] = lambda _: None,
+    ) -> None:
+        self.reference = Reference(model)
+        self.cases = [*generated_cases(config.graph, seed=seed), *sample_cases(model.preprocessing, samples)]
+        self.cpu, self.on_step, self.on_report = cpu, on_step, on_report
+        self.reports: dict[str, ParityReport] = {}
+
+    def compare(self, name: str, file: Path, config: MoPEExporterConfig, parts: Sequence[Path] = ()) -> ParityReport:
+        """Compare one file, or the ``parts`` and the main file of a graph, with the model and keep the report."""
+        shown = self._shown(file.name)
+        report = measure(self.reference.model, file, config, shown, reference=self.reference, parts=parts, cpu=self.cpu)
+        self.reports[name] = report
+        self.on_report(report)
+        return report
+
+    def _shown(self, name: str) -> Iterator[Case]:
+        for i, case in enumerate(self.cases, 1):
+            self.on_step(f"comparing {name} with the model (batch {i} of {len(self.cases)})")
+            yield case
 
 
 def measure(
@@ -47,6 +96,7 @@ def measure(
     minimum: int = MIN_VALUES,
     reference: Reference | None = None,
     parts: Sequence[Path] = (),
+    cpu: CpuSettings | None = None,
 ) -> ParityReport:
     """Run both sides on ``cases`` and compare everything. Never raises for a wrong file: it is in the report.
 
@@ -59,23 +109,27 @@ def measure(
             than there are.
         reference: of ``model``, to compute its outputs once for several files.
         parts: of a graph in several files the others; the report's hash is that of ``file``.
+        cpu: how a device sets its session up; see :func:`export.gate.device.open_files`.
     """
     header: dict[str, Any] = {
         "file": " + ".join(path.name for path in (file, *parts)),
-        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "sha256": files.sha256(file),
         "reference": "the eager model, PyTorch float32",
-        "runtime": RUNTIME,
+        "runtime": runtime(),
         "tolerance": config.tolerance,
     }
     reference = reference or Reference(model)
-    session, interface = open_graph(file, config, parts)
+    session, interface = open_checked(file, config, parts, cpu=cpu)
     runs: list[_Run] = []
-    for case in cases if session is not None else ():
-        run, failures = _run(reference, session, case, tuple(config.outputs))
-        interface += failures
-        if run is None:
+    for case in cases:
+        if session is None:
             break
-        runs.append(run)
+        eager = reference.outputs(case)
+        exported, checks = run_checked(session, case.inputs, eager, list(config.outputs), case.name)
+        interface += checks
+        if exported is None:
+            break
+        runs.append(_Run(case, eager, exported))
     if not runs or not all(check.passed for check in interface):
         return ParityReport(**header, batches=(), interface=tuple(interface), values=(), decisions=(), set_aside=0)
     top_k = model.config.top_k if "routing" in config.outputs else 0
@@ -112,26 +166,6 @@ class _Run:
     case: Case
     eager: dict[str, Array]
     exported: dict[str, Array]
-
-
-def _run(
-    reference: Reference, session: GraphSession, case: Case, outputs: tuple[str, ...]
-) -> tuple[_Run | None, list[InterfaceCheck]]:
-    """Both sides on one batch, and whether the file's outputs have the eager model's dtypes and shapes."""
-    eager = reference.outputs(case)
-    try:
-        exported = dict(zip(outputs, session.run(list(outputs), case.inputs), strict=True))
-    except Exception as error:  # the library's own exceptions share no base class but this
-        return None, [InterfaceCheck(f"running {case.name}", reason(error), "outputs")]
-    checks = [
-        InterfaceCheck(
-            f"{name} of {case.name}",
-            f"{exported[name].dtype} {exported[name].shape}",
-            f"{eager[name].dtype} {eager[name].shape}",
-        )
-        for name in outputs
-    ]
-    return (_Run(case, eager, exported) if all(check.passed for check in checks) else None), checks
 
 
 def _values(
@@ -204,19 +238,13 @@ def _measured(values: Sequence[ValueCheck], output: str) -> float:
 
 
 def _labels(runs: Sequence[_Run], keep: Sequence[Array], model: MoPE, limit: float) -> Decisions:
-    """The predicted label of every kept row; of multi-label models every label's yes or no."""
-    names = model.config.labels
+    """Everything that is decided about every kept row."""
     judge = _Judge("labels", limit)
     for run, rows in zip(runs, keep, strict=True):
-        eager, exported = run.eager["logits"], run.exported["logits"]  # (B, C)
         for row in np.flatnonzero(rows).tolist():
-            if model.config.multi_label:
-                for c, name in enumerate(names):
-                    verdicts = ["yes" if side[row, c] > 0 else "no" for side in (eager, exported)]
-                    judge.add(run.case, row, f"label {name}", *verdicts, gap=abs(float(eager[row, c])))
-            else:
-                verdicts = [names[int(side[row].argmax())] for side in (eager, exported)]
-                judge.add(run.case, row, "label", *verdicts, gap=float(_gap(eager[row], 1)))
+            eager, exported = (model.task.verdicts(side["logits"][row]) for side in (run.eager, run.exported))
+            for (where, ours, gap), (_, theirs, _) in zip(eager, exported, strict=True):
+                judge.add(run.case, row, where, ours, theirs, gap=gap)
     return judge.decisions()
 
 

@@ -9,37 +9,21 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from mope_deploy.errors import ParityError
+from export.gate.found import InterfaceCheck, json_safe, require, verdict, wrong
 
 __all__ = [
     "CEILING",
     "Decisions",
-    "InterfaceCheck",
     "NearTie",
     "ParityReport",
     "Rounding",
     "ValueCheck",
-    "json_safe",
     "require_parity",
-    "verdict",
 ]
 
 CEILING = 1e-4  # relative; no rounding of float32 excuses more
 TYPICAL_RATIO = 2.0  # how much farther from float64 than PyTorch the file may be on a typical row
 WORST_RATIO = 10.0  # and on any one
-
-
-@dataclass(frozen=True)
-class InterfaceCheck:
-    """One property of the file that can only be right or wrong: a name, a dtype, the axes, that it runs."""
-
-    what: str
-    received: str
-    expected: str
-
-    @property
-    def passed(self) -> bool:
-        return self.received == self.expected
 
 
 @dataclass(frozen=True)
@@ -203,11 +187,7 @@ class ParityReport:
 
     def problems(self) -> list[str]:
         """Every failed check as a phrase."""
-        found = [
-            f"{check.what}: received {check.received}, expected {check.expected}"
-            for check in self.interface
-            if not check.passed
-        ]
+        found = wrong(self.interface)
         for check in self.values:
             if check.values < check.enough:
                 found.append(f"{check.output} on {check.source}: only {check.values} values of {check.enough} needed")
@@ -229,14 +209,14 @@ class ParityReport:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, every check with its verdict."""
-        document = {"passed": self.passed, "problems": self.problems()} | dataclasses.asdict(self)
+        document: dict[str, Any] = {"passed": self.passed, "problems": self.problems()} | dataclasses.asdict(self)
         document["batches"] = [{"name": name, "source": source} for name, source in self.batches]
-        document["interface"] = [dataclasses.asdict(check) | {"passed": check.passed} for check in self.interface]
         document["values"] = [
-            dataclasses.asdict(check) | {"error": check.error, "earned": check.earned, "passed": check.passed}
-            for check in self.values
+            dataclasses.asdict(check) | {"error": check.error, "earned": check.earned} for check in self.values
         ]
-        document["decisions"] = [dataclasses.asdict(check) | {"passed": check.passed} for check in self.decisions]
+        for kind in ("interface", "values", "decisions"):
+            for entry, check in zip(document[kind], getattr(self, kind), strict=True):
+                entry["passed"] = check.passed
         return json_safe(document)
 
     def figures(self) -> dict[str, float | str | bool]:
@@ -257,10 +237,9 @@ class ParityReport:
         table = Table(title=f"{self.file} against {self.reference}", title_justify="left")
         for column in ("check", "compared", "result", "allowed", ""):
             table.add_column(column, justify="left" if column == "check" else "right")
-        wrong = [check for check in self.interface if not check.passed]
-        for one in wrong:
+        for one in (check for check in self.interface if not check.passed):
             table.add_row(one.what, "", one.received, one.expected, verdict(False))
-        if not wrong:
+        if not wrong(self.interface):
             table.add_row("names, dtypes, axes, shapes", f"{len(self.interface)}", "equal", "equal", verdict(True))
         for check in self.values:
             table.add_row(
@@ -290,28 +269,10 @@ def require_parity(report: ParityReport) -> ParityReport:
     Raises:
         ParityError: with every failed check.
     """
-    if not report.passed:
-        shown = report.problems()
-        more = f"; and {len(shown) - 4} more" if len(shown) > 4 else ""
-        raise ParityError(f"{report.file} does not compute what the model computes: {'; '.join(shown[:4])}{more}")
-    return report
+    return require(report, "does not compute what the model computes")
 
 
 def _off(rounding: Rounding | None) -> str:
     if rounding is None:
         return ""
     return f"; off float64: PyTorch {rounding.eager:.1e}, the file {rounding.exported:.1e}"
-
-
-def verdict(passed: bool) -> str:
-    """For a cell of a table."""
-    return "[green]pass[/green]" if passed else "[red]FAIL[/red]"
-
-
-def json_safe(value: Any) -> Any:
-    """``value`` with NaN and infinities as text: JSON has none."""
-    if isinstance(value, dict):
-        return {key: json_safe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_safe(item) for item in value]
-    return str(value) if isinstance(value, float) and not np.isfinite(value) else value

@@ -6,9 +6,7 @@ from dataclasses import dataclass, fields
 
 from mope_deploy.errors import UsageError
 
-__all__ = ["SAMPLES", "THRESHOLDS", "Thresholds"]
-
-SAMPLES = 1000  # with fewer, one sample weighs more than the tenth of a per cent that fp16 may differ by
+__all__ = ["THRESHOLDS", "Thresholds"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,25 +1,24 @@
-"""Reading and writing the graphs that are lowered, and the element type of every tensor in them."""
+"""Reading and writing graphs, and the element type of every tensor in them."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnx_ir as ir
-from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, helper
+from onnx import TensorProto, helper
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from export.graph import lint
 from export.graph.naming import renumber
-from export.graph.to_onnx import EMBED_LIMIT
+from export.limits import EMBED_LIMIT
 from mope_deploy.errors import ExportError
+from mope_deploy.files import reason
 
-__all__ = ["add_weight", "check_file", "element_types", "read", "write"]
+__all__ = ["SMALL", "check_file", "element_types", "external_weights", "read", "save", "write"]
 
-_SMALL = 1024  # bytes; larger tensors are declared to type inference by their shape alone
+SMALL = 1024  # bytes; smaller tensors stay in the file, where shape inference can read them
 
 
 def read(path: Path) -> ir.Model:
@@ -31,17 +30,68 @@ def read(path: Path) -> ir.Model:
     try:
         model = ir.load(path)
     except Exception as error:  # protobuf, onnx and onnx_ir each raise their own
-        raise ExportError(f"{path.name} cannot be read: {' '.join(str(error).split())[:200]}") from error
+        raise ExportError(f"{path.name} cannot be read: {reason(error)}") from error
     LiftConstantsToInitializersPass(lift_all_constants=True)(model)
     return model
 
 
-def add_weight(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-    """Store another weight in a graph."""
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
-    graph.register_initializer(value)
-    return value
+def save(
+    model: ir.Model,
+    path: Path,
+    *,
+    external: bool = False,
+    embed_limit: int = EMBED_LIMIT,
+    extra_ops: Collection[str] = (),
+) -> list[Path]:
+    """Write a graph and check what was written.
+
+    Args:
+        path: ``….onnx``, in a folder that nobody reads yet.
+        external: put the weights into ``….onnx.data`` beside it, whatever their size.
+        embed_limit: bytes of weights above which that happens anyway.
+        extra_ops: operators that a file for ONNX Runtime alone may hold as well.
+
+    Returns:
+        The files written: the graph, and the weights if they are apart.
+
+    Raises:
+        ExportError: a target cannot take the graph, or the file is not valid ONNX.
+    """
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    data = path.with_name(path.name + ".data")
+    if external or weights > embed_limit:
+        ir.save(model, path, external_data=data.name, size_threshold_bytes=SMALL)
+    else:
+        ir.save(model, path)
+    check_file(path, extra_ops=extra_ops)
+    return [path, data] if data.is_file() else [path]
+
+
+def write(
+    model: ir.Model, path: Path, *, embed_limit: int = EMBED_LIMIT, extra_ops: Collection[str] = ()
+) -> list[Path]:
+    """:func:`save` a graph that was lowered: its node names are made unique, its unused weights dropped."""
+    renumber(model)
+    initializers = model.graph.initializers
+    for name in [name for name, value in initializers.items() if not value.uses() and not value.is_graph_output()]:
+        del initializers[name]
+    for value in initializers.values():
+        value.type = value.shape = None  # ONNX Runtime's quantiser stumbles over declarations of weights
+    ir.external_data.load_to_model(model)  # of the graph it was made from: no file may lean on another one's weights
+    return save(model, path, embed_limit=embed_limit, extra_ops=extra_ops)
+
+
+def check_file(path: Path, *, extra_ops: Collection[str] = ()) -> None:
+    """Lint a file and have ``onnx.checker`` check it.
+
+    Raises:
+        ExportError: naming what is wrong.
+    """
+    lint.check(ir.load(path), what=path.name, extra_ops=extra_ops)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:  # checker and shape inference have exceptions of their own
+        raise ExportError(f"{path.name} is not valid ONNX: {reason(error)}") from error
 
 
 def element_types(path: Path) -> dict[str, ir.DataType]:
@@ -51,76 +101,30 @@ def element_types(path: Path) -> dict[str, ir.DataType]:
         ExportError: types contradict each other, or one cannot be inferred.
     """
     proto = onnx.load(path, load_external_data=False)
+    graph = proto.graph
+    types = {tensor.name: ir.DataType(tensor.data_type) for tensor in graph.initializer}
+    del graph.value_info[:]  # nothing declared that should be inferred
+    small = [t for t in graph.initializer if t.data_location != TensorProto.EXTERNAL and t.ByteSize() <= 2 * SMALL]
+    kept = {tensor.name for tensor in small}
+    for tensor in graph.initializer:
+        if tensor.name not in kept:  # by its shape alone: what inference copies is small, whatever the model's size
+            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    del graph.initializer[:]
+    graph.initializer.extend(small)
     try:
-        inferred = onnx.shape_inference.infer_shapes(_without_weights(proto), check_type=True, strict_mode=True)
+        graph = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True).graph
     except Exception as error:  # one class of C++ errors, raised as several
-        raise ExportError(f"types of {path.name}: {' '.join(str(error).split())[:300]}") from error
-    graph = inferred.graph
-    types = {v.name: ir.DataType(v.type.tensor_type.elem_type) for v in (*graph.input, *graph.value_info)}
-    types |= {tensor.name: ir.DataType(tensor.data_type) for tensor in proto.graph.initializer}
-    types |= {v.name: ir.DataType(v.type.tensor_type.elem_type) for v in graph.output}
-    for node in proto.graph.node:
+        raise ExportError(f"types of {path.name}: {reason(error)}") from error
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        types.setdefault(value.name, ir.DataType(value.type.tensor_type.elem_type))
+    for node in graph.node:
         for name in node.output:
             if name and types.get(name, ir.DataType.UNDEFINED) == ir.DataType.UNDEFINED:
                 raise ExportError(f"the type of {name!r}, made by {node.op_type} at {node.name!r}, is unknown")
     return types
 
 
-def write(
-    model: ir.Model, path: Path, *, extra_ops: Collection[str] = (), embed_limit: int = EMBED_LIMIT
-) -> list[Path]:
-    """Write a lowered graph and check the file as any exported one is.
-
-    Args:
-        model: its node names are made unique, its unused weights dropped.
-        path: ``….onnx``, in a folder that nobody reads yet.
-        extra_ops: operators allowed besides :data:`export.graph.lint.ALLOWED_OPS`.
-        embed_limit: bytes of weights above which they go into ``….onnx.data``.
-
-    Raises:
-        ExportError: a target cannot take the graph, or the file is not valid ONNX.
-    """
-    renumber(model)
-    initializers = model.graph.initializers
-    for name in [name for name, value in initializers.items() if not value.uses() and not value.is_graph_output()]:
-        del initializers[name]
-    for value in initializers.values():
-        value.type = value.shape = None  # ONNX Runtime's quantiser stumbles over declarations of weights
-    ir.external_data.load_to_model(model)  # of the graph it was made from: no file may lean on another one's weights
-    data = path.with_name(path.name + ".data")
-    weights = sum(value.const_value.nbytes for value in initializers.values() if value.const_value is not None)
-    if weights > embed_limit:
-        ir.save(model, path, external_data=data.name, size_threshold_bytes=_SMALL)
-    else:
-        ir.save(model, path)
-    check_file(path, extra_ops=extra_ops)
-    return [path, data] if data.is_file() else [path]
-
-
-def check_file(path: Path, *, extra_ops: Collection[str] = ()) -> None:
-    """Lint a file and have ``onnx.checker`` check it.
-
-    Raises:
-        ExportError: naming what is wrong.
-    """
-    lint.check(onnx.load(path, load_external_data=False), what=path.name, extra_ops=extra_ops)
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except Exception as error:  # checker and shape inference have exceptions of their own
-        raise ExportError(f"{path.name} is not valid ONNX: {' '.join(str(error).split())[:300]}") from error
-
-
-def _without_weights(proto: ModelProto) -> ModelProto:
-    """A copy with weights as inputs, and nothing declared that should be inferred: small, whatever the model's size."""
-    light = ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import)
-    graph = light.graph
-    graph.name = proto.graph.name
-    graph.node.extend(proto.graph.node)
-    graph.input.extend(proto.graph.input)
-    graph.output.extend(proto.graph.output)
-    for tensor in proto.graph.initializer:
-        if tensor.data_location != TensorProto.EXTERNAL and tensor.ByteSize() <= 2 * _SMALL:
-            graph.initializer.append(tensor)
-        else:
-            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-    return light
+def external_weights(file: Path) -> dict[str, ir.ExternalTensor]:
+    """The weights of a graph that lie outside its own file, by name."""
+    tensors = {name: value.const_value for name, value in ir.load(file).graph.initializers.items()}
+    return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, ir.ExternalTensor)}

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from export.options import FOLDS
+from export.limits import FOLDS
 from mope_deploy.model.backbones.prefix import Made, Projection
 
 __all__ = ["AppendedExperts", "Cost", "FoldedExperts", "LayerSize", "Mixture", "choose", "constants", "costs"]
@@ -126,7 +126,7 @@ def choose(fold: str, size: LayerSize) -> str:
     """The form of a layer's dynamic prompt.
 
     Args:
-        fold: one of :data:`export.options.FOLDS` other than ``token``. ``auto`` takes the cheapest; ``tables`` folds
+        fold: one of :data:`export.limits.FOLDS` other than ``token``. ``auto`` takes the cheapest; ``tables`` folds
             where no variance is needed; ``gram`` and ``mixed`` fold those layers so that need one; ``none`` nothing.
         size: of the layer.
     """

@@ -11,10 +11,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
+from export.graph.files import external_weights
 from export.graph.naming import renumber
 from mope_deploy.errors import ExportError
 from mope_deploy.model import MoPE
@@ -78,12 +78,7 @@ def fuse(raw: Path, fused: Path, *, layers: int, routers: int) -> Counter[str]:
 
 def _check_shared(fused: Path, raw: Path) -> None:
     data = raw.with_name(raw.name + ".data")
-    places = {
-        entry.value
-        for tensor in onnx.load(fused, load_external_data=False).graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
+    places = {str(tensor.location) for tensor in external_weights(fused).values()}
     own, shared = fused.stat().st_size, data.stat().st_size
     graph = raw.stat().st_size
     if places != {data.name} or own > graph + max(_OWN_DATA_LIMIT * shared, 2**16):

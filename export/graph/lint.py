@@ -8,14 +8,13 @@ reason of its own was seen to fail there, or makes shapes that no engine can be 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+import onnx_ir as ir
+from onnx_ir import DataType
 
-from export.options import MAX_IR_VERSION, OPSETS
+from export.limits import MAX_IR_VERSION, OPSETS
 from mope_deploy.errors import ExportError
 
 __all__ = ["ALLOWED_OPS", "MAX_TOP_K", "Refusal", "check", "lint"]
@@ -36,65 +35,40 @@ _INDEXING = "Gather GatherElements GatherND OneHot ScatterElements ScatterND Top
 _QUANTISATION = "DequantizeLinear QuantizeLinear"
 ALLOWED_OPS = frozenset(" ".join((_ARITHMETIC, _LAYERS, _REDUCTIONS, _SHAPES, _INDEXING, _QUANTISATION)).split())
 
-_DATA_SHAPED = ("Compress", "NonMaxSuppression", "NonZero", "StringSplit", "Unique")
-_CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
-_OPAQUE = {
-    "Attention": "is an operator of opset 23 that the older parsers do not have",
-    "Einsum": "is not taken by older TensorRT parsers",
-    "RMSNormalization": "is an operator of opset 23 that the older parsers do not have",
+# Operators, or what is found of them, that are refused with a reason of their own: the reason, and what to do.
+_CONTROL_FLOW = ("is control flow", "compute both branches and select, or unroll the loop")
+_DATA_SHAPED = ("makes a shape that depends on data", "use TopK with a constant k and Gather, or a mask")
+_RANDOM = ("is not deterministic", "export the model in evaluation mode, without noise or dropout")
+_DECOMPOSE = "decompose it into MatMul, Softmax and arithmetic (opset 18 does)"
+_LATER = ("is an operator of opset 23 that the older parsers do not have", _DECOMPOSE)
+_REFUSED: Mapping[str, tuple[str, str]] = {
+    **dict.fromkeys(["If", "Loop", "Scan", "SequenceMap"], _CONTROL_FLOW),
+    **dict.fromkeys(["Compress", "NonMaxSuppression", "NonZero", "StringSplit", "Unique"], _DATA_SHAPED),
+    **dict.fromkeys(["Attention", "RMSNormalization"], _LATER),
+    "Einsum": ("is not taken by older TensorRT parsers", _DECOMPOSE),
+    **dict.fromkeys(["Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike"], _RANDOM),
+    **dict.fromkeys(["RandomUniform", "RandomUniformLike"], _RANDOM),
 }
-_RANDOM = (
-    "Bernoulli",
-    "Dropout",
-    "Multinomial",
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
-    "RandomUniformLike",
-)
 
 # Inputs that decide the shape of the output: they may be computed from shapes, never from values of the graph's inputs.
 _SHAPE_OPERANDS: Mapping[str, tuple[int, ...]] = {
+    **dict.fromkeys(("Expand", "OneHot", "Pad", "Reshape", "Split", "Tile", "TopK"), (1,)),
     "ConstantOfShape": (0,),
-    "Expand": (1,),
-    "OneHot": (1,),
-    "Pad": (1,),
     "Range": (0, 1, 2),
-    "Reshape": (1,),
     "Resize": (1, 2, 3),
     "Slice": (1, 2, 3, 4),
-    "Split": (1,),
-    "Tile": (1,),
-    "TopK": (1,),
 }
 # Inputs that TensorRT wants as constants of the file.
 _CONSTANT_OPERANDS: Mapping[str, tuple[int, ...]] = {
-    "CumSum": (1,),
-    "ReduceL1": (1,),
-    "ReduceL2": (1,),
-    "ReduceMax": (1,),
-    "ReduceMean": (1,),
-    "ReduceMin": (1,),
-    "ReduceProd": (1,),
-    "ReduceSum": (1,),
-    "ReduceSumSquare": (1,),
+    **dict.fromkeys((op for op in ALLOWED_OPS if op.startswith("Reduce")), (1,)),
+    **dict.fromkeys(("CumSum", "Squeeze", "TopK", "Unsqueeze"), (1,)),
     "Slice": (3,),
-    "Squeeze": (1,),
-    "TopK": (1,),
-    "Unsqueeze": (1,),
 }
 _FROM_SHAPES = ("Shape", "Size")  # their outputs depend on shapes alone, whatever their input is
 _DTYPES = frozenset(
-    (
-        TensorProto.BFLOAT16,
-        TensorProto.BOOL,
-        TensorProto.FLOAT,
-        TensorProto.FLOAT16,
-        TensorProto.INT8,
-        TensorProto.INT32,
-        TensorProto.INT64,
-    )
+    (DataType.BFLOAT16, DataType.BOOL, DataType.FLOAT, DataType.FLOAT16, DataType.INT8, DataType.INT32, DataType.INT64)
 )
+_STAY = "stay with float, half or integers"
 
 
 @dataclass(frozen=True)
@@ -117,11 +91,11 @@ class Refusal:
         return f"{self.op} at {self.node!r} {self.reason}: {self.todo}"
 
 
-def check(model: ModelProto, *, what: str = "the exported graph", extra_ops: Collection[str] = ()) -> None:
+def check(model: ir.Model, *, what: str = "the exported graph", extra_ops: Collection[str] = ()) -> None:
     """Raise unless every target takes ``model``.
 
     Args:
-        model: external data need not be loaded.
+        model: as it was read back.
         what: what the message calls it.
         extra_ops: standard operators allowed besides :data:`ALLOWED_OPS`, for a file that is not for every target.
 
@@ -137,21 +111,23 @@ def check(model: ModelProto, *, what: str = "the exported graph", extra_ops: Col
         )
 
 
-def lint(model: ModelProto, *, extra_ops: Collection[str] = ()) -> list[Refusal]:
-    """Everything in ``model`` that a target cannot take, in the graph's order; external data need not be loaded."""
+def lint(model: ir.Model, *, extra_ops: Collection[str] = ()) -> list[Refusal]:
+    """Everything in ``model`` that a target cannot take, in the graph's order."""
     allowed = ALLOWED_OPS.union(extra_ops)
-    found = list(_header(model))
-    constants = _constants(model.graph)
-    found += _tensors(model.graph)
-    depends_on_values = {value.name for value in model.graph.input} - constants.keys()
-    for node in model.graph.node:
-        found += _node(node, constants, depends_on_values, allowed)
-        if node.op_type not in _FROM_SHAPES and any(name in depends_on_values for name in node.input):
-            depends_on_values.update(node.output)
+    found = [*_header(model), *_tensors(model.graph)]
+    from_values = {value for value in model.graph.inputs if not value.is_initializer()}
+    for node in model.graph:
+        name = node.name or (node.outputs[0].name if node.outputs else None) or "a node without a name"
+        op = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        refused = _operator(node, allowed)
+        reasons = [refused] if refused else [*_operands(node, from_values), *_attributes(node)]
+        found += [Refusal(name, op, reason, todo) for reason, todo in reasons]
+        if node.op_type not in _FROM_SHAPES and not from_values.isdisjoint(node.inputs):
+            from_values.update(node.outputs)
     return found
 
 
-def _header(model: ModelProto) -> Iterator[Refusal]:
+def _header(model: ir.Model) -> Iterator[Refusal]:
     if model.ir_version > MAX_IR_VERSION:
         yield Refusal(
             "file",
@@ -159,133 +135,84 @@ def _header(model: ModelProto) -> Iterator[Refusal]:
             f"is newer than {MAX_IR_VERSION}, the newest that ONNX Runtime 1.18 reads",
             "write the file with an older IR version",
         )
-    for opset in model.opset_import:
-        if opset.domain in ("", "ai.onnx") and opset.version not in OPSETS:
+    for domain, opset in model.opset_imports.items():
+        if domain in ("", "ai.onnx") and opset not in OPSETS:
             yield Refusal(
                 "file",
-                f"opset {opset.version}",
+                f"opset {opset}",
                 f"is outside {OPSETS.start} to {OPSETS.stop - 1}, which all targets take",
                 "export with --opset 18",
             )
-    for function in model.functions:
-        yield Refusal(
-            "file", f"function {function.domain}.{function.name}", "was left un-inlined", "inline it before saving"
-        )
+    for domain, name, _ in model.functions:
+        yield Refusal("file", f"function {domain}.{name}", "was left un-inlined", "inline it before saving")
 
 
-def _tensors(graph: GraphProto) -> Iterator[Refusal]:
-    for tensor in graph.initializer:
-        if tensor.data_type not in _DTYPES:
-            yield _dtype(tensor.name, "initializer", tensor.data_type)
-    for value in (*graph.input, *graph.output):
-        kind = value.type.WhichOneof("value")
-        if kind != "tensor_type":
+def _tensors(graph: ir.Graph) -> Iterator[Refusal]:
+    """Weights, inputs and outputs of types that TensorRT does not have, or that are no tensors."""
+    for value in dict.fromkeys((*graph.initializers.values(), *graph.inputs, *graph.outputs)):
+        name, dtype = value.name or "", value.dtype if value.const_value is None else value.const_value.dtype
+        if value.const_value is None and not isinstance(value.type, ir.TensorType):
+            kind = "an untyped value" if value.type is None else type(value.type).__name__
+            yield Refusal(name, kind, "is no tensor", "make every input and output a tensor")
+        elif dtype not in _DTYPES:
             yield Refusal(
-                value.name, f"{kind or 'an untyped value'}", "is no tensor", "make every input and output a tensor"
+                name,
+                "initializer" if value.is_initializer() else "input or output",
+                f"is {dtype and dtype.name}, which TensorRT does not have",
+                "store it as FLOAT, FLOAT16, BFLOAT16, INT8, INT32, INT64 or BOOL",
             )
-        elif value.type.tensor_type.elem_type not in _DTYPES:
-            yield _dtype(value.name, "input or output", value.type.tensor_type.elem_type)
 
 
-def _node(
-    node: NodeProto,
-    constants: Mapping[str, np.ndarray | None],
-    depends_on_values: set[str],
-    allowed: Collection[str],
-) -> Iterator[Refusal]:
-    name = node.name or (node.output[0] if node.output else "a node without a name")
-    op = f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
-
-    def refuse(reason: str, todo: str) -> Refusal:
-        return Refusal(name, op, reason, todo)
-
-    if node.domain not in ("", "ai.onnx"):
-        yield refuse(
-            "is no standard operator", "keep such operators in a variant for the one runtime that has them (--fuse)"
-        )
-        return
-    if node.op_type in _CONTROL_FLOW or any(a.HasField("g") or a.graphs for a in node.attribute):
-        yield refuse("is control flow", "compute both branches and select, or unroll the loop")
-        return
-    if node.op_type in _DATA_SHAPED:
-        yield refuse("makes a shape that depends on data", "use TopK with a constant k and Gather, or a mask")
-        return
-    if node.op_type in _OPAQUE:
-        yield refuse(_OPAQUE[node.op_type], "decompose it into MatMul, Softmax and arithmetic (opset 18 does)")
-        return
-    if node.op_type in _RANDOM:
-        yield refuse("is not deterministic", "export the model in evaluation mode, without noise or dropout")
-        return
+def _operator(node: ir.Node, allowed: Collection[str]) -> tuple[str, str] | None:
+    """Why a node's operator cannot stay at all, and what to do about it."""
+    if node.domain:
+        return "is no standard operator", "keep such operators in a variant for the one runtime that has them (--fuse)"
+    if node.op_type in _REFUSED:
+        return _REFUSED[node.op_type]
+    if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+        return _CONTROL_FLOW
     if node.op_type not in allowed:
-        yield refuse("is outside the allowlist of operators that every target takes", "express it by allowed operators")
-        return
-    yield from _operands(node, constants, depends_on_values, refuse)
-    yield from _attributes(node, refuse)
+        return "is outside the allowlist of operators that every target takes", "express it by allowed operators"
+    return None
 
 
-def _operands(
-    node: NodeProto,
-    constants: Mapping[str, np.ndarray | None],
-    depends_on_values: set[str],
-    refuse: Callable[[str, str], Refusal],
-) -> Iterator[Refusal]:
-    for position in _SHAPE_OPERANDS.get(node.op_type, ()):
-        if position < len(node.input) and node.input[position] in depends_on_values:
-            yield refuse(
-                f"makes a shape that depends on data (its input {node.input[position]!r} is computed from values)",
+def _operands(node: ir.Node, from_values: Collection[ir.Value]) -> Iterator[tuple[str, str]]:
+    shaping = _operands_at(node, _SHAPE_OPERANDS)
+    for operand in shaping:
+        if operand in from_values:
+            yield (
+                f"makes a shape that depends on data (its input {operand.name!r} is computed from values)",
                 "compute the shape from shapes and constants alone",
             )
-    for position in _CONSTANT_OPERANDS.get(node.op_type, ()):
-        operand = node.input[position] if position < len(node.input) else ""
-        refused_above = operand in depends_on_values and position in _SHAPE_OPERANDS.get(node.op_type, ())
-        if operand and operand not in constants and not refused_above:
-            yield refuse(f"has the non-constant operand {operand!r}", "make it a constant of the graph")
-    if node.op_type == "TopK" and len(node.input) > 1:
-        k = constants.get(node.input[1])
-        if k is not None and int(k.reshape(-1)[0]) > MAX_TOP_K:
-            yield refuse(f"has k = {int(k.reshape(-1)[0]):,}", f"TensorRT takes k up to {MAX_TOP_K:,}")
+    for operand in _operands_at(node, _CONSTANT_OPERANDS):
+        if _constant(operand) is None and not (operand in from_values and operand in shaping):
+            yield f"has the non-constant operand {operand.name!r}", "make it a constant of the graph"
+    k = _constant(node.inputs[1]) if node.op_type == "TopK" else None
+    if k is not None and int(k.numpy().reshape(-1)[0]) > MAX_TOP_K:
+        yield f"has k = {int(k.numpy().reshape(-1)[0]):,}", f"TensorRT takes k up to {MAX_TOP_K:,}"
 
 
-def _attributes(node: NodeProto, refuse: Callable[[str, str], Refusal]) -> Iterator[Refusal]:
-    values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-    if node.op_type in ("ScatterElements", "ScatterND") and values.get("reduction", b"none") != b"none":
-        yield refuse(
-            f"has the reduction {values['reduction'].decode()!r}", "scatter without a reduction, or use MatMul"
-        )
-    if node.op_type == "Resize" and values.get("antialias", 0):
-        yield refuse("has antialias = 1", "resize in preprocessing, where both sides do the same")
-    if node.op_type == "Cast" and values.get("to") not in _DTYPES:
-        yield refuse(f"casts to {TensorProto.DataType.Name(values['to'])}", "stay with float, half or integers")
-    if node.op_type == "Constant":
-        tensor = values.get("value")
-        if isinstance(tensor, TensorProto) and tensor.data_type not in _DTYPES:
-            yield refuse(f"holds {TensorProto.DataType.Name(tensor.data_type)}", "stay with float, half or integers")
+def _operands_at(node: ir.Node, positions: Mapping[str, tuple[int, ...]]) -> list[ir.Value]:
+    """Those inputs at the positions of the node's operator that are there."""
+    found = (node.inputs[i] for i in positions.get(node.op_type, ()) if i < len(node.inputs))
+    return [value for value in found if value is not None]
 
 
-def _dtype(name: str, kind: str, data_type: int) -> Refusal:
-    return Refusal(
-        name,
-        kind,
-        f"is {TensorProto.DataType.Name(data_type)}, which TensorRT does not have",
-        "store it as FLOAT, FLOAT16, BFLOAT16, INT8, INT32, INT64 or BOOL",
-    )
+def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The constant of the file that a value is, by itself or under another name."""
+    while value is not None and (node := value.producer()) is not None and node.op_type == "Identity":
+        value = node.inputs[0]
+    return None if value is None else ir.convenience.get_const_tensor(value)
 
 
-def _constants(graph: GraphProto) -> dict[str, np.ndarray | None]:
-    """Names of constants, with the value of those that are small and inside the file."""
-    found: dict[str, np.ndarray | None] = {}
-    for tensor in graph.initializer:
-        found[tensor.name] = _small(tensor)
-    for node in graph.node:
-        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-            value = onnx.helper.get_attribute_value(node.attribute[0]) if node.attribute else None
-            found[node.output[0]] = _small(value) if isinstance(value, TensorProto) else np.asarray(value)
-        elif node.op_type == "Identity" and node.input[0] in found:
-            found[node.output[0]] = found[node.input[0]]
-    return found
-
-
-def _small(tensor: TensorProto) -> np.ndarray | None:
-    if tensor.data_location == TensorProto.EXTERNAL or int(np.prod(tensor.dims, dtype=np.int64)) > 64:
-        return None
-    return numpy_helper.to_array(tensor)
+def _attributes(node: ir.Node) -> Iterator[tuple[str, str]]:
+    reduction = node.attributes.get_string("reduction", "none")
+    if node.op_type in ("ScatterElements", "ScatterND") and reduction != "none":
+        yield f"has the reduction {reduction!r}", "scatter without a reduction, or use MatMul"
+    if node.op_type == "Resize" and node.attributes.get_int("antialias"):
+        yield "has antialias = 1", "resize in preprocessing, where both sides do the same"
+    if node.op_type == "Cast" and (to := DataType(node.attributes["to"].as_int())) not in _DTYPES:
+        yield f"casts to {to.name}", _STAY
+    held = ir.convenience.get_const_tensor(node.outputs[0]) if "value" in node.attributes else None
+    if node.op_type == "Constant" and held is not None and held.dtype not in _DTYPES:
+        yield f"holds {held.dtype.name}", _STAY

@@ -18,7 +18,6 @@ import copy
 import itertools
 from collections import Counter
 from collections.abc import Mapping
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +28,6 @@ from mope_deploy.manifest import y_name
 from mope_deploy.model import MoPE
 from mope_deploy.model.backbones import Backbone
 from mope_deploy.model.backbones.prefix import Made, Projection
-from mope_deploy.model.experts import PromptExperts
 from mope_deploy.model.mope import ComplementaryEncoder
 from mope_deploy.model.prompts import LayerPrompts, StaticPrompt
 from mope_deploy.model.router import Router
@@ -37,21 +35,20 @@ from mope_deploy.preprocess import present_name
 
 __all__ = ["StaticMoPE", "folding_of", "to_static"]
 
-M = TypeVar("M", bound=nn.Module)
-
 
 def to_static(model: MoPE, *, routing_output: bool = True, fold: str = "auto") -> StaticMoPE:
     """Rewrite a trained model for tracing.
 
     Args:
         model: stays as it is, training mode included; the result shares its tensors, or holds what was folded of them.
-        fold: how prompts enter the layers, one of :data:`export.options.FOLDS`.
+        fold: how prompts enter the layers, one of :data:`export.limits.FOLDS`.
         routing_output: whether ``routing`` (B, layers, K) leaves as a second output, where the model routes at all.
 
     Returns:
         A module in evaluation mode, from the same dict of inputs to a tuple in the order of its ``output_names``.
     """
-    twin = _twin(model)
+    tensors = (*model.parameters(), *model.buffers())
+    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})  # other modules around the same tensors
     _fold_parametrisations(twin)
     complementary = twin.complementary_encoders()
     static = StaticMoPE(
@@ -77,19 +74,13 @@ def folding_of(model: MoPE, fold: str) -> str:
     ``token`` stands for the token form, ``append`` for prompts that go through the layer's own product, ``constants``
     for static prompts alone as constants; the others are the forms of a mixture of experts (export.graph.folding).
     """
+    if fold == "token" or not model.main.has_prefix_form:
+        return f"token in {model.main.depth} of {model.main.depth} layers"
     forms = Counter(
-        _layer_form(layer, _projection(model.main, i, fold), fold, prefix=model.main.has_prefix_form)  # type: ignore[arg-type]
+        _form(layer, _projection(model.main, i, fold), fold)  # type: ignore[arg-type]
         for i, layer in enumerate(model.layers)
     )
     return ", ".join(f"{form} in {count} of {model.main.depth} layers" for form, count in forms.items())
-
-
-def _layer_form(layer: LayerPrompts, projection: Projection | None, fold: str, *, prefix: bool) -> str:
-    if fold == "token" or not prefix:
-        return "token"
-    if layer.experts is not None and layer.router is not None:
-        return _form(layer.experts, layer.router.top_k, projection, fold)
-    return "append" if projection is None or layer.static is None else "constants"
 
 
 class StaticMoPE(nn.Module):
@@ -122,7 +113,8 @@ class StaticMoPE(nn.Module):
         self.shows_y = False
         self.prefix = prefix and main.has_prefix_form
         if self.prefix:
-            _separate(main)
+            for i in range(main.depth):  # a weight each for queries, keys and values
+                main.separate(i)
         self.complementary = nn.ModuleDict(complementary)
         self.layers = nn.ModuleList(layers)
         self.mappers = nn.ModuleDict(mappers)
@@ -153,7 +145,7 @@ class StaticMoPE(nn.Module):
             prompts, kv, weights = layer(
                 self.main.pool(x, mask), y, [tokens[self.main.widths[i]].unsqueeze(1) for tokens in mapped]
             )
-            x = _run(self.main, i, x, prompts, kv, mask, prefix=self.prefix)
+            x = _run(self.main, i, x, prompts, kv, mask, self.prefix)
             if weights is not None:
                 routing.append(weights)
         logits = self.head(self.main.finish(x, mask))  # (B, C)
@@ -181,7 +173,8 @@ class StaticEncoder(nn.Module):
             for i, prompt in enumerate(trained.prompts)
         )
         if self.prefix and len(self.prompts):
-            _separate(self.backbone)
+            for i in range(self.backbone.depth):
+                self.backbone.separate(i)
         self.standardise = trained.standardise
         if trained.standardise:
             self.register_buffer("y_mean", trained.y_mean)
@@ -192,7 +185,7 @@ class StaticEncoder(nn.Module):
         x, mask = self.backbone.embed(inputs)
         for i in range(self.backbone.depth):
             prompts, kv = self.prompts[i](x.shape[0]) if len(self.prompts) else (None, None)
-            x = _run(self.backbone, i, x, prompts, kv, mask, prefix=self.prefix)
+            x = _run(self.backbone, i, x, prompts, kv, mask, self.prefix)
         y = self.backbone.finish(x, mask)
         return (y - self.y_mean) / self.y_std if self.standardise else y
 
@@ -242,7 +235,11 @@ class StaticLayer(nn.Module):
         self.dynamic: AppendedExperts | FoldedExperts | None = None
         if trained.router is not None and trained.experts is not None:
             self.router = StaticRouter(trained.router)
-            self.dynamic = _experts(trained.experts, trained.router.top_k, projection, fold)
+            E, form = trained.experts.prompts.detach(), _form(trained, projection, fold)
+            if projection is None or form == "append":
+                self.dynamic = AppendedExperts(E)
+            else:
+                self.dynamic = FoldedExperts(projection, E, form)
         self.mappers = trained.mappers
 
     def forward(
@@ -313,49 +310,27 @@ class StaticRouter(nn.Module):
         return Mixture((values * hot).sum(dim=1), values, index)
 
 
-def _separate(backbone: Backbone) -> None:
-    """A weight each for queries, keys and values in every layer, which all run in prefix form."""
-    for index in range(backbone.depth):
-        backbone.separate(index)
-
-
 def _projection(backbone: Backbone, index: int, fold: str) -> Projection | None:
     """How a layer makes keys and values, if anything is to be folded into it."""
     return backbone.projection(index) if backbone.has_prefix_form and fold not in ("token", "none") else None
 
 
-def _experts(
-    experts: PromptExperts, top_k: int, projection: Projection | None, fold: str
-) -> AppendedExperts | FoldedExperts:
-    """The experts of one layer in the form that ``fold`` asks for."""
-    E, form = experts.prompts.detach(), _form(experts, top_k, projection, fold)
-    return AppendedExperts(E) if projection is None or form == "append" else FoldedExperts(projection, E, form)
-
-
-def _form(experts: PromptExperts, top_k: int, projection: Projection | None, fold: str) -> str:
-    return "append" if projection is None else choose(fold, LayerSize.of(projection, experts.prompts.detach(), top_k))
+def _form(layer: LayerPrompts, projection: Projection | None, fold: str) -> str:
+    """In which form the prompts enter a layer that has a prefix form: that of its experts, or else of its tokens."""
+    if projection is None:
+        return "append"
+    if layer.experts is not None and layer.router is not None:
+        return choose(fold, LayerSize.of(projection, layer.experts.prompts.detach(), layer.router.top_k))
+    return "append" if layer.static is None else "constants"
 
 
 def _run(
-    backbone: Backbone,
-    index: int,
-    x: Tensor,
-    prompts: Tensor | None,
-    kv: Made | None,
-    mask: Tensor | None,
-    *,
-    prefix: bool,
+    backbone: Backbone, i: int, x: Tensor, prompts: Tensor | None, kv: Made | None, mask: Tensor | None, prefix: bool
 ) -> Tensor:
-    """Layer ``index`` with its prompts: as keys and values alone, or in token form."""
+    """Layer ``i`` with its prompts: as keys and values alone, or in token form."""
     if prefix and (prompts is not None or kv is not None):
-        return backbone.prefix_layer(index, x, prompts, mask, kv)
-    return backbone.layer(index, x, prompts, mask)
-
-
-def _twin(model: M) -> M:
-    """A copy of the modules around the same tensors: it costs no memory, and its modes can change on their own."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+        return backbone.prefix_layer(i, x, prompts, mask, kv)
+    return backbone.layer(i, x, prompts, mask)
 
 
 def _fold_parametrisations(model: nn.Module) -> None:

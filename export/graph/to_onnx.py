@@ -1,4 +1,4 @@
-"""From a static model to one ONNX file: torch's dynamo exporter with named dynamic axes, cleaned up and linted."""
+"""From a static model to one ONNX file: torch's dynamo exporter with named dynamic axes, cleaned up."""
 
 from __future__ import annotations
 
@@ -6,35 +6,30 @@ import contextlib
 import hashlib
 import logging
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
-from pathlib import Path
 
-import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript.version_converter import convert_version
 from torch import nn
 
-from export.graph import lint
 from export.graph.exporter_config import MoPEExporterConfig
+from export.graph.files import SMALL
 from export.graph.naming import name_after_modules
 from export.graph.static import StaticMoPE
-from export.options import DEFAULT_OPSET, MAX_IR_VERSION, check_opset
+from export.limits import DEFAULT_OPSET, MAX_IR_VERSION
+from export.options import check_opset
 from mope_deploy.errors import ExportError
 
-__all__ = ["EMBED_LIMIT", "drop_routing", "save", "trace"]
-
-EMBED_LIMIT = 2_000_000_000  # bytes of weights that stay inside the file; protobuf ends at 2 GiB
-_SMALL = 1024  # bytes; smaller tensors stay in the file, where shape inference can read them
+__all__ = ["drop_routing", "trace"]
 
 
 def trace(static: StaticMoPE, config: MoPEExporterConfig, *, opset: int = DEFAULT_OPSET) -> ir.Model:
     """Trace a static model into a graph that every target takes.
 
-    The value in it that is the pooled feature of a complementary modality is called ``y_<modality>``; export.graph.split
-    finds it by that name.
+    The pooled feature of a complementary modality is called ``y_<modality>`` in it: export.graph.split finds it so.
 
     Args:
         static: from :func:`export.graph.static.to_static`; its weights are referenced, not copied.
@@ -81,44 +76,6 @@ def trace(static: StaticMoPE, config: MoPEExporterConfig, *, opset: int = DEFAUL
     return model
 
 
-def save(
-    model: ir.Model,
-    path: Path,
-    *,
-    external: bool = False,
-    embed_limit: int = EMBED_LIMIT,
-    extra_ops: Collection[str] = (),
-) -> list[Path]:
-    """Write a graph and lint what was written.
-
-    Args:
-        model: from :func:`trace`.
-        path: the file, ``….onnx``.
-        external: put the weights into ``….onnx.data`` beside it, whatever their size.
-        embed_limit: bytes of weights above which that happens anyway.
-        extra_ops: operators that a file for ONNX Runtime alone may hold as well.
-
-    Returns:
-        The files written: the graph, and the weights if they are apart.
-
-    Raises:
-        ExportError: a target cannot take the graph, or the file is not valid ONNX.
-    """
-    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    data = path.with_name(path.name + ".data")
-    if external or weights > embed_limit:
-        ir.save(model, path, external_data=data.name, size_threshold_bytes=_SMALL)
-    else:
-        ir.save(model, path)
-    files = [path, data] if data.is_file() else [path]
-    lint.check(onnx.load(path, load_external_data=False), what=path.name, extra_ops=extra_ops)
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except Exception as error:  # checker and shape inference have exceptions of their own
-        raise ExportError(f"{path.name} is not valid ONNX: {' '.join(str(error).split())[:300]}") from error
-    return files
-
-
 def drop_routing(model: ir.Model) -> None:
     """Take the output ``routing`` away, and what computes nothing else, in place."""
     _keep_outputs(model, [value for value in model.graph.outputs if value.name != "routing"])
@@ -140,7 +97,7 @@ def _share_constants(model: ir.Model, module: nn.Module) -> None:
     seen: dict[tuple[ir.DataType, tuple[int, ...], bytes], ir.Value] = {}
     for name, value in list(model.graph.initializers.items()):
         tensor = value.const_value
-        if tensor is None or tensor.nbytes < _SMALL or name.removesuffix(".T") in parameters:
+        if tensor is None or tensor.nbytes < SMALL or name.removesuffix(".T") in parameters:
             continue
         key = (tensor.dtype, tuple(tensor.shape.numpy()), hashlib.sha256(tensor.tobytes()).digest())
         first = seen.setdefault(key, value)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
 from export.gate import PrecisionReport
+from export.gate.device import open_files
+from export.gate.found import percent
 from export.pack.engines import ExportedEngine
-from export.pack.latency import cpu_runner, median_seconds
 from export.variants import Variant
+from mope_deploy.bench.timing import interleave, warm_up
+from mope_deploy.engines.onnxruntime.cpu import CpuSettings
+from mope_deploy.manifest import Graph
 
 __all__ = ["Row", "summarise", "summary_table"]
+
+_SECONDS, _ROUNDS = 1.0, 5  # at least, of all graphs together and of each
 
 
 @dataclass(frozen=True)
@@ -50,25 +56,35 @@ class Row:
 
 
 def summarise(
-    variants: Sequence[Variant], engines: Sequence[ExportedEngine], golden: Mapping[str, NDArray[Any]]
+    variants: Sequence[Variant],
+    graphs: Sequence[Graph],
+    engines: Sequence[ExportedEngine],
+    golden: Mapping[str, NDArray[Any]],
+    *,
+    cpu: CpuSettings,
 ) -> list[Row]:
     """Rows of the graphs, then of the engines, timed on one golden sample.
 
     Args:
         variants: the graphs, while their files are there.
+        graphs: what the manifest says about each.
         engines: built from them.
         golden: input arrays of the golden samples.
+        cpu: how a device sets its session up.
     """
     one = {name: array[:1] for name, array in golden.items()}
-    runners: dict[str, Callable[[], object]] = {
-        variant.name: cpu_runner(variant.files[0], one, variant.part_files)
-        for variant in variants
-        if variant.runs_on != "tensorrt"
-    }
+    runners: dict[str, Callable[[], object]] = {}
+    for variant, graph in zip(variants, graphs, strict=True):
+        if variant.runs_on != "tensorrt":
+            session = open_files(graph, variant.files[0], variant.part_files, cpu=cpu, spinning=True)
+            runners[variant.name] = partial(session.run, one)
     for engine in engines:
         if engine.session is not None:
             runners[f"{engine.graph} engine"] = partial(engine.session.run, one)
-    seconds = median_seconds(runners)
+    # Real measurements are `mope bench`'s and benchmarks/: this is a hint beside an export, one call of each in turn.
+    warm_up(runners)
+    taken = interleave(runners, seconds=_SECONDS, rounds=_ROUNDS)
+    seconds = {name: float(np.median(milliseconds)) / 1e3 for name, milliseconds in taken.items()}
     rows = [
         Row(
             "onnx, fused" if variant.name == "model-fused" else "onnx",
@@ -84,9 +100,9 @@ def summarise(
         )
         for variant in variants
     ]
-    graphs = {variant.name: variant for variant in variants}
+    named = {variant.name: variant for variant in variants}
     for engine in engines:
-        variant = graphs[engine.graph]
+        variant = named[engine.graph]
         rows.append(
             Row(
                 engine.sidecar.backend,
@@ -133,8 +149,8 @@ def summary_table(rows: Sequence[Row]) -> Table:
             row.precision + kept + emulated,
             f"{row.bytes / 1e6:,.1f} MB",
             f"{found.metric.after:.4f}" if found is not None and found.metric is not None else "–",
-            _share(found.labels.share) if found is not None else "–",
-            _share(found.routing.share) if found is not None and found.experts else "–",
+            percent(found.labels.share)[:-2] if found is not None else "–",
+            percent(found.routing.share)[:-2] if found is not None and found.experts else "–",
             f"{1e3 * row.seconds:.2f} ms" if row.seconds is not None else "not run",
         )
     return table
@@ -152,8 +168,3 @@ def _caption(rows: Sequence[Row], judged: PrecisionReport | None) -> str:
     if any(row.proved is False for row in rows):
         parts.append("engines: built, not run here; golden samples are run at the first load on a device")
     return "\n".join(parts)
-
-
-def _share(share: float) -> str:
-    """In per cent, rounded down, so that 100 means all."""
-    return f"{math.floor(round(share * 1e4, 6)) / 100:.2f}"

@@ -6,24 +6,24 @@ configuration: Triton's "Model Repository" and "Model Configuration" pages, and 
 
 from __future__ import annotations
 
-import json
+import functools
 import os
 import re
-import secrets
+import runpy
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from export.pack.pbtxt import Message, quoted, read_text
 from mope_deploy import __version__
 from mope_deploy.bundle import Bundle
 from mope_deploy.engines.tensorrt.profiles import DEFAULT_BATCH, Sizes
 from mope_deploy.errors import ExportError, UsageError
+from mope_deploy.extras import require
+from mope_deploy.files import json_bytes, reason, whole_folder
 from mope_deploy.manifest import MANIFEST, Graph, TensorSpec
 
-__all__ = ["model_name", "write_repository"]
+__all__ = ["model_name", "schema", "write_repository"]
 
 CONFIG, LABELS, MODEL, SOURCE = "config.pbtxt", "labels.txt", "model.onnx", "bundle.json"
 PLATFORM = "onnxruntime_onnx"
@@ -32,15 +32,6 @@ QUEUE_DELAY_US = 500  # that a request may wait for others to share its batch
 KINDS = ("auto", "gpu", "cpu")
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-_TYPES = {
-    "float32": "TYPE_FP32",
-    "float16": "TYPE_FP16",
-    "int64": "TYPE_INT64",
-    "int32": "TYPE_INT32",
-    "int8": "TYPE_INT8",
-    "uint8": "TYPE_UINT8",
-    "bool": "TYPE_BOOL",
-}
 
 
 def write_repository(
@@ -73,6 +64,7 @@ def write_repository(
         The version's folder, ``folder/name/1``.
 
     Raises:
+        MissingExtraError: the extra ``triton`` is not installed.
         UsageError: an argument that cannot be; no such graph, or one in parts; a model of another interface has that
             name, or something that is no model of a repository.
         ExportError: the labels or axes cannot be said in a repository, or it cannot be written.
@@ -89,33 +81,35 @@ def write_repository(
     _check_arguments(bundle, folder, name, max_batch, queue_delay_us, instances, kind)
     model = folder / name
     labels = _labels(bundle)
-    config = _config(
-        bundle,
-        chosen,
-        name=name,
-        max_batch=max_batch,
-        queue_delay_us=queue_delay_us,
-        instances=instances,
-        kind=kind,
-    )
+    config = _config(bundle, chosen, name, max_batch, queue_delay_us, instances, kind)
     try:
         if os.path.lexists(model):
             _check_compatible(model, config, labels)
             version = 1 + max((int(path.name) for path in model.iterdir() if path.name.isdecimal()), default=0)
-            with _staged(model) as staged:
+            with whole_folder(model / str(version), error=ExportError) as staged:
                 _put(bundle, chosen, staged)
-                staged.rename(model / str(version))
         else:
             version = 1
-            folder.mkdir(parents=True, exist_ok=True)
-            with _staged(folder) as staged:
+            with whole_folder(model, error=ExportError) as staged:
                 _put(bundle, chosen, staged / "1")
                 (staged / LABELS).write_text(labels, encoding="utf-8")
-                (staged / CONFIG).write_text(config, encoding="utf-8")
-                staged.rename(model)
+                (staged / CONFIG).write_text(_text(config), encoding="utf-8")
     except OSError as error:
-        raise ExportError(f"the model repository {folder} cannot be written", received=error.strerror) from error
+        raise ExportError(f"the model repository {folder} cannot be written", received=reason(error)) from error
     return model / str(version)
+
+
+@functools.cache
+def schema() -> Any:
+    """Triton's own ``model_config.proto`` as its client ships it: that one module, without the client's gRPC.
+
+    Raises:
+        MissingExtraError: the extra ``triton`` is not installed.
+    """
+    for package in ("google.protobuf", "tritonclient"):
+        client = require(package, extra="triton", purpose="a model repository for Triton")
+    file = Path(str(client.__file__)).with_name("grpc") / "model_config_pb2.py"
+    return SimpleNamespace(**runpy.run_path(str(file)))
 
 
 def _check_arguments(
@@ -155,67 +149,67 @@ def _labels(bundle: Bundle) -> str:
 
 
 def _config(
-    bundle: Bundle,
-    graph: Graph,
-    *,
-    name: str,
-    max_batch: int,
-    queue_delay_us: int,
-    instances: int | None,
-    kind: str,
-) -> str:
-    """The text of ``config.pbtxt``."""
+    bundle: Bundle, graph: Graph, name: str, max_batch: int, queue_delay_us: int, instances: int | None, kind: str
+) -> Any:
+    """The ``ModelConfig`` of a new model."""
+    from google.protobuf import json_format
+
     best = bundle.manifest.build.profile.get("batch", (0, Sizes.parse(DEFAULT_BATCH, axis="batch").opt, 0))[1]
-    preferred = sorted({size for size in (best, max_batch) if size <= max_batch})
-    lines = [
-        f"# Written by mope-deploy {__version__}. Each version's {SOURCE} names the bundle it came from.",
-        f"name: {quoted(name)}",
-        f"platform: {quoted(PLATFORM)}",
-        f"max_batch_size: {max_batch}",
-        *_tensors("input", graph.inputs),
-        *_tensors("output", graph.outputs),
-        "# Only the newest version is served: a new one takes over at once.",
-        "version_policy { latest { num_versions: 1 } }",
-        "dynamic_batching {",
-        f"  preferred_batch_size: [ {', '.join(map(str, preferred))} ]",
-        f"  max_queue_delay_microseconds: {queue_delay_us}",
-        "}",
-    ]
+    config: dict[str, Any] = {
+        "name": name,
+        "platform": PLATFORM,
+        "max_batch_size": max_batch,
+        "input": [_tensor(spec) for spec in graph.inputs],
+        "output": [_tensor(spec) for spec in graph.outputs],
+        "version_policy": {"latest": {"num_versions": 1}},
+        "dynamic_batching": {
+            "preferred_batch_size": sorted({size for size in (best, max_batch) if size <= max_batch}),
+            "max_queue_delay_microseconds": queue_delay_us,
+        },
+    }
     if instances is not None:
-        lines.append(f"instance_group [ {{ count: {instances} kind: KIND_{kind.upper()} }} ]")
+        config["instance_group"] = [{"count": instances, "kind": f"KIND_{kind.upper()}"}]
     if graph.precision == "fp32":
-        lines += [
-            "# Products of float32 are not rounded to TF32 (needs a Triton whose ONNX Runtime is 1.18 or newer).",
-            "optimization { execution_accelerators { gpu_execution_accelerator [",
-            '  { name: "cuda" parameters { key: "use_tf32" value: "0" } }',
-            "] } }",
-        ]
-    return "\n".join(lines) + "\n"
+        cuda = {"name": "cuda", "parameters": {"use_tf32": "0"}}
+        config["optimization"] = {"execution_accelerators": {"gpu_execution_accelerator": [cuda]}}
+    return json_format.ParseDict(config, schema().ModelConfig())
 
 
-def _tensors(field: str, specs: tuple[TensorSpec, ...]) -> Iterator[str]:
-    """Inputs or outputs without the batch axis, which ``max_batch_size`` stands for; axes that vary are -1."""
-    yield f"{field} ["
-    for i, spec in enumerate(specs):
-        if spec.shape[0] != "batch" or len(spec.shape) < 2:
-            raise ExportError(f"Triton cannot batch {spec.name}", received=spec.form, expected="a first axis batch")
-        sizes = ", ".join(str(axis) if isinstance(axis, int) else "-1" for axis in spec.shape[1:])
-        labels = f" label_filename: {quoted(LABELS)}" if spec.name == "logits" else ""
-        comma = "," if i < len(specs) - 1 else ""
-        yield (f"  {{ name: {quoted(spec.name)} data_type: {_TYPES[spec.dtype]} dims: [ {sizes} ]{labels} }}{comma}")
-    yield "]"
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    """An input or output without the batch axis, which ``max_batch_size`` stands for; axes that vary are -1."""
+    if spec.shape[0] != "batch" or len(spec.shape) < 2:
+        raise ExportError(f"Triton cannot batch {spec.name}", received=spec.form, expected="a first axis batch")
+    sizes = [axis if isinstance(axis, int) else -1 for axis in spec.shape[1:]]
+    found = {"name": spec.name, "data_type": "TYPE_" + spec.dtype.upper().replace("FLOAT", "FP"), "dims": sizes}
+    return found | ({"label_filename": LABELS} if spec.name == "logits" else {})
 
 
-def _check_compatible(model: Path, config: str, labels: str) -> None:
+def _text(config: Any) -> str:
+    """The text of ``config.pbtxt``."""
+    from google.protobuf import text_format
+
+    return (
+        f"# Written by mope-deploy {__version__}. Each version's {SOURCE} names the bundle it came from.\n"
+        "# Only the newest version is served: a new one takes over at once. With use_tf32 0, products of float32 are\n"
+        "# not rounded to TF32 (needs a Triton whose ONNX Runtime is 1.18 or newer).\n"
+        f"{text_format.MessageToString(config, use_short_repeated_primitives=True)}"
+    )
+
+
+def _check_compatible(model: Path, config: Any, labels: str) -> None:
     """The model that is there takes and gives the same tensors, with labels in the same order."""
+    from google.protobuf import text_format
+
     todo = "choose another name for this model, or another folder"
     if model.is_symlink() or not (model / CONFIG).is_file():
         raise UsageError(f"{model} exists and is no model of a Triton repository: no {CONFIG}", todo=todo)
     try:
-        theirs = _interface(read_text((model / CONFIG).read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise UsageError(f"{model / CONFIG} cannot be read: {error}", todo=todo) from error
-    for what, ours in _interface(read_text(config)).items():
+        text = (model / CONFIG).read_text(encoding="utf-8")
+        # A Triton newer than the client that is installed here may know more fields than it.
+        theirs = _interface(text_format.Parse(text, schema().ModelConfig(), allow_unknown_field=True))
+    except (ValueError, text_format.ParseError) as error:
+        raise UsageError(f"{model / CONFIG} cannot be read: {reason(error)}", todo=todo) from error
+    for what, ours in _interface(config).items():
         if theirs[what] != ours:
             raise UsageError(
                 f"{model} is another model, of another {what}",
@@ -227,19 +221,21 @@ def _check_compatible(model: Path, config: str, labels: str) -> None:
         raise UsageError(f"{model} is a model with other labels, or in another order", todo=todo)
 
 
-def _interface(config: Message) -> dict[str, Any]:
+def _interface(config: Any) -> dict[str, Any]:
     """What a new version may not change for clients of the old ones."""
 
-    def tensors(field: str) -> list[tuple[Any, ...]]:
-        keys = ("name", "data_type", "dims", "label_filename")
-        return sorted(tuple(tuple(one.get(key, ())) for key in keys) for one in config.get(field, ()))
+    def tensors(specs: Any) -> list[tuple[Any, ...]]:
+        type_name = schema().DataType.Name
+        return sorted(
+            (spec.name, type_name(spec.data_type), list(spec.dims), getattr(spec, "label_filename", ""))
+            for spec in specs  # inputs have no file of labels
+        )
 
-    batch = config.get("max_batch_size", ["0"])[0]
     return {
-        "platform": ", ".join(config.get("platform", [])) or "none",
-        "batching": "a batch axis" if batch != "0" else "no batch axis",
-        "set of inputs": tensors("input"),
-        "set of outputs": tensors("output"),
+        "platform": config.platform or "none",
+        "batching": "a batch axis" if config.max_batch_size else "no batch axis",
+        "set of inputs": tensors(config.input),
+        "set of outputs": tensors(config.output),
     }
 
 
@@ -257,15 +253,4 @@ def _put(bundle: Bundle, graph: Graph, version: Path) -> None:
         shutil.copyfile(bundle.file(name), target)
     shutil.copyfile(bundle.file(graph.file), place / MODEL)
     source = {"name": bundle.manifest.name, "sha256": bundle.sha256, "graph": graph.name, "precision": graph.precision}
-    (version / SOURCE).write_text(json.dumps(source, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
-    """A hidden folder beside what it will be renamed to; gone afterwards in any case."""
-    staged = folder / f".{secrets.token_hex(8)}.tmp"
-    staged.mkdir()
-    try:
-        yield staged
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+    (version / SOURCE).write_bytes(json_bytes(source))

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from onnxruntime.quantization.calibrate import HistogramCollector
 
 from export.graph import files as graphs
+from export.graph.probe import open_probe
 from mope_deploy.errors import ExportError
 
 __all__ = ["activation_limits"]
@@ -106,12 +107,10 @@ def _session(graph: Path, tensors: Sequence[str]) -> ort.InferenceSession:
     values = ir.convenience.create_value_mapping(model.graph)
     model.graph.outputs.clear()
     model.graph.outputs.extend(values[name] for name in tensors)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
     with tempfile.TemporaryDirectory(prefix="mope-calibration-") as folder:
         file = Path(folder, "calibration.onnx")
         ir.save(model, file, external_data=f"{file.name}.data")
-        return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        return open_probe(file)
 
 
 @contextlib.contextmanager

@@ -11,27 +11,18 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from export.graph import files as graphs
+from export.graph.files import element_types, read
+from export.graph.operators import FLOAT_OPS, MOVING_OPS, takes
 from export.precision.layout import PRODUCTS, Layout, Product, layout, module_of, source_weight
 from mope_deploy.errors import ExportError
 
-__all__ = ["DYNAMIC_OPS", "FLOAT_OPS", "HALVES", "MOVING_OPS", "check_types", "output_axis", "takes"]
+__all__ = ["DYNAMIC_OPS", "HALVES", "check_types", "output_axis"]
 
 HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 DYNAMIC_OPS = frozenset(("DynamicQuantizeLinear", "MatMulInteger"))
-# Sums, roots and exponentials: in fp32 wherever they stand.
-_FLOAT_OPS = """BatchNormalization Cos CumSum Exp GroupNormalization InstanceNormalization LayerNormalization Log
-    LogSoftmax Pow Reciprocal ReduceL1 ReduceL2 ReduceMean ReduceProd ReduceSum ReduceSumSquare Sin
-    Softmax Softplus Sqrt"""
-FLOAT_OPS = frozenset(_FLOAT_OPS.split())
-# These move values and compute nothing: a type goes through, wherever they stand.
-_MOVING_OPS = """Concat DepthToSpace Expand Flatten Gather GatherElements GatherND Identity Pad Reshape Slice
-    SpaceToDepth Split Squeeze Tile Transpose Trilu Unsqueeze"""
-MOVING_OPS = frozenset(_MOVING_OPS.split())
 _FLOAT, _INT8 = ir.DataType.FLOAT, ir.DataType.INT8
 _FLOATS = (_FLOAT, *HALVES.values())
 _QUANTISING = ("QuantizeLinear", "DequantizeLinear")
@@ -61,8 +52,8 @@ def check_types(
     Raises:
         ExportError: naming the node or tensor that is not what was asked for.
     """
-    model = graphs.read(path)
-    file = _File(model.graph, model.opset_imports[""], graphs.element_types(path), frozenset(keep))
+    model = read(path)
+    file = _File(model.graph, model.opset_imports[""], element_types(path), frozenset(keep))
     _check_products(file, source or file.layout)
     _check_edges(file)
     _check_stored_once(file)
@@ -80,15 +71,6 @@ def check_types(
             raise ExportError(f"{path.name} quantises and is called {precision}")
         _check_dynamic(file, wanted if precision == "int8-dynamic" else set())
     return file.counts()
-
-
-def takes(node: ir.Node, i: int, type: ir.DataType, opset: int, *, output: bool = False) -> bool:
-    """Whether the definition of ``node``'s operator allows ``type`` for its ``i``-th input or output."""
-    schema = onnx.defs.get_schema(node.op_type, opset, "")
-    formal = schema.outputs if output else schema.inputs
-    type_str = formal[min(i, len(formal) - 1)].type_str
-    allowed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}.get(type_str, [type_str])
-    return f"tensor({type.name.lower()})" in allowed
 
 
 def output_axis(node: ir.Node) -> int:

@@ -18,9 +18,8 @@ from pathlib import Path
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from export.graph import files as graphs
-from export.graph.to_onnx import EMBED_LIMIT
-from export.options import MAX_IR_VERSION
+from export.graph.files import check_file, read
+from export.limits import EMBED_LIMIT, MAX_IR_VERSION
 from export.precision.check import DYNAMIC_OPS, check_types
 from export.precision.layout import layout
 from mope_deploy.errors import ExportError
@@ -40,7 +39,7 @@ class DynamicLowering:
 
     def __init__(self, graph: Path) -> None:
         self._source = graph
-        model = graphs.read(graph)
+        model = read(graph)
         self._layout = layout(model.graph)
         gemms = {node.name for node in model.graph if node.op_type == "Gemm"}  # it knows MatMul alone
         self._products = {p.name: p for p in self._layout.products.values() if not gemms & set(p.nodes)}
@@ -74,7 +73,7 @@ class DynamicLowering:
                 extra_options={"MatMulConstBOnly": True},
             )
         _tidy(path)
-        graphs.check_file(path, extra_ops=DYNAMIC_OPS)
+        check_file(path, extra_ops=DYNAMIC_OPS)
         check_types(path, self.precision, kept, source=self._layout, products=self._products)
         return [path, data] if data.is_file() else [path]
 

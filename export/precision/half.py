@@ -15,20 +15,23 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
+from onnx_ir import DataType
 
-from export.graph import files as graphs
-from export.precision.check import FLOAT_OPS, HALVES, MOVING_OPS, check_types, takes
+from export.graph.files import element_types, read, write
+from export.graph.insert import add_node, add_weight
+from export.graph.operators import FLOAT_OPS, MOVING_OPS, takes
+from export.precision.check import HALVES, check_types
 from export.precision.layout import PRODUCTS, Layout, layout, module_of
 from mope_deploy.errors import ExportError
 
 __all__ = ["HalfLowering"]
 
-_FLOAT = ir.DataType.FLOAT
+_FLOAT = DataType.FLOAT
+_SUFFIX = {half: name for name, half in HALVES.items()} | {_FLOAT: "fp32"}
+_SMALLEST = {DataType.FLOAT16: 2.0**-14, DataType.BFLOAT16: 2.0**-126}  # normal numbers
 
 
 class HalfLowering:
@@ -44,15 +47,22 @@ class HalfLowering:
     def __init__(self, graph: Path, precision: str) -> None:
         self.precision = precision
         self.runs_on = "any" if precision == "fp16" else "tensorrt"
-        self._source = graph
-        self._types = graphs.element_types(graph)
-        self._layout = layout(graphs.read(graph).graph)
+        self._source, self._half = graph, HALVES[precision]
+        types = element_types(graph)
+        self._float32 = {name for name, type in types.items() if type == _FLOAT}
+        model = read(graph)
+        self._layout = layout(model.graph)
         found = self._layout.multiplying
         self.layers = tuple(name for name in found if found[name])
         if not any(found[name] for name in self._layout.layers):
             raise ExportError(f"{graph.name} has no encoder layer that could be {precision}")
-        self.unfit = self._products_that_do_not_fit()
-        strays = {t for t in self._types.values() if t in (*HALVES.values(), ir.DataType.DOUBLE)}
+        self._unfit = {
+            name
+            for name, value in model.graph.initializers.items()
+            if name in self._float32 and not _fits(value.const_value, self._half)
+        }
+        self.unfit = self._products_that_do_not_fit(model.graph)
+        strays = {t for t in types.values() if t in (*HALVES.values(), DataType.DOUBLE)}
         if strays:
             raise ExportError(f"{graph.name} is not an fp32 graph", received=", ".join(sorted(t.name for t in strays)))
 
@@ -63,29 +73,29 @@ class HalfLowering:
     def write(self, path: Path, *, keep: Collection[str] = ()) -> list[Path]:
         """Write the half graph. See :class:`export.precision.Lowering`."""
         kept = self._kept(keep)
-        model = graphs.read(self._source)
-        _Rewrite(model, self._layout, self._types, HALVES[self.precision], kept).apply()
-        files = graphs.write(model, path)
+        files = write(self._rewritten(kept), path)
         check_types(path, self.precision, kept, source=self._layout)
         return files
 
     def write_runnable(self, path: Path, *, keep: Collection[str] = ()) -> list[Path]:
         """Write the fp32 copy that rounds as the half graph does."""
-        kept = self._kept(keep)
-        model = graphs.read(self._source)
-        _Rewrite(model, self._layout, self._types, HALVES[self.precision], kept).apply(emulated=True)
-        return graphs.write(model, path)
+        model = self._rewritten(self._kept(keep))
+        _emulate(model.graph, self._half)
+        return write(model, path)
 
-    def _products_that_do_not_fit(self) -> tuple[str, ...]:
+    def _rewritten(self, kept: Collection[str]) -> ir.Model:
+        model = read(self._source)
+        _Rewrite(model, self._layout, self._half, kept, float32=self._float32, unfit=self._unfit).apply()
+        return model
+
+    def _products_that_do_not_fit(self, graph: ir.Graph) -> tuple[str, ...]:
         """Modules one of whose products has a weight that half cannot hold, in graph order: they stay fp32."""
-        model = graphs.read(self._source)
-        rewrite = _Rewrite(model, self._layout, self._types, HALVES[self.precision], ())
         found = [
             module_of(node)
-            for node in model.graph
+            for node in graph
             if node.op_type in PRODUCTS
             and self._layout.home(node) is not None
-            and any(value is not None and value.name in rewrite.unfit for value in node.inputs)
+            and any(value is not None and value.name in self._unfit for value in node.inputs)
         ]
         return tuple(dict.fromkeys(found))
 
@@ -103,83 +113,42 @@ class _Rewrite:
     Args:
         model: the fp32 graph.
         layout: its layers.
-        types: the element type of each of its tensors.
         half: FLOAT16 or BFLOAT16.
         kept: layers and modules to leave in fp32.
+        float32: names of its fp32 tensors.
+        unfit: names of constants that half cannot hold.
     """
 
     def __init__(
-        self, model: ir.Model, layout: Layout, types: dict[str, ir.DataType], half: ir.DataType, kept: Collection[str]
+        self,
+        model: ir.Model,
+        layout: Layout,
+        half: DataType,
+        kept: Collection[str],
+        *,
+        float32: Collection[str],
+        unfit: Collection[str],
     ) -> None:
         self.graph, self.layout, self.half, self.kept = model.graph, layout, half, kept
-        self.opset = model.opset_imports[""]
-        self.float32 = {name for name, type in types.items() if type == _FLOAT}
-        self.unfit = {name for name, value in self.graph.initializers.items() if self._unfit(value)}
-        self.made: dict[str, ir.DataType] = {}  # type of each float tensor that a node makes
-        self.node_type: dict[ir.Node, ir.DataType] = {}
+        self.opset, self.float32, self.unfit = model.opset_imports[""], float32, unfit
+        self.made: dict[str | None, DataType] = {}  # type of each float tensor that a node makes
+        self.node_type: dict[ir.Node, DataType] = {}
+        self.casts: dict[tuple[ir.Value, DataType], ir.Value] = {}
 
-    def apply(self, *, emulated: bool = False) -> None:
-        """Decide every type, then change the graph; ``emulated`` rounds to half and back instead of computing in it."""
+    def apply(self) -> None:
+        """Decide every type, then change the graph."""
         for node in self.graph:
             self.node_type[node] = self._decide(node)
             for i, value in enumerate(node.outputs):
                 if value.name in self.float32:
-                    takes_half = self._takes(node, i, output=True)
-                    self.made[value.name or ""] = self.node_type[node] if takes_half else _FLOAT
-        if emulated:
-            self._emulate()
-        else:
-            self._retype()
-
-    # --- which type ---
-
-    def _decide(self, node: ir.Node) -> ir.DataType:
-        """The type that ``node`` computes in."""
-        floats = [(i, v) for i, v in enumerate(node.inputs) if v is not None and v.name in self.float32]
-        if node.op_type == "Cast" or not floats or not any(self._takes(node, i) for i, _ in floats):
-            return _FLOAT  # a Cast says itself what it makes
-        home = self.layout.home(node)
-        if home in self.kept or module_of(node) in self.kept or node.op_type in FLOAT_OPS:
-            return _FLOAT
-        if any(value.name in self.unfit for _, value in floats):
-            return _FLOAT
-        in_encoder = home is not None
-        table = node.op_type == "Gather" and floats[0][1].is_initializer()
-        if in_encoder and (node.op_type in PRODUCTS or table):
-            return self.half
-        if node.op_type not in MOVING_OPS and home not in self.layout.layers:
-            return _FLOAT
-        operands = {self.made.get(v.name or "", _FLOAT) for _, v in floats if not v.is_initializer()}
-        if node.op_type == "Concat" and home in self.layout.layers and self.half in operands:
-            return self.half  # keys or values of tokens and of prompts, for the products that read them
-        return self.half if operands == {self.half} else _FLOAT
-
-    def _takes(self, node: ir.Node, i: int, *, output: bool = False) -> bool:
-        return takes(node, i, self.half, self.opset, output=output)
-
-    def _unfit(self, value: ir.Value) -> bool:
-        """Whether a constant overflows in half, or vanishes in it as a whole (an epsilon)."""
-        if value.name not in self.float32 or value.const_value is None or value.const_value.size == 0:
-            return False
-        magnitude = np.abs(value.const_value.numpy())
-        largest = magnitude.max(where=np.isfinite(magnitude), initial=0.0)
-        limit = ir.DataType(self.half)
-        with np.errstate(over="ignore"):
-            rounded = np.asarray(largest).astype(limit.numpy()).astype(np.float32)
-        smallest = 2.0**-14 if self.half == ir.DataType.FLOAT16 else 2.0**-126
-        return bool(not np.isfinite(rounded) or 0 < largest < smallest)
-
-    # --- the half graph itself ---
-
-    def _retype(self) -> None:
-        cast: dict[tuple[str, ir.DataType], ir.Value] = {}
-        self._retype_weights(cast)
+                    takes_half = takes(node, i, self.half, self.opset, output=True)
+                    self.made[value.name] = self.node_type[node] if takes_half else _FLOAT
+        self._retype_weights()
         for node in list(self.graph):
-            for i, value in self._inputs(node):
+            for i, value in self._floats(node):
                 wanted = self._wanted(node, i)
-                found = self.half if value.dtype == self.half else _FLOAT
-                if wanted != found:
-                    node.replace_input_with(i, self._cast(value, wanted, before=node, known=cast))
+                if wanted != (self.half if value.dtype == self.half else _FLOAT):
+                    node.replace_input_with(i, self._cast(value, wanted, before=node))
             for value in node.outputs:
                 if value.name in self.made:
                     value.dtype = self.made[value.name]
@@ -187,7 +156,41 @@ class _Rewrite:
             if value.dtype == self.half:
                 self.graph.outputs[i] = self._as_output(value)
 
-    def _retype_weights(self, cast: dict[tuple[str, ir.DataType], ir.Value]) -> None:
+    def _decide(self, node: ir.Node) -> DataType:
+        """The type that ``node`` computes in."""
+        floats = self._floats(node)
+        if not any(takes(node, i, self.half, self.opset) for i, _ in floats):
+            return _FLOAT
+        home = self.layout.home(node)
+        if home in self.kept or module_of(node) in self.kept or node.op_type in FLOAT_OPS:
+            return _FLOAT
+        if any(value.name in self.unfit for _, value in floats):
+            return _FLOAT
+        table = node.op_type == "Gather" and floats[0][1].is_initializer()
+        if home is not None and (node.op_type in PRODUCTS or table):
+            return self.half
+        if node.op_type not in MOVING_OPS and home not in self.layout.layers:
+            return _FLOAT
+        operands = {self.made.get(value.name, _FLOAT) for _, value in floats if not value.is_initializer()}
+        if node.op_type == "Concat" and home in self.layout.layers and self.half in operands:
+            return self.half  # keys or values of tokens and of prompts, for the products that read them
+        return self.half if operands == {self.half} else _FLOAT
+
+    def _floats(self, node: ir.Node) -> list[tuple[int, ir.Value]]:
+        """The float operands that have a type to decide, by position.
+
+        A Cast takes any type and says itself what it makes: to fp32 from a half tensor it is the same as ours, to
+        integers it keeps its meaning.
+        """
+        if node.op_type == "Cast":
+            return []
+        return [(i, v) for i, v in enumerate(node.inputs) if v is not None and v.name in self.float32]
+
+    def _wanted(self, node: ir.Node, i: int) -> DataType:
+        cast = node.op_type == "Cast"
+        return self.node_type[node] if not cast and takes(node, i, self.half, self.opset) else _FLOAT
+
+    def _retype_weights(self) -> None:
         """Store every weight once, in the type its users take; one that both kinds use stays fp32 and is cast."""
         for name, value in list(self.graph.initializers.items()):
             if name not in self.float32 or value.const_value is None:
@@ -195,103 +198,83 @@ class _Rewrite:
             wanted = {self._wanted(node, i) for node, i in value.uses()}
             if self.half not in wanted:
                 continue
+            rounded = value.const_value.numpy().astype(self.half.numpy())
             if wanted == {self.half}:
-                value.const_value = ir.tensor(self._rounded(value), name=name)
+                value.const_value = ir.tensor(rounded, name=name)
                 value.dtype = self.half
             elif value.const_value.size == 1:  # a copy of one number costs less than a cast
-                cast[name, self.half] = graphs.add_weight(
-                    self.graph, f"{name}.{self._suffix(self.half)}", self._rounded(value)
-                )
+                self.casts[value, self.half] = add_weight(self.graph, f"{name}.{_SUFFIX[self.half]}", rounded)
 
-    def _inputs(self, node: ir.Node) -> list[tuple[int, ir.Value]]:
-        found = [(i, v) for i, v in enumerate(node.inputs) if v is not None and v.name in self.float32]
-        # A Cast takes any type. To fp32 from a half tensor it is the same as ours; to integers it keeps its meaning.
-        return [] if node.op_type == "Cast" else found
-
-    def _wanted(self, node: ir.Node, i: int) -> ir.DataType:
-        return self.node_type[node] if self._takes(node, i) else _FLOAT
-
-    def _cast(
-        self, value: ir.Value, to: ir.DataType, *, before: ir.Node, known: dict[tuple[str, ir.DataType], ir.Value]
-    ) -> ir.Value:
+    def _cast(self, value: ir.Value, to: DataType, *, before: ir.Node) -> ir.Value:
         """``value`` in another type; one cast for all its users."""
-        name = value.name or ""
-        if (name, to) not in known:
-            made = ir.Value(name=f"{name}.{self._suffix(to)}", shape=value.shape, type=ir.TensorType(to))
+        if (value, to) not in self.casts:
             producer = value.producer()
             module = module_of(producer if producer is not None else before)
-            node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", to)], outputs=[made], name=_under(module, "Cast"))
-            if producer is not None:
-                self.graph.insert_after(producer, node)
-            else:
-                self.graph.insert_before(self.graph[0], node)
-            known[name, to] = made
-        return known[name, to]
+            self.casts[value, to] = add_node(
+                self.graph,
+                "Cast",
+                [value],
+                f"{value.name}.{_SUFFIX[to]}",
+                name=f"{module}/Cast" if module else "Cast",
+                after=producer,
+                before=self.graph[0] if producer is None else None,
+                dtype=to,
+                shape=value.shape,
+                attributes={"to": to},
+            )
+        return self.casts[value, to]
 
     def _as_output(self, value: ir.Value) -> ir.Value:
         """The graph's outputs stay fp32 under the names they have."""
-        producer = value.producer()
-        assert producer is not None
-        name = value.name
-        value.name = f"{name}.{self._suffix(self.half)}"
-        made = ir.Value(name=name, shape=value.shape, type=ir.TensorType(_FLOAT))
-        node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", _FLOAT)], outputs=[made], name="Cast")
-        self.graph.insert_after(producer, node)
-        return made
-
-    # --- its fp32 copy ---
-
-    def _emulate(self) -> None:
-        rounded: dict[tuple[str, ir.DataType], ir.Value] = {}
-        for name, value in list(self.graph.initializers.items()):
-            halves = [(node, i) for node, i in value.uses() if self._is_half_use(node, i)]
-            if halves and value.const_value is not None:
-                array = self._rounded(value).astype(np.float32)
-                copy = graphs.add_weight(self.graph, f"{name}.{self._suffix(self.half)}", array)
-                for node, i in halves:
-                    node.replace_input_with(i, copy)
-        for node in list(self.graph):
-            for i, value in self._inputs(node):
-                if value.is_initializer() or not self._is_half_use(node, i):
-                    continue
-                if self.made.get(value.name or "", _FLOAT) == _FLOAT:  # here the half graph has a cast
-                    node.replace_input_with(i, self._round(value, before=node, known=rounded))
-        for node in list(self.graph):
-            if node.op_type in MOVING_OPS or node.op_type == "Cast":
-                continue  # values that were rounded before
-            for value in node.outputs:
-                if self.made.get(value.name or "") == self.half:
-                    users = list(value.uses())
-                    result = self._round(value, before=node, known=rounded)
-                    for user, i in users:
-                        user.replace_input_with(i, result)
-                    for i, output in enumerate(self.graph.outputs):
-                        if output is value:
-                            result.name, value.name = value.name, f"{value.name}.unrounded"
-                            self.graph.outputs[i] = result
-
-    def _is_half_use(self, node: ir.Node, i: int) -> bool:
-        value = node.inputs[i]
-        if value is None or value.name not in self.float32 or node.op_type == "Cast":
-            return False
-        return self._wanted(node, i) == self.half
-
-    def _round(self, value: ir.Value, *, before: ir.Node, known: dict[tuple[str, ir.DataType], ir.Value]) -> ir.Value:
-        """``value`` rounded to half, in fp32."""
-        name = value.name or ""
-        there = (name, self.half) in known
-        half = self._cast(value, self.half, before=before, known=known)
-        if there:
-            return known[f"{name}.{self._suffix(self.half)}", _FLOAT]
-        return self._cast(half, _FLOAT, before=before, known=known)
-
-    def _rounded(self, value: ir.Value) -> NDArray[Any]:
-        assert value.const_value is not None
-        return value.const_value.numpy().astype(self.half.numpy())
-
-    def _suffix(self, type: ir.DataType) -> str:
-        return {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}.get(type, "fp32")
+        name, value.name = value.name or "", f"{value.name}.{_SUFFIX[self.half]}"
+        return add_node(
+            self.graph,
+            "Cast",
+            [value],
+            name,
+            name="Cast",
+            after=value.producer(),
+            dtype=_FLOAT,
+            shape=value.shape,
+            attributes={"to": _FLOAT},
+        )
 
 
-def _under(module: str, op: str) -> str:
-    return f"{module}/{op}" if module else op
+def _emulate(graph: ir.Graph, half: DataType) -> None:
+    """Have a half graph compute in fp32 and round, by a pair of casts, whatever would be half; in place."""
+    for name, weight in graph.initializers.items():
+        if weight.dtype == half and weight.const_value is not None:
+            weight.const_value = ir.tensor(weight.const_value.numpy().astype(np.float32), name=name)
+            weight.dtype = _FLOAT
+    for node in list(graph):
+        for value in node.outputs:
+            if value.dtype != half:
+                continue
+            users, rounded = list(value.uses()), value
+            if node.op_type != "Cast":
+                value.dtype = _FLOAT
+                if node.op_type in MOVING_OPS:
+                    continue  # values that were rounded before
+                rounded = _cast_behind(graph, value, half)
+            back = _cast_behind(graph, rounded, _FLOAT)
+            for user, i in users:
+                user.replace_input_with(i, back)
+
+
+def _cast_behind(graph: ir.Graph, value: ir.Value, to: DataType) -> ir.Value:
+    name = f"{value.name}.rounded" if to != _FLOAT else f"{value.name}.back"
+    after = value.producer()
+    return add_node(
+        graph, "Cast", [value], name, name="Cast", after=after, dtype=to, shape=value.shape, attributes={"to": to}
+    )
+
+
+def _fits(constant: ir.TensorProtocol | None, half: DataType) -> bool:
+    """Whether half holds a constant: it neither overflows nor, as a whole, vanishes (an epsilon)."""
+    if constant is None or constant.size == 0:
+        return True
+    magnitude = np.abs(constant.numpy())
+    largest = magnitude.max(where=np.isfinite(magnitude), initial=0.0)
+    with np.errstate(over="ignore"):
+        rounded = np.asarray(largest).astype(half.numpy()).astype(np.float32)
+    return bool(np.isfinite(rounded) and not 0 < largest < _SMALLEST[half])

@@ -16,7 +16,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from export.graph import files as graphs
+from export.graph.files import read, write
+from export.graph.insert import add_node, add_weight
 from export.precision.calibrate import activation_limits
 from export.precision.check import check_types, output_axis
 from export.precision.layout import layout, module_of, source_weight
@@ -52,7 +53,7 @@ class Int8Lowering:
         on_step: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._source = graph
-        model = graphs.read(graph)
+        model = read(graph)
         self._layout = layout(model.graph)
         self._products = self._layout.products
         if not self._products:
@@ -72,7 +73,7 @@ class Int8Lowering:
         chosen = {p.name: p for p in self._products.values() if not kept & {p.name, p.layer}}
         if not chosen:
             raise ExportError("every layer is kept in fp32, so nothing would be int8")
-        model = graphs.read(self._source)
+        model = read(self._source)
         nodes = {name for product in chosen.values() for name in product.nodes}
         activations: dict[str, ir.Value] = {}
         weights: dict[str, ir.Value] = {}
@@ -80,7 +81,7 @@ class Int8Lowering:
             if node.name in nodes:
                 self._quantise_input(model.graph, node, activations)
                 _quantise_weight_of(model.graph, node, weights)
-        files = graphs.write(model, path)
+        files = write(model, path)
         check_types(path, "int8", kept, source=self._layout)
         return files
 
@@ -89,22 +90,22 @@ class Int8Lowering:
         return self.write(path, keep=keep)
 
     def _quantise_input(self, graph: ir.Graph, node: ir.Node, known: dict[str, ir.Value]) -> None:
-        value = _operand(node)
+        value, module = _operand(node), module_of(node)
         name = value.name or ""
         if name not in known:
-            scale = graphs.add_weight(graph, f"{name}.scale", scale_of(np.float32(self.limits[name])))
-            zero = graphs.add_weight(graph, f"{name}.zero", np.zeros((), np.int8))
-            shape, module = value.shape, module_of(node)
-            coded = ir.Value(name=f"{name}.int8", shape=shape, type=ir.TensorType(ir.DataType.INT8))
-            back = ir.Value(name=f"{name}.dequantised", shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
-            graph.insert_before(
-                node,
-                [
-                    ir.Node("", "QuantizeLinear", [value, scale, zero], outputs=[coded], name=f"{module}/Quantize"),
-                    ir.Node("", "DequantizeLinear", [coded, scale, zero], outputs=[back], name=f"{module}/Dequantize"),
-                ],
+            scale = add_weight(graph, f"{name}.scale", scale_of(np.float32(self.limits[name])))
+            zero = add_weight(graph, f"{name}.zero", np.zeros((), np.int8))
+            codes = add_node(
+                graph,
+                "QuantizeLinear",
+                [value, scale, zero],
+                f"{name}.int8",
+                name=f"{module}/Quantize",
+                before=node,
+                dtype=ir.DataType.INT8,
+                shape=value.shape,
             )
-            known[name] = back
+            known[name] = _dequantised(graph, node, [codes, scale, zero], value, f"{module}/Dequantize")
         node.replace_input_with(0, known[name])
 
 
@@ -133,27 +134,33 @@ def _quantise_weight_of(graph: ir.Graph, node: ir.Node, known: dict[str, ir.Valu
     value = source_weight(node.inputs[1])
     assert value is not None
     assert value.const_value is not None
-    name = value.name or ""
-    axis = output_axis(node)
+    name, axis = value.name or "", output_axis(node)
     if name not in known:
         codes, scales = quantise_weight(value.const_value.numpy(), axis=axis)
         operands = [
-            graphs.add_weight(graph, f"{name}.int8", codes),
-            graphs.add_weight(graph, f"{name}.scale", scales),
-            graphs.add_weight(graph, f"{name}.zero", np.zeros(scales.shape, np.int8)),
+            add_weight(graph, f"{name}.int8", codes),
+            add_weight(graph, f"{name}.scale", scales),
+            add_weight(graph, f"{name}.zero", np.zeros(scales.shape, np.int8)),
         ]
-        back = ir.Value(name=f"{name}.dequantised", shape=value.shape, type=ir.TensorType(ir.DataType.FLOAT))
-        dequantise = ir.Node(
-            "",
-            "DequantizeLinear",
-            operands,
-            [ir.AttrInt64("axis", axis)],
-            outputs=[back],
-            name=f"{module_of(node)}/DequantizeWeight",
-        )
-        graph.insert_before(node, dequantise)
-        known[name] = back
+        known[name] = _dequantised(graph, node, operands, value, f"{module_of(node)}/DequantizeWeight", axis=axis)
     node.replace_input_with(1, known[name])
+
+
+def _dequantised(
+    graph: ir.Graph, node: ir.Node, operands: list[ir.Value], value: ir.Value, name: str, **attributes: int
+) -> ir.Value:
+    """``value`` again, of its codes, scale and zero-point; made right before ``node``, its first reader."""
+    return add_node(
+        graph,
+        "DequantizeLinear",
+        operands,
+        f"{value.name}.dequantised",
+        name=name,
+        before=node,
+        dtype=ir.DataType.FLOAT,
+        shape=value.shape,
+        attributes=attributes,
+    )
 
 
 def _operand(node: ir.Node) -> ir.Value:

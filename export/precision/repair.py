@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import tempfile
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from export.gate import PrecisionReport
-from export.gate.parity_report import json_safe
+from export.gate.found import json_safe
+from export.precision.lower import Lowering
 from mope_deploy.errors import ExportError, ParityError, UsageError
-
-if TYPE_CHECKING:
-    from export.precision import Lowering
+from mope_deploy.files import sha256
 
 __all__ = ["ATTEMPTS", "QUICK", "Attempt", "Lowered", "lower_within_gate"]
 
@@ -141,7 +139,7 @@ def lower_within_gate(
     kept, report = search.find()
     on_step(f"writing {name}")
     files = lowering.write(folder / name, keep=kept)
-    if lowering.runtime_mark != "emulated" and _sha256(folder / name) != report.sha256:
+    if lowering.runtime_mark != "emulated" and sha256(folder / name) != report.sha256:
         for file in files:
             file.unlink()
         raise ExportError(f"{name} was written twice and differs", expected="the file that was judged")
@@ -316,8 +314,3 @@ def _damage(report: PrecisionReport) -> tuple[float, float]:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2g} %" if share < 0.995 else f"{100 * share:.0f} %"
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mope_deploy.errors import ConfigError
+from mope_deploy.task import TASKS, MultiLabel, SingleLabel
 
 __all__ = ["EncoderSpec", "MoPEConfig"]
 
@@ -75,7 +76,7 @@ class MoPEConfig:
     complementary: tuple[EncoderSpec, ...]
     labels: tuple[str, ...]
     missing: tuple[str, ...] = ()
-    multi_label: bool = False
+    task: str = "single-label"
     prompt_length: int = 6
     experts: int = 4
     static: bool = True
@@ -100,6 +101,13 @@ class MoPEConfig:
         problems = self.problems()
         if problems:
             raise ConfigError("the model configuration cannot be used: " + "; ".join(problems))
+
+    @property
+    def multi_label(self) -> bool:
+        return self.task == "multi-label"
+
+    def make_task(self) -> SingleLabel | MultiLabel:
+        return TASKS[self.task](labels=self.labels)
 
     @property
     def sigma(self) -> float:

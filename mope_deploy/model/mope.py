@@ -23,6 +23,7 @@ from mope_deploy.model.mapper import Mapper
 from mope_deploy.model.prompts import LayerPrompts, StaticPrompt
 from mope_deploy.model.router import Router, routing_embeddings
 from mope_deploy.preprocess import Preprocessing, present_name
+from mope_deploy.task import MultiLabel, SingleLabel
 
 __all__ = ["ComplementaryEncoder", "Form", "MoPE", "MoPEOutput", "build_model"]
 
@@ -139,6 +140,10 @@ class MoPE(
     def complementary_encoders(self) -> dict[str, ComplementaryEncoder]:
         """The complementary encoders by modality."""
         return cast("dict[str, ComplementaryEncoder]", dict(self.complementary.items()))
+
+    @property
+    def task(self) -> SingleLabel | MultiLabel:
+        return self.config.make_task()
 
     @property
     def input_names(self) -> tuple[str, ...]:

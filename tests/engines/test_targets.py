@@ -6,7 +6,7 @@ import onnx
 import pytest
 
 from export.graph.lint import ALLOWED_OPS
-from export.options import OPSETS
+from export.limits import OPSETS
 from mope_deploy.engines.tensorrt.backends import open_backend
 from mope_deploy.engines.tensorrt.log import shared_log
 from mope_deploy.errors import ExportError

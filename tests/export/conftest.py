@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from export.graph.exporter_config import MoPEExporterConfig, exporter_config
+from export.graph.files import save
 from export.graph.static import to_static
-from export.graph.to_onnx import save, trace
+from export.graph.to_onnx import trace
 from export.pipeline import export_bundle
 from mope_deploy.model import MoPE
 from tests.encoders import bert, vit
 from tests.export.runs import write_data, write_run
+from tests.shared import once, shared_folder
 from tests.tiny import tiny_inputs, tiny_model
 
 __all__ = ["bert", "vit"]  # fixtures
@@ -53,11 +55,11 @@ def make_model(kind: str, vit: Path, bert: Path) -> MoPE:
             model.fit_statistics(model.encode_complementary(tiny_inputs(20, 9)))
         return model
     assert kind == "unrouted"
-    return tiny_model(vit, bert, dynamic=False, prompts=0, multi_label=True, labels=("a", "b", "c", "d"), seed=3)
+    return tiny_model(vit, bert, dynamic=False, prompts=0, task="multi-label", labels=("a", "b", "c", "d"), seed=3)
 
 
 class Exports(dict[str, Export]):
-    """Models and graphs by kind, each made when it is first asked for: a worker traces only what its tests need."""
+    """Models and graphs by kind, each made when it is first asked for, and traced by one worker."""
 
     def __init__(self, vit: Path, bert: Path, folder: Path) -> None:
         super().__init__()
@@ -66,16 +68,18 @@ class Exports(dict[str, Export]):
     def __missing__(self, kind: str) -> Export:
         model = make_model(kind, self.vit, self.bert)
         config = exporter_config(model)
-        graph = trace(to_static(model), config, opset=OPSETS[kind])
-        save(graph, self.folder / f"{kind}.onnx")
-        self[kind] = Export(model, config, graph, self.folder / f"{kind}.onnx")
+        file = once(
+            self.folder / f"{kind}.onnx",
+            lambda path: save(trace(to_static(model), config, opset=OPSETS[kind]), path),
+        )
+        self[kind] = Export(model, config, ir.load(file), file)
         return self[kind]
 
 
 @pytest.fixture(scope="session")
 def exports(vit: Path, bert: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Export]:
     """Every kind of model with its graph on disk."""
-    return Exports(vit, bert, tmp_path_factory.mktemp("graphs"))
+    return Exports(vit, bert, shared_folder(tmp_path_factory, "graphs"))
 
 
 @pytest.fixture
@@ -100,6 +104,8 @@ def run(vit: Path, bert: Path, data: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="session")
-def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(run: Path, exports: dict[str, Export], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That run exported from Python, with the fused variant."""
-    return export_bundle(run, tmp_path_factory.mktemp("bundles") / "tiny", fuse=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("export.variants.trace", lambda *_, **__: ir.load(exports["dense"].file))
+        return export_bundle(run, tmp_path_factory.mktemp("bundles") / "tiny", fuse=True)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -12,14 +15,16 @@ from typing import NamedTuple
 import onnx
 import onnx_ir as ir
 import pytest
+import tomllib
 from onnx import numpy_helper
+from setuptools import find_namespace_packages
 
 import mope_deploy.cli
 from export.cli import main
 from mope_deploy.console import run_app
 from tests.export.conftest import Export
 from tests.export.runs import write_run
-from tests.export.test_bundling import contents, tiny_model_like
+from tests.export.test_pipeline import contents, tiny_model_like
 
 
 class Result(NamedTuple):
@@ -279,3 +284,33 @@ def test_help_names_both_commands(mope_export: Callable[..., Result]) -> None:
     assert "mope-export check runs/mine bundles/mine" in done.out
     assert "written ./check" in done.out
     assert "Usage: mope-export check " in mope_export("check", "--help").out
+
+
+@pytest.mark.parametrize("arguments", [("--version",), ("check", "--version")], ids=" ".join)
+def test_the_version(arguments: tuple[str, ...], mope_export: Callable[..., Result]) -> None:
+    done = mope_export(*arguments)
+    assert done == (0, f"mope-export {mope_deploy.__version__}\n", "")
+
+
+def test_a_process_of_its_own_says_nothing_that_a_user_cannot_act_on(run: Path, bundle: Path, tmp_path: Path) -> None:
+    """torch's exporter, transformers and ONNX Runtime are talkative. And the same run gives the same bytes."""
+    command = [sys.executable, "-m", "export.cli", str(run), "--out", "b", "--fuse"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "model.onnx against the eager model" in done.stdout
+    steps = done.stderr.splitlines()
+    assert all(line.endswith("…") for line in steps)
+    assert len(steps) >= 5
+    for name in ("model.onnx", "model.onnx.data", "model.fused.onnx", "golden/outputs.npz"):
+        assert (tmp_path / "b" / name).read_bytes() == (bundle / name).read_bytes(), name
+
+
+def test_what_is_installed_is_ours_alone() -> None:
+    """Another distribution's namespace (``optimum``) is not written to."""
+    root = Path(__file__).parents[2]
+    settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    where = settings["find"]["where"]
+    assert where == ["."]
+    found = find_namespace_packages(str(root), include=settings["find"]["include"])
+    assert {name.partition(".")[0] for name in found} == {"mope_deploy", "export", "train"}

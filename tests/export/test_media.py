@@ -12,8 +12,8 @@ import pytest
 import soundfile
 
 from export.gate.reference import eager_outputs
-from export.gate.session import cpu_session
-from export.pipeline import check_bundle, export_bundle
+from export.pipeline import export_bundle
+from export.recheck import check_bundle
 from mope_deploy import load
 from mope_deploy.bundle import Bundle
 from mope_deploy.cli import app
@@ -24,6 +24,7 @@ from mope_deploy.errors import BundleError, DataError, MediaError, UsageError
 from mope_deploy.manifest import read_manifest
 from mope_deploy.model import MoPE
 from mope_deploy.preprocess import Waveform
+from tests.export.runtime import run_named
 from tests.media import Encoders, media_model, tone, write_video
 from tests.tiny import LABELS, WORDS
 
@@ -123,8 +124,7 @@ def test_a_part_for_each_modality_that_may_be_missing(
     ]
     inputs, _ = Bundle.open(path).golden()
     for part in graph.parts:
-        session = cpu_session(path / part.file)
-        y, _ = session.run(None, {spec.name: inputs[spec.name] for spec in part.inputs})
+        y, _ = run_named(path / part.file, inputs).values()
         missing = inputs[f"{part.modality}_present"] == 0
         stand_in = model.stand_ins[part.modality].detach().numpy()
         np.testing.assert_array_equal(y[missing], np.tile(stand_in, (missing.sum(), 1)))

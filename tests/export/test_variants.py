@@ -16,7 +16,8 @@ from export.gate import PrecisionReport
 from export.options import Options
 from export.pack.engines import EngineOptions
 from export.pack.summary import Row, summary_table
-from export.pipeline import check_bundle, export_model
+from export.pipeline import export_model
+from export.recheck import check_bundle
 from mope_deploy import load
 from mope_deploy.bundle import Bundle
 from mope_deploy.engines import built_engines

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from export.graph.exporter_config import MoPEExporterConfig, exporter_config
+from export.graph.files import save
 from export.graph.static import to_static
-from export.graph.to_onnx import save, trace
+from export.graph.to_onnx import trace
 from mope_deploy.model import EncoderSpec, MoPE, MoPEConfig, build_model
 from tests.families.table import Family, by_name
 from tests.tiny import LABELS, tiny_inputs

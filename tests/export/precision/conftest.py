@@ -9,30 +9,16 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper, parser
 
 from export.precision import Lowering, lowering
 from tests.export.conftest import Export
-from tests.tiny import tiny_inputs
+from tests.export.runtime import feeds
 
-Arrays = dict[str, NDArray[Any]]
 ROUTED = ("dense", "top2", "top1")
 LOWERED = ("fp16", "bf16", "int8", "int8-dynamic")
-
-
-def feeds(batch: int, length: int, *, seed: int = 0) -> Arrays:
-    """Images and padded texts; row i has length − (i mod length) real tokens."""
-    return {name: tensor.numpy() for name, tensor in tiny_inputs(batch, length, seed=seed).items()}
-
-
-def run(file: Path, inputs: Arrays) -> list[NDArray[np.float32]]:
-    """What ONNX Runtime's CPU provider makes of ``inputs``, reproducibly."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"]).run(None, inputs)
 
 
 def relative(found: NDArray[Any], wanted: NDArray[Any]) -> float:

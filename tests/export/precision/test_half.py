@@ -17,14 +17,13 @@ from tests.export.precision.conftest import (
     B0,
     ROUTED,
     AllLowered,
-    feeds,
     hand_made,
     one_layer,
     product_types,
     relative,
-    run,
     types,
 )
+from tests.export.runtime import feeds, run
 
 HALF = {"fp16": "FLOAT16", "bf16": "BFLOAT16"}
 TEXT = "complementary.text.backbone.encoder.encoder.layer"

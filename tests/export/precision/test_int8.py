@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, numpy_helper
 
@@ -18,13 +19,11 @@ from mope_deploy.errors import ExportError, UsageError
 from tests.export.precision.conftest import (
     ROUTED,
     AllLowered,
-    Arrays,
-    feeds,
     one_layer,
     product_types,
     relative,
-    run,
 )
+from tests.export.runtime import Arrays, feeds, run
 
 INT8 = ("int8", "int8-dynamic")
 TEXT = "complementary.text.backbone.encoder.encoder.layer"
@@ -92,7 +91,7 @@ def test_only_linear_layers_of_encoder_layers_are_quantised(kind: str, lowered: 
     assert quantised == {name for layer in case.lowering.layers for name in case.lowering.products(layer)}
     assert len(quantised) == 24
     assert "main.encoder.blocks.0.attn" not in quantised
-    check(onnx.load(case.file))
+    check(ir.load(case.file))
     stored = {t.name: t for t in graph.initializer}
     original = {t.name: t for t in case.export.proto().graph.initializer}
     for name in quantised:
@@ -114,7 +113,7 @@ def test_dynamic_quantises_the_same_layers(kind: str, lowered: AllLowered) -> No
     found = {node.name.rpartition("/")[0] for node in graph.node if node.op_type == "MatMulInteger"}
     assert found == {name for layer in case.lowering.layers for name in case.lowering.products(layer)}
     with pytest.raises(ExportError, match="outside the allowlist"):
-        check(onnx.load(case.file))
+        check(ir.load(case.file))
     assert case.file.stat().st_size < 0.75 * case.export.file.stat().st_size
     assert case.lowering.runs_on == "onnxruntime"
 

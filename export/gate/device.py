@@ -1,0 +1,228 @@
+"""A saved graph, opened as a device opens it (:mod:`mope_deploy.engines`), and whether it looks as it was asked to.
+
+There is no bundle yet: what its manifest will say about the files is made here, for the engine and for the manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+from export.gate.found import InterfaceCheck
+from export.graph.exporter_config import MoPEExporterConfig
+from mope_deploy.engines.onnxruntime.cpu import CpuSettings, cpu_settings
+from mope_deploy.engines.onnxruntime.session import OnnxRuntimeSession, library_version
+from mope_deploy.engines.session import Arrays, Session
+from mope_deploy.engines.split import SplitSession
+from mope_deploy.errors import EngineError, UsageError
+from mope_deploy.manifest import Gate, Graph, Part, TensorSpec, Tolerance, conditions_name, y_name
+from mope_deploy.preprocess import MODALITIES, present_name
+
+__all__ = ["describe", "open_checked", "open_files", "run_checked", "runtime"]
+
+_NUMPY = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+
+
+def runtime() -> str:
+    """What the gates run files in."""
+    return f"onnxruntime {library_version()} on the CPU"
+
+
+def describe(
+    file: Path,
+    config: MoPEExporterConfig,
+    parts: Sequence[Path] = (),
+    *,
+    name: str = "model",
+    precision: str = "fp32",
+    runs_on: str = "any",
+    tolerance: Tolerance | None = None,
+    gate: Gate | None = None,
+) -> Graph:
+    """What a manifest says about a graph.
+
+    Args:
+        file: the graph, or the main file of one in parts.
+        config: what it was asked to be.
+        parts: of a graph in several files the others.
+        name, precision, runs_on, tolerance, gate: see :class:`mope_deploy.manifest.Graph`.
+
+    Raises:
+        EngineError: a file is no ONNX graph, or no part.
+    """
+    specs = _specs(config)
+    header = _header(file)
+    found = tuple(_part(part, specs) for part in parts)
+    encoded = {spec.name for part in found for spec in part.inputs}
+    return Graph(
+        name=name,
+        file=file.name,
+        data=_data(header),
+        precision=precision,
+        opset=next((opset.version for opset in header.opset_import if opset.domain == ""), 0),
+        ir_version=header.ir_version,
+        runs_on=runs_on,
+        inputs=(
+            *(specs[key] for key in config.input_shapes if key not in encoded),
+            *(part.outputs[1] for part in found),
+        ),
+        outputs=tuple(specs[key] for key in config.output_shapes),
+        tolerance=tolerance or Tolerance(logits=0.0, routing=0.0),
+        gate=gate,
+        parts=found,
+    )
+
+
+def open_files(
+    graph: Graph, file: Path, parts: Sequence[Path] = (), *, cpu: CpuSettings | None = None, spinning: bool = False
+) -> Session:
+    """A fresh session on the CPU.
+
+    Args:
+        graph: what :func:`describe` says about the files.
+        file, parts: where they are.
+        cpu: how a device sets its session up; by default as one whose bundle says nothing.
+        spinning: whether idle threads spin, as a device's do. No value depends on it, and beside PyTorch it is slow.
+
+    Raises:
+        EngineError: ONNX Runtime refuses a file, or it has other inputs or outputs.
+    """
+    settings = replace(cpu or cpu_settings(), spinning=spinning)
+
+    def open_one(path: Path, described: Graph) -> Session:
+        return OnnxRuntimeSession(path, described, cpu=settings, takes_turns=True)
+
+    if not parts:
+        return open_one(file, graph)
+    sessions = {
+        part.modality: open_one(path, replace(graph, inputs=part.inputs, outputs=part.outputs, parts=()))
+        for part, path in zip(graph.parts, parts, strict=True)
+    }
+    return SplitSession(graph, open_one(file, graph), sessions)
+
+
+def open_checked(
+    file: Path,
+    config: MoPEExporterConfig,
+    parts: Sequence[Path] = (),
+    *,
+    precision: str = "fp32",
+    cpu: CpuSettings | None = None,
+) -> tuple[Session | None, list[InterfaceCheck]]:
+    """A fresh session on the saved file, None if anything is wrong with it; and what was checked.
+
+    Args:
+        file, parts: the graph as saved.
+        config: what it was asked to be: inputs, outputs, dtypes, axes, in order.
+        precision: of the graph.
+        cpu: see :func:`open_files`.
+    """
+    checks: list[InterfaceCheck] = []
+    try:
+        graph = describe(file, config, parts, precision=precision)
+        checks = _interface([_header(path).graph for path in (file, *parts)], config)
+        session = open_files(graph, file, parts, cpu=cpu)
+    except EngineError as error:
+        return None, [*checks, InterfaceCheck("loading in ONNX Runtime", str(error), "a session")]
+    return (session if all(check.passed for check in checks) else None), checks
+
+
+def run_checked(
+    session: Session, feeds: Arrays, eager: Arrays, outputs: Sequence[str], where: str
+) -> tuple[Arrays | None, list[InterfaceCheck]]:
+    """The file's outputs for one batch, None if anything is wrong with them; and what was checked.
+
+    Args:
+        session: the file.
+        feeds: arrays by input name.
+        eager: what the model computes for them, whose dtypes and shapes are asked for.
+        outputs: names.
+        where: what a report calls the batch.
+    """
+    try:
+        found = session.run(feeds, outputs)
+    except (EngineError, UsageError) as error:
+        return None, [InterfaceCheck(f"running {where}", str(error), "outputs")]
+    checks = [
+        InterfaceCheck(f"{name} of {where}", *(f"{side[name].dtype} {side[name].shape}" for side in (found, eager)))
+        for name in outputs
+    ]
+    return (found if all(check.passed for check in checks) else None), checks
+
+
+def _interface(graphs: Sequence[onnx.GraphProto], config: MoPEExporterConfig) -> list[InterfaceCheck]:
+    """Names in their order, dtypes and names of axes as the files declare them, the main one first.
+
+    The engine checks what it infers itself, but not order, nor that an axis is called what it should be.
+    """
+    handed = {value.name for part in graphs[1:] for value in part.output}
+    inputs = [value for graph in graphs for value in graph.input if value.name not in handed]
+    checks = []
+    for kind, values, wanted in (
+        ("inputs", inputs, config.input_shapes),
+        ("outputs", list(graphs[0].output), config.output_shapes),
+    ):
+        names = ", ".join(value.name for value in values)
+        checks.append(InterfaceCheck(f"names of the {kind}", names, ", ".join(wanted)))
+        for value in values:
+            forms = [
+                f"{dtype} ({', '.join(map(str, axes))})"
+                for dtype, axes in (_declared(value), wanted.get(value.name, ("no such tensor", ())))
+            ]
+            checks.append(InterfaceCheck(f"dtype and axes of {value.name}", *forms))
+    return checks
+
+
+def _specs(config: MoPEExporterConfig) -> dict[str, TensorSpec]:
+    """Every input and output of the whole graph."""
+    ranges: dict[str, tuple[float, float]] = dict.fromkeys(("attention_mask", "audio_mask", "routing"), (0, 1))
+    ranges |= {present_name(modality): (0, 1) for modality in config.graph.missing}
+    if config.graph.vocab_size is not None:
+        ranges["input_ids"] = (0, config.graph.vocab_size - 1)
+    return {
+        name: TensorSpec(name=name, dtype=_NUMPY[dtype], shape=shape, range=ranges.get(name))
+        for name, (dtype, shape) in (config.input_shapes | config.output_shapes).items()
+    }
+
+
+def _part(file: Path, specs: dict[str, TensorSpec]) -> Part:
+    header = _header(file)
+    widths = {value.name: _declared(value)[1] for value in header.graph.output}
+    modality = next((one for one in MODALITIES if conditions_name(one) in widths), None)
+    if modality is None or any(value.name not in specs for value in header.graph.input):
+        raise EngineError(f"{file} is no part of this graph", received=", ".join(widths))
+    return Part(
+        modality=modality,
+        file=file.name,
+        data=_data(header),
+        inputs=tuple(specs[value.name] for value in header.graph.input),
+        outputs=tuple(
+            TensorSpec(name=name, dtype="float32", shape=tuple(widths.get(name, ())))
+            for name in (y_name(modality), conditions_name(modality))
+        ),
+    )
+
+
+def _header(file: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(file, load_external_data=False)
+    except DecodeError as error:
+        raise EngineError(f"{file} is no ONNX file: {error}") from error
+
+
+def _data(header: onnx.ModelProto) -> tuple[str, ...]:
+    """The files that hold its weights, where they are apart."""
+    stored = (tensor for tensor in header.graph.initializer if uses_external_data(tensor))
+    return tuple(dict.fromkeys(str(ExternalDataInfo(tensor).location) for tensor in stored))
+
+
+def _declared(value: onnx.ValueInfoProto) -> tuple[str, tuple[int | str, ...]]:
+    """ONNX Runtime's word for the type, and the axes."""
+    tensor = value.type.tensor_type
+    dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    return f"tensor({dtype})", tuple(axis.dim_param or axis.dim_value for axis in tensor.shape.dim)

@@ -1,0 +1,81 @@
+"""What the reports of both gates are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from mope_deploy.errors import ParityError
+
+__all__ = ["InterfaceCheck", "json_safe", "percent", "require", "verdict", "wrong"]
+
+
+@dataclass(frozen=True)
+class InterfaceCheck:
+    """One property of the file that can only be right or wrong: a name, a dtype, the axes, that it runs."""
+
+    what: str
+    received: str
+    expected: str
+
+    @property
+    def passed(self) -> bool:
+        return self.received == self.expected
+
+
+class Report(Protocol):
+    """What a gate found on a file."""
+
+    @property
+    def file(self) -> str: ...
+
+    @property
+    def passed(self) -> bool: ...
+
+    def problems(self) -> list[str]: ...
+
+
+R = TypeVar("R", bound=Report)
+
+
+def require(report: R, otherwise: str) -> R:
+    """``report`` if it passed.
+
+    Raises:
+        ParityError: ``otherwise``, and what failed.
+    """
+    if not report.passed:
+        shown = report.problems()
+        more = f"; and {len(shown) - 4} more" if len(shown) > 4 else ""
+        raise ParityError(f"{report.file} {otherwise}: {'; '.join(shown[:4])}{more}")
+    return report
+
+
+def wrong(checks: Sequence[InterfaceCheck]) -> list[str]:
+    """Those that failed, as phrases."""
+    return [
+        f"{check.what}: received {check.received}, expected {check.expected}" for check in checks if not check.passed
+    ]
+
+
+def percent(share: float) -> str:
+    """Rounded down, so that what failed never reads as what was required."""
+    return f"{math.floor(round(share * 1e4, 6)) / 100:.2f} %"
+
+
+def verdict(passed: bool) -> str:
+    """For a cell of a table."""
+    return "[green]pass[/green]" if passed else "[red]FAIL[/red]"
+
+
+def json_safe(value: Any) -> Any:
+    """``value`` with NaN and infinities as text: JSON has none."""
+    if isinstance(value, dict):
+        return {key: json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(item) for item in value]
+    return str(value) if isinstance(value, float) and not np.isfinite(value) else value

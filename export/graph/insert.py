@@ -1,0 +1,54 @@
+"""New weights and nodes in a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+__all__ = ["add_node", "add_weight"]
+
+
+def add_weight(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """Store another weight in a graph."""
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
+    graph.register_initializer(value)
+    return value
+
+
+def add_node(
+    graph: ir.Graph,
+    op: str,
+    inputs: Sequence[ir.Value],
+    output: str,
+    *,
+    name: str,
+    before: ir.Node | None = None,
+    after: ir.Node | None = None,
+    dtype: ir.DataType | None = None,
+    shape: ir.Shape | None = None,
+    attributes: Mapping[str, int] | None = None,
+) -> ir.Value:
+    """Put a node of one output at the end of a graph, or beside another node.
+
+    Args:
+        output: name of what it makes.
+        name: of the node.
+        dtype: of the output; None to leave it to inference.
+        shape: of the output.
+
+    Returns:
+        The output.
+    """
+    made = ir.Value(name=output, shape=shape, type=None if dtype is None else ir.TensorType(dtype))
+    node = ir.node(op, inputs, dict(attributes or {}), outputs=[made], name=name)
+    if before is not None:
+        graph.insert_before(before, node)
+    elif after is not None:
+        graph.insert_after(after, node)
+    else:
+        graph.append(node)
+    return made

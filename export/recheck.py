@@ -1,0 +1,98 @@
+"""``mope-export check``: both gates once more, on the files of a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from export.gate import THRESHOLDS, Evaluation, ParityGate, ParityReport, PrecisionReport, Thresholds, judge_again
+from export.gate.cases import rows_needed
+from export.graph.exporter_config import exporter_config
+from export.limits import GATE_SAMPLES
+from export.pack.golden import pick_samples
+from mope_deploy.bundle import Bundle
+from mope_deploy.engines.onnxruntime.cpu import cpu_settings
+from mope_deploy.errors import UsageError
+from mope_deploy.model import MoPE
+
+__all__ = ["check_bundle"]
+
+
+def check_bundle(
+    model: MoPE,
+    bundle: Bundle,
+    *,
+    data: Path,
+    samples: int | None = None,
+    gate_samples: int = GATE_SAMPLES,
+    seed: int = 0,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> dict[str, ParityReport | PrecisionReport]:
+    """Repeat the gates on the files of a bundle; :func:`export.gate.require_parity` and
+    :func:`export.gate.require_precision` judge the reports.
+
+    Graphs that ONNX Runtime cannot run (bf16) are left out.
+
+    Args:
+        model: what the bundle should compute.
+        bundle: opened and verified.
+        data: JSONL of real samples.
+        samples: how many of them for fp32; None for as many as give the gate 128 logits.
+        gate_samples: how many of them for lower precisions; fewer if there are fewer.
+        seed: of the generated batches and of the choice of samples.
+        on_step: called with a few words before each step.
+
+    Returns:
+        A report for each graph, by name.
+
+    Raises:
+        UsageError: the bundle is of a model with other labels or other preprocessing.
+    """
+    _check_same_task(model, bundle)
+    config = exporter_config(model, routing_output=bundle.manifest.routing is not None)
+    cpu = cpu_settings(bundle.manifest.build.cpu)
+    found: dict[str, ParityReport | PrecisionReport] = {}
+    graphs = [graph for graph in bundle.manifest.graphs if graph.takes("onnxruntime")]
+    files = {
+        graph.name: (bundle.file(graph.file), [bundle.file(part.file) for part in graph.parts]) for graph in graphs
+    }
+    plain = [graph for graph in graphs if graph.precision == "fp32"]
+    if plain:
+        rows = pick_samples(data, model, samples or rows_needed(len(model.config.labels)), seed=seed)
+        gate = ParityGate(model, config, rows, seed=seed, cpu=cpu, on_step=on_step)
+        for graph in plain:
+            file, parts = files[graph.name]
+            found[graph.name] = gate.compare(graph.name, file, config, parts)
+    if len(plain) < len(graphs):
+        judged = pick_samples(data, model, gate_samples, seed=seed)
+        evaluation = Evaluation(model, judged, on_step=on_step, cpu=cpu)
+        for graph in graphs:
+            if graph in plain:
+                continue
+            limits = THRESHOLDS[graph.precision]
+            if graph.gate is not None:
+                asked = graph.gate.thresholds
+                limits = Thresholds(
+                    labels=asked.get("labels", 0.0), routing=asked.get("routing"), metric=asked.get("metric")
+                )
+            file, parts = files[graph.name]
+            found[graph.name] = judge_again(
+                evaluation, file, config, precision=graph.precision, thresholds=limits, parts=parts
+            )
+    return found
+
+
+def _check_same_task(model: MoPE, bundle: Bundle) -> None:
+    """A comparison of values means nothing between models of other labels or other preprocessing."""
+    labels = bundle.manifest.task.labels
+    if labels != model.task.labels:
+        raise UsageError(
+            f"{bundle.path} is of a model with other labels",
+            received=", ".join(labels[:5]),
+            expected=", ".join(model.task.labels[:5]),
+        )
+    if bundle.preprocessing != model.preprocessing:
+        raise UsageError(
+            f"{bundle.path} prepares its inputs in another way than the model",
+            todo="is it of another run? export this one again",
+        )
