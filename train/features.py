@@ -13,7 +13,7 @@ from torch import Tensor
 from mope_deploy.console import err
 from mope_deploy.errors import DataError
 from mope_deploy.model import MoPE
-from mope_deploy.model.backbones import Backbone
+from mope_deploy.model.backbones import LayeredEncoder as Backbone
 from mope_deploy.preprocess import Preprocessing
 from mope_deploy.progress import track
 from train.data import MediaCache, Split

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from mope_deploy.model.config import EncoderSpec, MoPEConfig
 
 if TYPE_CHECKING:
+    from mope_deploy.model.hub import MoPE, build_model
     from mope_deploy.model.losses import importance_loss
-    from mope_deploy.model.mope import MoPE, MoPEOutput, build_model
+    from mope_deploy.model.mope import MoPEOutput
 
 __all__ = ["EncoderSpec", "MoPE", "MoPEConfig", "MoPEOutput", "build_model", "importance_loss"]
 
-_HOMES = {"MoPE": "mope", "MoPEOutput": "mope", "build_model": "mope", "importance_loss": "losses"}
+_HOMES = {"MoPE": "hub", "MoPEOutput": "mope", "build_model": "hub", "importance_loss": "losses"}
 
 
 def __getattr__(name: str) -> Any:

@@ -73,7 +73,7 @@ def unknown_key(key: str, model: type[BaseModel]) -> str:
 def dotted_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Every dotted key of a section, without list indices."""
     for name, field in section.model_fields.items():
-        yield prefix + name
+        yield prefix + (field.alias or name)
         for inner in _sections(field.annotation):
             yield from dotted_keys(inner, f"{prefix}{name}.")
 
