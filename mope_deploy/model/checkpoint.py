@@ -51,7 +51,7 @@ class _Description(Strict):
     encoders: dict[str, _Recorded]
     model: MoPEConfig
     preprocess: dict[str, Any]
-    versions: dict[str, str]
+    versions: dict[str, Annotated[str, Field(pattern=r"^[0-9]")]]
 
 
 def save_checkpoint(model: MoPE, folder: Path, *, standalone: bool, card: str) -> None:
@@ -197,16 +197,11 @@ def _read_description(folder: Path) -> _Description:
     for where, spec in specs.items():
         absent = [key for key in type(spec).model_fields if key not in spec.model_fields_set]
         wrong += [f"model.{where}.{key} is missing" for key in absent]
-    for what, received, expected in (
-        (
-            "encoders",
-            {m: recorded.source for m, recorded in found.encoders.items()},
-            {s.modality: s.source for s in specs.values()},
-        ),
-        ("versions", list(found.versions), list(_VERSIONS)),
-    ):
-        if received != expected:
-            wrong.append(f"{what}: received {received}, expected {expected}")
+    sources = {modality: recorded.source for modality, recorded in found.encoders.items()}
+    if sources != (expected := {spec.modality: spec.source for spec in specs.values()}):
+        wrong.append(f"encoders: received {sources}, expected as in model: {expected}")
+    if set(found.versions) != set(_VERSIONS):
+        wrong.append(f"versions: received {', '.join(found.versions) or 'none'}, expected {', '.join(_VERSIONS)}")
     if wrong:
         raise CheckpointError(f"{path}: " + "; ".join(wrong))
     return found
@@ -217,9 +212,12 @@ def _read_preprocessing(folder: Path, description: _Description) -> Preprocessin
     file, config = folder / TOKENIZER, description.model
     try:
         tokenizer = file.read_text(encoding="utf-8") if file.is_file() else None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read: {reason(error)}") from error
+    try:
         found = Preprocessing.from_dict(description.preprocess, tokenizer=tokenizer)
-    except (OSError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"{folder}: {error}") from error
+    except (ValueError, ConfigError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     read = {spec.modality for spec in config.encoders}
     if set(found.modalities) != read or found.missing != config.missing:
         raise CheckpointError(

@@ -53,7 +53,8 @@ def run_layers(backbone: LayeredEncoder, inputs: dict[str, Tensor], prompts: Ten
 
 
 def random_prompts(backbone: LayeredEncoder, count: int = 4) -> Tensor:
-    return torch.randn(1, count, backbone.width, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    D = (*backbone.widths, 1)[0]  # of any width where there is no layer
+    return torch.randn(1, count, D, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 
 
 @prompted
