@@ -416,9 +416,9 @@ def _manifest(
         "name": options.name,
         "versions": installed_versions(_VERSIONS),
         "task": {
-            "type": "multi-label" if config.multi_label else "single-label",
+            "type": "multi-label" if (config.task == "multi-label") else "single-label",
             "labels": list(config.labels),
-            "threshold": 0.5 if config.multi_label else None,
+            "threshold": 0.5 if (config.task == "multi-label") else None,
         },
         "modalities": {
             "main": config.main.modality,

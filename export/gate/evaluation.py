@@ -67,7 +67,7 @@ class Evaluation:
     ) -> None:
         self.model, self.samples, self.on_step = model, tuple(samples), on_step
         self.labelled = np.array([sample.label is not None for sample in self.samples], bool)  # (n,)
-        self.truth = _truth(self.samples, model.config.labels, multi_label=model.config.multi_label)
+        self.truth = _truth(self.samples, model.config.labels, multi_label=model.task.several)
         self._eager: dict[int, Arrays] = {}
         self._feeds: dict[int, Arrays] = {}
         self._bytes = 0

@@ -210,7 +210,7 @@ def _labels(runs: Sequence[_Run], keep: Sequence[Array], model: MoPE, limit: flo
     for run, rows in zip(runs, keep, strict=True):
         eager, exported = run.eager["logits"], run.exported["logits"]  # (B, C)
         for row in np.flatnonzero(rows).tolist():
-            if model.config.multi_label:
+            if model.task.several:
                 for c, name in enumerate(names):
                     verdicts = ["yes" if side[row, c] > 0 else "no" for side in (eager, exported)]
                     judge.add(run.case, row, f"label {name}", *verdicts, gap=abs(float(eager[row, c])))

@@ -52,7 +52,7 @@ def pick_samples(data: Path, model: MoPE, count: int, *, seed: int = 0) -> list[
         open_samples(
             data,
             labels=model.config.labels,
-            multi_label=model.config.multi_label,
+            multi_label=model.task.several,
             require_label=False,
             modalities=[spec.modality for spec in (model.config.main, *model.config.complementary)],
             optional=model.config.missing,
