@@ -18,7 +18,7 @@ import copy
 import itertools
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -174,7 +174,7 @@ class StaticEncoder(nn.Module):
 
     def __init__(self, trained: ComplementaryEncoder, fold: str) -> None:
         super().__init__()
-        self.backbone: Any = trained.backbone  # layered wherever there are prompts
+        self.backbone = cast(LayeredEncoder, trained.backbone)  # layered wherever there are prompts
         self.prefix = fold != "token" and trained.backbone.has_prefix_form
         self.prompts = nn.ModuleList(
             StaticTokens(prompt, _projection(trained.backbone, i, fold))  # type: ignore[arg-type]
