@@ -19,7 +19,7 @@ from benchmarks.settings import NotRun, Size
 from mope_deploy.model import EncoderSpec, MoPE, MoPEConfig
 from mope_deploy.model.backbones import FrozenEncoder
 from mope_deploy.model.backbones.sources import LoadedEncoder
-from mope_deploy.model.mope import assemble
+from mope_deploy.model.build import assemble
 
 __all__ = ["LABELS", "BareEncoder", "BarePair", "Encoders"]
 
@@ -96,7 +96,7 @@ class Encoders:
             top_k=top_k,
             prompt_length=prompt_length,
         )
-        return assemble(config, encoders)
+        return assemble(MoPE, config, encoders)
 
 
 class BareEncoder(nn.Module):

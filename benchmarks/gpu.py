@@ -30,10 +30,10 @@ from mope_deploy.console import err, out, run_app
 from mope_deploy.errors import UsageError
 from mope_deploy.model import EncoderSpec, MoPE, MoPEConfig
 from mope_deploy.model.backbones import FrozenEncoder
-from mope_deploy.model.backbones.bert import BertBackbone
+from mope_deploy.model.backbones.bert import BertEncoder
 from mope_deploy.model.backbones.sources import LoadedEncoder
-from mope_deploy.model.backbones.vit import ViTBackbone
-from mope_deploy.model.mope import assemble
+from mope_deploy.model.backbones.vit import ViTEncoder
+from mope_deploy.model.build import assemble
 from mope_deploy.preprocess import ImageSpec, Preprocessing, TextSpec
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -163,7 +163,7 @@ def make_model(*, experts: int, top_k: int, depth: int, width: int, heads: int, 
     """A MoPE over a ViT of 224×224 pixels in patches of 16 and a BERT, random weights throughout."""
     args = {"embed_dim": width, "depth": depth, "num_heads": heads}
     module = timm.create_model("vit_base_patch16_224", num_classes=0, **args)
-    image = ViTBackbone(LoadedEncoder(module, "", args))
+    image = ViTEncoder.of(LoadedEncoder(module, "", args))
     config = AutoConfig.for_model(
         "bert",
         hidden_size=width,
@@ -172,7 +172,7 @@ def make_model(*, experts: int, top_k: int, depth: int, width: int, heads: int, 
         intermediate_size=4 * width,
         vocab_size=vocabulary,
     )
-    text = BertBackbone(AutoModel.from_config(config, add_pooling_layer=False))
+    text = BertEncoder(AutoModel.from_config(config, add_pooling_layer=False), max_length=_TEXT_LENGTH)
     mean = (0.5, 0.5, 0.5)
     encoders = {
         "image": FrozenEncoder(image, ImageSpec(224, 224, 224, 224, "center", "bicubic", mean, mean)),
@@ -187,7 +187,7 @@ def make_model(*, experts: int, top_k: int, depth: int, width: int, heads: int, 
         experts=experts,
         top_k=top_k,
     )
-    return assemble(spec, encoders, preprocessing=Preprocessing(None, None))
+    return assemble(MoPE, spec, encoders, preprocessing=Preprocessing(None, None))
 
 
 def _batches(text: str) -> list[int]:

@@ -16,7 +16,7 @@ from benchmarks.measuring import compare, eager_call
 from benchmarks.result import LATENCY, Result, Table, latency_columns
 from benchmarks.settings import FORMS, SIZES, NotRun
 from mope_deploy.model import MoPE, importance_loss
-from mope_deploy.model.mope import Form
+from mope_deploy.model.backbones import Form
 
 __all__ = ["peak_of_steps", "training_step"]
 

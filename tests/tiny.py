@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
 from mope_deploy.model import EncoderSpec, MoPE, MoPEConfig, build_model
-from mope_deploy.model.backbones import _families
+from mope_deploy.model.backbones import families
 from mope_deploy.model.backbones.sources import LoadedEncoder
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "red", "blue", "card", "shows", "a", "seven", "two")
@@ -46,7 +46,7 @@ def timm_folder(folder: Path, architecture: str, *, seed: int = 0, **model_args:
     """An encoder of timm's with random weights."""
     encoder = timm.create_model(architecture, num_classes=0, **model_args)
     scatter_weights(encoder, seed=seed)
-    family = next(family for family in _families() if family.accepts(encoder))
+    family = next(family for family in families() if family.accepts(encoder))
     spec = EncoderSpec(modality="image", source=f"timm:{architecture}")
     family.wrap(LoadedEncoder(encoder, architecture, model_args), spec).backbone.save_source(folder)
     return folder

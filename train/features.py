@@ -13,7 +13,7 @@ from torch import Tensor
 from mope_deploy.console import err
 from mope_deploy.errors import DataError
 from mope_deploy.model import MoPE
-from mope_deploy.model.backbones import Backbone
+from mope_deploy.model.backbones import Encoder as Backbone
 from mope_deploy.preprocess import Preprocessing
 from mope_deploy.progress import track
 from train.data import MediaCache, Split
@@ -191,7 +191,7 @@ def _unprompted(backbone: Backbone) -> Encoder:
     def run(inputs: Mapping[str, Tensor]) -> Tensor:
         x, mask = backbone.embed(inputs)
         for index in range(backbone.depth):
-            x = backbone.layer(index, x, None, mask)
+            x = backbone.run_layer(index, x, None, mask, form="token")
         return backbone.finish(x, mask)
 
     return run

@@ -26,7 +26,7 @@ from mope_deploy.console import err
 from mope_deploy.engines.onnxruntime.providers import cache_root
 from mope_deploy.errors import DataError
 from mope_deploy.extras import installed_versions
-from mope_deploy.model.backbones import Backbone
+from mope_deploy.model.backbones import Encoder as Backbone
 from mope_deploy.model.backbones.sources import fingerprint
 from mope_deploy.preprocess import Preprocessing
 

@@ -24,7 +24,7 @@ from benchmarks.targets import TARGETS, judge
 from benchmarks.training_step import step
 from mope_deploy.errors import MopeError
 from mope_deploy.model import MoPE
-from mope_deploy.model.mope import Form
+from mope_deploy.model.backbones import Form
 
 
 @pytest.fixture(scope="module")

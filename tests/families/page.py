@@ -18,7 +18,7 @@ _HEAD = """# Encoders
 <!-- Written by `python -m tests.families.page --write` from tests/families/table.py; a test compares. Do not edit. -->
 
 Any row can be a complementary encoder; those with "main" can also be the one that prompts condition, layer by layer.
-One table decides the family from the encoder itself (`mope_deploy/model/backbones/__init__.py`), so a source is all
+One table decides the family from the encoder itself (`mope_deploy/model/backbones/families.py`), so a source is all
 that a recipe names: `timm:NAME`, `hf:ID` or `dir:PATH`.
 
 """

@@ -17,14 +17,14 @@ from transformers import BertConfig, BertModel, CLIPImageProcessor
 
 from mope_deploy.errors import ConfigError
 from mope_deploy.model import EncoderSpec, MoPE, MoPEConfig
-from mope_deploy.model.backbones import FrozenEncoder, eva, load_encoder, swin, timm_attention
-from mope_deploy.model.backbones.bert import BertBackbone
+from mope_deploy.model.backbones import Form, FrozenEncoder, beit, eva, load_encoder, swin, timm_attention
+from mope_deploy.model.backbones.bert import BertEncoder
 from mope_deploy.model.backbones.sources import LoadedEncoder
-from mope_deploy.model.mope import Form, assemble
+from mope_deploy.model.build import assemble
 from mope_deploy.preprocess import Preprocessing, TextSpec
 from tests.families.conftest import inputs_of
-from tests.families.table import by_name
-from tests.families.test_family import run_oracle, sample
+from tests.families.table import by_name, image_folder
+from tests.families.test_family import close, run_oracle, sample
 from tests.tiny import LABELS, timm_folder
 
 Models = Callable[..., MoPE]
@@ -87,6 +87,38 @@ def test_prompts_with_a_position_are_noticed(name: str, model: Models, monkeypat
     assert differs_from_the_oracle(trained, name, "token")
 
 
+@pytest.mark.parametrize("own", [True, False], ids=["each layer's bias", "one bias for all"])
+def test_a_bias_for_prompts_is_noticed_in_beit(
+    own: bool, model: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In each form apart: they share no code that extends a bias."""
+    trained = copy.deepcopy(model("BEiT", "BERT")).double()
+    if not own:  # BEiT's pretraining checkpoints; the library never makes both
+        encoder = trained.main.encoder
+        folder = image_folder("beit_base_patch16_224", use_rel_pos_bias=False, use_shared_rel_pos_bias=True)(tmp_path)
+        trained.main = load_encoder(EncoderSpec(modality="image", source=f"dir:{folder}")).backbone.double()
+        assert encoder.rel_pos_bias is None
+        assert trained.main.encoder.rel_pos_bias is not None
+    inputs = inputs_of(trained, batch=2, text_length=5, double=True)
+
+    def logits(form: Form) -> Tensor:
+        with torch.no_grad():
+            return trained(inputs, form=form).logits
+
+    right = logits("token")
+    assert close(logits("prefix"), right, 1e-11)
+    if own:
+        assert not differs_from_the_oracle(trained, "BEiT", "token")
+    seen, pad = beit.prompts_seen, torch.nn.functional.pad
+    monkeypatch.setattr(beit, "prompts_seen", lambda bias, P: pad(bias, (0, P), value=0.5))
+    assert not close(logits("prefix"), right, 1e-4)
+    assert torch.equal(logits("token"), right)
+    monkeypatch.setattr(beit, "prompts_seen", seen)
+    monkeypatch.setattr(beit.nn.functional, "pad", lambda bias, places: pad(bias, places, value=0.5))
+    assert not close(logits("token"), right, 1e-4)
+    assert close(logits("prefix"), right, 1e-11)
+
+
 def test_every_block_of_swin_is_as_wide_as_its_stage(model: Models) -> None:
     trained = model("Swin", "BERT")
     assert trained.main.widths == (16, 16, 32, 32)
@@ -112,12 +144,12 @@ def test_swin_b_and_bert_base_train_what_the_paper_says(model: Models) -> None:
     )
     config = MoPEConfig(main=specs[0], complementary=specs[1:], labels=LABELS)
     encoders = {
-        "image": swin.wrap(LoadedEncoder(image, "swin_base_patch4_window7_224"), specs[0]),
-        "text": FrozenEncoder(BertBackbone(text), TextSpec(max_length=128, pad_id=0)),
+        "image": swin.SwinEncoder.wrap(LoadedEncoder(image, "swin_base_patch4_window7_224"), specs[0]),
+        "text": FrozenEncoder(BertEncoder(text, max_length=128), TextSpec(max_length=128, pad_id=0)),
     }
     for encoder in encoders.values():
         encoder.backbone.requires_grad_(False)
-    built = assemble(config, encoders, preprocessing=model("ViT", "BERT").preprocessing)
+    built = assemble(MoPE, config, encoders, preprocessing=model("ViT", "BERT").preprocessing)
     assert len(built.layers) == 24
     assert built.main.widths == (128,) * 2 + (256,) * 2 + (512,) * 18 + (1024,) * 2
     trained = sum(value.numel() for value in built.trained_parameters().values())

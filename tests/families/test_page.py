@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mope_deploy.model.backbones import _families
+from mope_deploy.model.backbones import LayeredEncoder, families
 from tests.families.page import PAGE, page
 from tests.families.table import FAMILIES
 
@@ -25,10 +25,10 @@ def test_every_family_of_the_library_has_a_row(tmp_path: Path) -> None:
     found = set()
     for i, row in enumerate(FAMILIES):
         module = load_source(f"dir:{row.make(tmp_path / str(i) / 'encoder')}").module
-        family = next(family for family in _families() if family.accepts(module))
-        assert (family.modality, family.main) == (row.modality, row.main), row.name
-        found.add(family.name)
-    assert found == {family.name for family in _families()}
+        family = next(family for family in families() if family.accepts(module))
+        assert (family.modality, issubclass(family, LayeredEncoder)) == (row.modality, row.main), row.name
+        found.add(family)
+    assert found == set(families())
 
 
 BLOCK = re.compile(r"<!-- from (?P<file>[\w/.]+) -->\n```python\n(?P<code>.*?)```", re.DOTALL)

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2AttnAdapterLayer
 
 from mope_deploy.model import EncoderSpec, MoPE
-from mope_deploy.model.backbones import Backbone, load_encoder
-from mope_deploy.model.backbones.prefix import Made
-from mope_deploy.model.backbones.sources import LoadedEncoder
-from mope_deploy.model.backbones.videomae import VideoMAEBackbone
-from mope_deploy.model.backbones.vit import ViTBackbone
+from mope_deploy.model.backbones import LayeredEncoder, load_encoder
+from mope_deploy.model.backbones.prefix import PrefixKV
+from mope_deploy.model.backbones.videomae import VideoMAEEncoder
+from mope_deploy.model.backbones.vit import ViTEncoder
 from tests.families.conftest import inputs_of
 from tests.families.table import MAIN, PREFIX_FORM, Family, by_name, partner
 from tests.families.test_family import close, double, run_oracle
@@ -33,7 +32,7 @@ Models = Callable[..., MoPE]
 Folders = Callable[[Family], Path]
 
 
-def backbone_of(family: Family, folder: Folders) -> Backbone:
+def backbone_of(family: Family, folder: Folders) -> LayeredEncoder:
     return load_encoder(EncoderSpec(modality=family.modality, source=f"dir:{folder(family)}")).backbone
 
 
@@ -91,7 +90,7 @@ def test_keys_and_values_may_be_made_beforehand(family: Family, folder: Folders)
             expected = backbone.layer(i, x, prompts, mask)
             for made in (0, 2, P):
                 tokens = prompts[:, made:] if made < P else None
-                kv = Made.of(backbone.projection(i)(prompts[:, :made])) if made else None
+                kv = PrefixKV.of(backbone.projection(i)(prompts[:, :made])) if made else None
                 found = backbone.prefix_layer(i, x, tokens, mask, kv)
                 assert close(found, expected, family.tolerance), (i, made)
                 if kv is not None:
@@ -101,7 +100,7 @@ def test_keys_and_values_may_be_made_beforehand(family: Family, folder: Folders)
             x = expected
 
 
-def states(backbone: Backbone, family: Family) -> dict[str, Tensor]:
+def states(backbone: LayeredEncoder, family: Family) -> dict[str, Tensor]:
     """Inputs of one encoder, in its own dtype."""
     if family.modality == "text":
         mask = (torch.arange(6)[None] < torch.tensor([6, 4, 1])[:, None]).long()
@@ -158,7 +157,7 @@ def test_prompts_reach_neither_queries_nor_mlp(family: Family, folder: Folders) 
     made = drawn(len(x), 4, backbone.width)
     tokens = x.shape[0] * x.shape[1]
     with torch.no_grad():
-        kv = Made.of(backbone.projection(0)(made))
+        kv = PrefixKV.of(backbone.projection(0)(made))
         backbone.prefix_layer(0, x, None, mask, kv)
         if family.name != "Swin":  # its windows hang over the edge
             assert set(rows) == {tokens}
@@ -192,7 +191,7 @@ def test_other_attentions_of_the_library(architecture: str, changes: dict[str, A
         for i in range(2):
             prompts = drawn(3, 5, 32, seed=i)
             expected = backbone.layer(i, x, prompts, mask)
-            kv = Made.of(backbone.projection(i)(prompts[:, :3]))
+            kv = PrefixKV.of(backbone.projection(i)(prompts[:, :3]))
             assert close(backbone.prefix_layer(i, x, prompts[:, 3:], mask, kv), expected, 1e-6)
             x = expected
 
@@ -237,11 +236,11 @@ def test_a_videomae_with_biases_of_its_own_keeps_the_token_form(folder: Folders)
     """As transformers 5.0 builds it."""
     encoder = backbone_of(by_name("VideoMAE"), folder).encoder
     encoder.encoder.layer[1].attention.attention.q_bias = None
-    assert not VideoMAEBackbone(encoder, preprocessor={}).has_prefix_form
+    assert not VideoMAEEncoder(encoder, preprocessor={}).has_prefix_form
 
 
-def vit_of(**changes: Any) -> ViTBackbone:
+def vit_of(**changes: Any) -> ViTEncoder:
     encoder = vision_transformer.VisionTransformer(
         img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=4, **changes
     )
-    return ViTBackbone(LoadedEncoder(encoder, "random", {})).double().eval()
+    return ViTEncoder(encoder).double().eval()

@@ -17,9 +17,9 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfA
 
 from mope_deploy.errors import ConfigError
 from mope_deploy.model import EncoderSpec, MoPE
-from mope_deploy.model.backbones import Backbone, load_encoder
-from mope_deploy.model.backbones.deberta import DebertaBackbone, table_rows
-from mope_deploy.model.backbones.modernbert import ModernBertBackbone
+from mope_deploy.model.backbones import LayeredEncoder, load_encoder
+from mope_deploy.model.backbones.deberta import DebertaEncoder, table_rows
+from mope_deploy.model.backbones.modernbert import ModernBertEncoder
 from tests.families.conftest import inputs_of
 from tests.families.table import FAMILIES, Family, by_name
 from tests.families.test_family import close, double, run_oracle
@@ -31,7 +31,7 @@ prompted = pytest.mark.parametrize("family", [row for row in TEXTS if row.main],
 Folders = Callable[[Family], Path]
 
 
-def backbone_of(folder: Path, **spec: Any) -> Backbone:
+def backbone_of(folder: Path, **spec: Any) -> LayeredEncoder:
     """A tiny encoder, in float64."""
     return load_encoder(EncoderSpec(modality="text", source=f"dir:{folder}", **spec)).backbone.double()
 
@@ -43,7 +43,7 @@ def text_inputs(batch: int, length: int) -> dict[str, Tensor]:
     return inputs
 
 
-def run_layers(backbone: Backbone, inputs: dict[str, Tensor], prompts: Tensor | None = None) -> Tensor:
+def run_layers(backbone: LayeredEncoder, inputs: dict[str, Tensor], prompts: Tensor | None = None) -> Tensor:
     """The pooled feature, each layer with the same prompts."""
     with torch.no_grad():
         x, mask = backbone.embed(inputs)
@@ -52,8 +52,9 @@ def run_layers(backbone: Backbone, inputs: dict[str, Tensor], prompts: Tensor | 
         return backbone.finish(x, mask)
 
 
-def random_prompts(backbone: Backbone, count: int = 4) -> Tensor:
-    return torch.randn(1, count, backbone.width, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+def random_prompts(backbone: LayeredEncoder, count: int = 4) -> Tensor:
+    D = (*backbone.widths, 1)[0]  # of any width where there is no layer
+    return torch.randn(1, count, D, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 
 
 @prompted
@@ -131,7 +132,7 @@ def test_weights_that_lack_a_tensor_are_refused(family: Family, tmp_path: Path) 
 
 def relative_terms_for_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts are treated as the tokens that follow the text."""
-    whole = DebertaBackbone.layer
+    whole = DebertaEncoder.layer
 
     def layer(self: Any, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor) -> Tensor:
         if prompts is None:
@@ -145,7 +146,7 @@ def relative_terms_for_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.cat([mask, mask.new_ones(prompts.shape[:2])], 1),
         )[:, :N]
 
-    monkeypatch.setattr(DebertaBackbone, "layer", layer)
+    monkeypatch.setattr(DebertaEncoder, "layer", layer)
 
 
 def distances_the_wrong_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,9 +157,9 @@ def distances_the_wrong_way(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def prompts_outside_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts have the place behind the text in windowed layers."""
-    whole = ModernBertBackbone._beyond_window
+    whole = ModernBertEncoder._beyond_window
     monkeypatch.setattr(
-        ModernBertBackbone,
+        ModernBertEncoder,
         "_beyond_window",
         lambda self, unseen, *, text: whole(self, unseen, text=unseen.shape[-1]),
     )
@@ -166,9 +167,9 @@ def prompts_outside_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def rotated_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts have the angles behind the text."""
-    whole = ModernBertBackbone._angles
+    whole = ModernBertEncoder._angles
     monkeypatch.setattr(
-        ModernBertBackbone,
+        ModernBertEncoder,
         "_angles",
         lambda self, kind, *, text, prompts: whole(self, kind, text=text + prompts, prompts=0),
     )

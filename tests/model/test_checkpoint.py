@@ -91,7 +91,7 @@ def test_damaged_files_are_named(saved: Path) -> None:
     with pytest.raises(CheckpointError, match="newer release"):
         MoPE.from_pretrained(saved)
     config.write_text(text.replace('"experts": 5', '"expert": 5'))
-    with pytest.raises(CheckpointError, match="did you mean 'experts'"):
+    with pytest.raises(CheckpointError, match=r"did you mean model\.experts"):
         MoPE.from_pretrained(saved)
 
 
@@ -122,7 +122,7 @@ def test_a_failure_while_saving_leaves_the_old_checkpoint(
 
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     monkeypatch.setattr(checkpoint, "save", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(CheckpointError, match="cannot be written; received no space"):
         tiny_model(vit, bert, seed=4).save_pretrained(saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     assert [path.name for path in saved.parent.iterdir()] == ["checkpoint"]

@@ -1,63 +1,156 @@
-"""What MoPE needs from a frozen encoder of any family: its layers one at a time."""
+"""What MoPE needs from a frozen encoder of any family: its feature, and its layers one at a time to prompt them.
+
+Letters: B batch · N tokens · D width of a layer · P prompts.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
-from mope_deploy.model.backbones.prefix import Made, Projection
+from mope_deploy.model.backbones.exported.tracing import traced_as
+from mope_deploy.model.backbones.prefix import PrefixKV, Projection
+from mope_deploy.model.backbones.sources import LoadedEncoder
+from mope_deploy.model.config import EncoderSpec
+from mope_deploy.preprocess import AudioSpec, ImageSpec, TextSpec, VideoSpec
 
-__all__ = ["Backbone", "masked_mean"]
+__all__ = ["Encoder", "Form", "FrozenEncoder", "LayeredEncoder"]
+
+Form = Literal["prefix", "token"]
 
 
-class Backbone(nn.Module, ABC):
-    """One frozen encoder, run layer by layer so that each layer can have prompts of its own.
+@dataclass(frozen=True)
+class FrozenEncoder:
+    """A wrapped encoder together with what its raw inputs must become.
 
     Attributes:
+        backbone: the encoder behind the common interface, its parameters frozen.
+        preprocess: how raw samples of its modality become its inputs.
+        tokenizer: the JSON text of a ``tokenizer.json`` for a text encoder, else None.
+    """
+
+    backbone: Any
+    preprocess: ImageSpec | TextSpec | AudioSpec | VideoSpec
+    tokenizer: str | None = None
+
+
+class Encoder(nn.Module, ABC):
+    """One frozen encoder of a family.
+
+    Attributes:
+        family: what messages call the family.
         modality: ``"image"``, ``"text"``, ``"audio"`` or ``"video"``.
         input_names: the inputs it reads, by name.
         encoder: the library's own module, whose weights the fingerprint covers.
-        width: D, width of the hidden states that its first layer reads; 0 without layers.
-        depth: number of layers that can be prompted; 0 for an encoder that is only ever run as a whole.
         feature_width: width of the pooled feature that :meth:`finish` returns.
-        has_prefix_form: whether :meth:`prefix_layer` and :meth:`projection` exist for its layers.
+        depth: number of layers that can be prompted; 0 for an encoder that is only ever run as a whole.
+        has_prefix_form: whether these layers have a prefix form.
     """
 
-    modality: str
+    family: ClassVar[str]
+    modality: ClassVar[str]
     input_names: tuple[str, ...]
     has_prefix_form: bool = False
 
-    def __init__(self, encoder: nn.Module, *, width: int, depth: int, feature_width: int) -> None:
+    def __init__(self, encoder: nn.Module, *, feature_width: int) -> None:
         super().__init__()
         self.encoder: Any = encoder
-        self.width, self.depth, self.feature_width = width, depth, feature_width
+        self.feature_width = feature_width
+
+    @classmethod
+    @abstractmethod
+    def accepts(cls, module: Any) -> bool:
+        """Whether ``module``, a library's encoder, is of this family."""
+
+    @classmethod
+    @abstractmethod
+    def wrap(cls, loaded: LoadedEncoder, spec: EncoderSpec) -> FrozenEncoder:
+        """The encoder with its preprocessing.
+
+        Raises:
+            ConfigError: if it lacks what it needs besides weights, or cannot be used as ``spec`` asks.
+        """
+
+    @property
+    def depth(self) -> int:
+        return 0
 
     @property
     def widths(self) -> tuple[int, ...]:
         """D of every layer: of the tokens it reads and of its prompts. They differ where an encoder merges patches."""
-        return (self.width,) * self.depth
+        return ()
 
     @abstractmethod
     def embed(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Tokens x (B, N, D) before the first layer, and what its layers share besides.
 
-        The second is opaque to callers, who hand it on as ``mask``: which tokens are real (B, N) for texts, rotary
-        angles for some image encoders, None where layers need x alone.
+        The second is opaque to callers, who hand it on as ``shared``: which tokens are real (B, N) for texts, rotary
+        angles or a bias for some image encoders, None where layers need x alone.
         """
 
     @abstractmethod
-    def layer(self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None) -> Tensor:
+    def finish(self, x: Tensor, shared: Tensor | None) -> Tensor:
+        """The encoder's pooled feature after its last layer. (B, N, D) → (B, feature_width)."""
+
+    @abstractmethod
+    def save_source(self, folder: Path) -> None:
+        """Write the encoder's architecture and weights where a ``dir:`` source reads them."""
+
+    def run_layer(self, index: int, x: Tensor, prompts: Tensor | None, shared: Tensor | None, *, form: str) -> Tensor:
+        """Layer ``index`` in the form that is asked for, or in token form where it has no other."""
+        raise AssertionError(f"{type(self).__name__} has no layers")
+
+
+class LayeredEncoder(Encoder):
+    """An encoder whose layers are run one by one, so that each can have prompts of its own.
+
+    Attributes:
+        width: D, width of the hidden states that its first layer reads.
+        has_prefix_form: whether :meth:`prefix_layer` and :meth:`projection` exist for its layers.
+    """
+
+    has_prefix_form = True
+
+    def __init__(self, encoder: nn.Module, *, width: int, feature_width: int | None = None) -> None:
+        super().__init__(encoder, feature_width=width if feature_width is None else feature_width)
+        self.width = width
+
+    @property
+    @abstractmethod
+    def layers(self) -> Sequence[Any]:
+        """The library's own layers in their order."""
+
+    @property
+    def depth(self) -> int:
+        return len(self.layers)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return (self.width,) * self.depth
+
+    def layer(self, index: int, x: Tensor, prompts: Tensor | None, shared: Tensor | None) -> Tensor:
         """Layer ``index`` on [x ; prompts], without the prompts' own outputs. (B, N, D), (B, P, D) → (B, N, D).
 
-        What comes out is what the next layer reads: where patches are merged in between, N and D change here.
+        The token form, which defines what a prompt does. What comes out is what the next layer reads: where patches are
+        merged in between, N and D change here.
         """
+        N, P = x.shape[1], 0 if prompts is None else prompts.shape[1]
+        rows = x if prompts is None else torch.cat([x, prompts], dim=1)  # (B, N + P, D)
+        out = self.token_layer(index, rows, shared, P)
+        return out if prompts is None else out[:, :N]
+
+    def token_layer(self, index: int, rows: Tensor, shared: Tensor | None, P: int) -> Tensor:
+        """The library's own layer ``index`` on rows (B, N + P, D), of which the last P are prompts → (B, ≥ N, D)."""
+        return self.layers[index](rows)
 
     def prefix_layer(
-        self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None, kv: Made | None = None
+        self, index: int, x: Tensor, prompts: Tensor | None, shared: Tensor | None, kv: PrefixKV | None = None
     ) -> Tensor:
         """:meth:`layer` in prefix form: equal up to rounding, see :mod:`mope_deploy.model.backbones.prefix`.
 
@@ -65,9 +158,19 @@ class Backbone(nn.Module, ABC):
             index: of the layer.
             x: (B, N, D).
             prompts: tokens (B, P, D) whose keys and values the layer's own product makes, or None.
-            mask: from :meth:`embed`.
+            shared: from :meth:`embed`.
             kv: keys and values of further prompts, as :meth:`projection` makes them, or None.
         """
+        P = (0 if prompts is None else prompts.shape[1]) + (0 if kv is None else kv.total)
+        layer, shared = self.layers[index], self.shared_by(index, x, shared, P)
+        return traced_as(layer, self.prefix_form, layer, x, prompts, kv, shared)
+
+    def shared_by(self, index: int, x: Tensor, shared: Tensor | None, P: int) -> Any:
+        """``shared`` as :meth:`prefix_form` of layer ``index`` reads it, where there are P prompts in all."""
+        return shared
+
+    def prefix_form(self, layer: Any, x: Tensor, prompts: Tensor | None, kv: PrefixKV | None, shared: Any) -> Tensor:
+        """What :meth:`prefix_layer` computes with the library's ``layer``."""
         raise AssertionError(f"{type(self).__name__} has no prefix form")
 
     def projection(self, index: int) -> Projection:
@@ -81,28 +184,12 @@ class Backbone(nn.Module, ABC):
         else of the layer works afterwards.
         """
 
-    def run_layer(self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None, *, form: str) -> Tensor:
+    def run_layer(self, index: int, x: Tensor, prompts: Tensor | None, shared: Tensor | None, *, form: str) -> Tensor:
         """:meth:`layer`, in prefix form if ``form`` is ``"prefix"``, there are prompts, and the encoder has that."""
         if form == "prefix" and self.has_prefix_form and prompts is not None:
-            return self.prefix_layer(index, x, prompts, mask)
-        return self.layer(index, x, prompts, mask)
+            return self.prefix_layer(index, x, prompts, shared)
+        return self.layer(index, x, prompts, shared)
 
     @abstractmethod
-    def pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def pool(self, x: Tensor, shared: Tensor | None) -> Tensor:
         """What a router reads: the class token, or the mean of the real tokens. (B, N, D) → (B, D)."""
-
-    @abstractmethod
-    def finish(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """The encoder's pooled feature after its last layer. (B, N, D) → (B, feature_width)."""
-
-    @abstractmethod
-    def save_source(self, folder: Path) -> None:
-        """Write the encoder's architecture and weights where a ``dir:`` source reads them."""
-
-
-def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
-    """The mean of the real tokens, at least one of each sample. x (B, N, D), mask (B, N) or None for all → (B, D)."""
-    if mask is None:
-        return x.mean(dim=1)
-    weights = mask.to(x.dtype)  # (B, N)
-    return (x * weights.unsqueeze(-1)).sum(dim=1) / weights.sum(dim=1, keepdim=True)

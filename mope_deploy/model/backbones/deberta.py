@@ -14,50 +14,33 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention, make_log_bucket_position
 
-from mope_deploy.model.backbones.sources import LoadedEncoder
-from mope_deploy.model.backbones.text import TextBackbone, blocked, frozen_text, longest_text, with_prompts
-from mope_deploy.model.config import EncoderSpec
+from mope_deploy.model.backbones.masks import blocked, prompts_unmasked
+from mope_deploy.model.backbones.text import LayeredText
 
-__all__ = ["DebertaBackbone", "PromptedAttention", "accepts", "table_rows", "wrap"]
-
-
-def accepts(module: nn.Module) -> bool:
-    """Whether ``module`` is an encoder of this family."""
-    return getattr(getattr(module, "config", None), "model_type", None) == "deberta-v2"
+__all__ = ["DebertaEncoder", "PromptedAttention", "table_rows"]
 
 
-def wrap(loaded: LoadedEncoder, spec: EncoderSpec) -> Any:
-    """The frozen encoder with its tokenizer.
-
-    Raises:
-        ConfigError: if there is no tokenizer beside the encoder, or ``max_length`` is more than its positions allow.
-    """
-    encoder: Any = loaded.module
-    max_length = longest_text(spec, limit=encoder.config.max_position_embeddings)
-    return frozen_text(DebertaBackbone(encoder, max_length=max_length), loaded, spec, max_length=max_length)
-
-
-class DebertaBackbone(TextBackbone):
-    """A transformers DeBERTa-v2, layer by layer.
+class DebertaEncoder(LayeredText):
+    """A transformers DeBERTa-v2, layer by layer; the tables of positions end at ``max_length``.
 
     Args:
         encoder: transformers' module. Its attentions become :class:`PromptedAttention`; tensors and results stay.
-        max_length: longest text in tokens; the tables of positions end there.
+        max_length: longest text in tokens.
     """
 
+    family = "transformers DeBERTa-v2"
+    model_types = ("deberta-v2",)
+    has_prefix_form = False
     rows: Tensor
 
     def __init__(self, encoder: Any, *, max_length: int) -> None:
-        config = encoder.config
-        super().__init__(
-            encoder, width=config.hidden_size, depth=len(encoder.encoder.layer), feature_width=config.hidden_size
-        )
-        for layer in encoder.encoder.layer:
+        super().__init__(encoder, max_length=max_length)
+        for layer in self.layers:
             layer.attention.self.__class__ = PromptedAttention
-        rows, self.reach = table_rows(encoder.encoder.layer[0].attention.self, max_length)
+        rows, self.reach = table_rows(self.layers[0].attention.self, max_length)
         self.register_buffer("rows", rows, persistent=False)
         self._make_tables()
 
@@ -67,17 +50,16 @@ class DebertaBackbone(TextBackbone):
         positions = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)  # read by encoders that have them
         return self.encoder.embeddings(input_ids=ids, position_ids=positions, mask=mask), mask
 
-    def layer(self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None) -> Tensor:
-        """Layer ``index`` on [x ; prompts], without the prompts' outputs. (B, N, D), (B, P, D) → (B, N, D)."""
-        assert mask is not None
-        everything, seen = with_prompts(x, prompts, mask)  # (B, N + P, D)
+    def token_layer(self, index: int, rows: Tensor, shared: Tensor | None, P: int) -> Tensor:
+        """The library's own layer, whose attention reads queries of the text alone. → (B, N, D)."""
+        assert shared is not None
+        x = rows[:, : rows.shape[1] - P]
         place = torch.arange(x.shape[1], device=x.device)
-        rows = self.rows[place[:, None] - place + self.rows.shape[0] // 2]  # of query i and key j, (N, N)
-        hidden, _ = self.encoder.encoder.layer[index](
-            everything, blocked(seen, x.dtype), query_states=x, relative_pos=rows
-        )
+        distances = self.rows[place[:, None] - place + self.rows.shape[0] // 2]  # of query i and key j, (N, N)
+        unseen = blocked(prompts_unmasked(shared, P), x.dtype)  # (B, 1, 1, N + P)
+        hidden, _ = self.layers[index](rows, unseen, query_states=x, relative_pos=distances)
         if index == 0 and self.encoder.encoder.conv is not None:  # v2-xlarge: a convolution over the text alone
-            return self.encoder.encoder.conv(x, hidden, mask)
+            return self.encoder.encoder.conv(x, hidden, shared)
         return hidden
 
     @torch.no_grad()

@@ -11,96 +11,60 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mope_deploy.model.backbones.prefix import Made, Projection, attention, inside
-from mope_deploy.model.backbones.sources import LoadedEncoder
-from mope_deploy.model.backbones.text import (
-    TextBackbone,
-    blocked,
-    frozen_text,
-    longest_text,
-    with_prompts,
-)
-from mope_deploy.model.config import EncoderSpec
+from mope_deploy.model.backbones.exported.tracing import traced_as
+from mope_deploy.model.backbones.masks import blocked, prompts_unmasked
+from mope_deploy.model.backbones.prefix import PrefixKV
+from mope_deploy.model.backbones.text import LayeredText
 
-__all__ = ["MPNetBackbone", "accepts", "wrap"]
+__all__ = ["MPNetEncoder"]
 
 
-def accepts(module: nn.Module) -> bool:
-    """Whether ``module`` is an encoder of this family."""
-    return getattr(getattr(module, "config", None), "model_type", None) == "mpnet"
+class MPNetEncoder(LayeredText):
+    """A transformers MPNet encoder, layer by layer; the table of distances ends at ``max_length``."""
 
-
-def wrap(loaded: LoadedEncoder, spec: EncoderSpec) -> Any:
-    """The frozen encoder with its tokenizer.
-
-    Raises:
-        ConfigError: if there is no tokenizer beside the encoder, or ``max_length`` is more than its positions allow.
-    """
-    encoder: Any = loaded.module
-    max_length = longest_text(spec, limit=encoder.config.max_position_embeddings - encoder.embeddings.padding_idx - 1)
-    return frozen_text(MPNetBackbone(encoder, max_length=max_length), loaded, spec, max_length=max_length)
-
-
-class MPNetBackbone(TextBackbone):
-    """A transformers MPNet encoder, layer by layer.
-
-    Args:
-        encoder: transformers' module.
-        max_length: longest text in tokens; the table of distances ends there.
-    """
-
-    has_prefix_form = True
+    family = "transformers MPNet"
+    model_types = ("mpnet",)
     buckets: Tensor
 
     def __init__(self, encoder: Any, *, max_length: int) -> None:
-        config = encoder.config
-        super().__init__(
-            encoder, width=config.hidden_size, depth=len(encoder.encoder.layer), feature_width=config.hidden_size
-        )
-        self.first_position: int = encoder.embeddings.padding_idx + 1
+        super().__init__(encoder, max_length=max_length)
         # The bucket of every distance key − query, −(max_length − 1) first: a logarithm in the graph would round
         # differently from machine to machine, and a step of one bucket is another weight.
         distances = torch.arange(1 - max_length, max_length)
         self.register_buffer("buckets", encoder.encoder.relative_position_bucket(distances), persistent=False)
 
+    @classmethod
+    def positions(cls, encoder: Any) -> int:
+        return super().positions(encoder) - encoder.embeddings.padding_idx - 1
+
     def embed(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Token and position embeddings. input_ids, attention_mask (B, N) int64 → (B, N, D), (B, N) int64."""
-        ids = inputs["input_ids"]
+        ids, first = inputs["input_ids"], self.encoder.embeddings.padding_idx + 1
         # Padding is always behind the text, so a plain count gives every real token the library's own position.
-        positions = torch.arange(self.first_position, self.first_position + ids.shape[1], device=ids.device)
+        positions = torch.arange(first, first + ids.shape[1], device=ids.device)
         return self.encoder.embeddings(input_ids=ids, position_ids=positions.unsqueeze(0)), inputs["attention_mask"]
 
-    def layer(self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None) -> Tensor:
-        """Layer ``index`` on [x ; prompts], without the prompts' outputs. (B, N, D), (B, P, D) → (B, N, D)."""
-        assert mask is not None
-        N, P = x.shape[1], 0 if prompts is None else prompts.shape[1]
-        everything, mask = with_prompts(x, prompts, mask)  # (B, N + P, D)
-        bias = nn.functional.pad(self._bias(N), (0, P, 0, P))  # (1, heads, N + P, N + P)
-        return self.encoder.encoder.layer[index](everything, blocked(mask, x.dtype), bias)[0][:, :N]
+    def token_layer(self, index: int, rows: Tensor, shared: Tensor | None, P: int) -> Tensor:
+        assert shared is not None
+        bias = nn.functional.pad(self._bias(rows.shape[1] - P), (0, P, 0, P))  # (1, heads, N + P, N + P)
+        return self.layers[index](rows, blocked(prompts_unmasked(shared, P), rows.dtype), bias)[0]
 
-    def prefix_layer(
-        self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None, kv: Made | None = None
-    ) -> Tensor:
-        """Layer ``index`` in prefix form. (B, N, D), (B, P, D), keys and values → (B, N, D)."""
-        assert mask is not None
-        layer = self.encoder.encoder.layer[index]
-        unseen = blocked(mask, x.dtype) + self._bias(x.shape[1])  # (B, heads, N, N)
-        return inside(layer, _prefix_layer, layer, x, prompts, kv, unseen)
+    def shared_by(self, index: int, x: Tensor, shared: Tensor | None, P: int) -> Tensor:
+        """Additive mask and bias of the text's keys, (B, heads, N, N)."""
+        return super().shared_by(index, x, shared, P) + self._bias(x.shape[1])
 
-    def projection(self, index: int) -> Projection:
-        """How layer ``index`` makes keys and values of prompts: post-norm, so linearly."""
-        own = self.encoder.encoder.layer[index].attention.attn
-        return Projection.of(None, own.k, own.v)
+    def linears(self, layer: Any) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+        own = layer.attention.attn
+        return own.q, own.k, own.v
+
+    def prefix_form(self, layer: Any, x: Tensor, prompts: Tensor | None, kv: PrefixKV | None, shared: Any) -> Tensor:
+        own = layer.attention.attn
+        mixed = traced_as(own, self.mixed, layer, x, prompts, kv, shared)
+        h = layer.attention.LayerNorm(own.o(mixed) + x)
+        return layer.output(layer.intermediate(h), h)
 
     def _bias(self, N: int) -> Tensor:
         """The relative-position bias of N text tokens, (1, heads, N, N)."""
         place = torch.arange(N, device=self.buckets.device)
         offset = place - place[:, None] + self.buckets.shape[0] // 2  # (N, N)
         return self.encoder.encoder.relative_attention_bias(self.buckets[offset]).permute(2, 0, 1).unsqueeze(0)
-
-
-def _prefix_layer(layer: Any, x: Tensor, prompts: Tensor | None, kv: Made | None, unseen: Tensor) -> Tensor:
-    own = layer.attention.attn
-    mixed = inside(own, attention, own.q, own.k, own.v, own.num_attention_heads, x, prompts, kv, unseen)
-    h = layer.attention.LayerNorm(own.o(mixed) + x)
-    return layer.output(layer.intermediate(h), h)

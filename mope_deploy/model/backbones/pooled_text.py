@@ -10,41 +10,68 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from mope_deploy.errors import ConfigError
+from mope_deploy.model.backbones.base import FrozenEncoder
+from mope_deploy.model.backbones.masks import masked_mean
 from mope_deploy.model.backbones.sources import LoadedEncoder
-from mope_deploy.model.backbones.text import TextBackbone, frozen_text, longest_text
+from mope_deploy.model.backbones.text import TextEncoder
 from mope_deploy.model.config import EncoderSpec
 
-__all__ = ["PooledTextBackbone", "accepts", "wrap"]
+__all__ = ["PooledTextEncoder"]
 
 _NO_LIMIT = 1 << 20
 _ROUNDING = 1e-3
 
 
-def accepts(module: nn.Module) -> bool:
-    """Whether ``module`` is one of transformers' that reads text and gives hidden states."""
-    config = getattr(module, "config", None)
-    unfit = getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False)
-    return hasattr(config, "model_type") and getattr(module, "main_input_name", None) == "input_ids" and not unfit
+class PooledTextEncoder(TextEncoder):
+    """A text encoder whose layers are not prompted.
 
-
-def wrap(loaded: LoadedEncoder, spec: EncoderSpec) -> Any:
-    """The frozen encoder with its tokenizer; it is run once, on its longest text.
-
-    Raises:
-        ConfigError: if there is no tokenizer beside the encoder, ``max_length`` is more than its positions allow, it
-            gives no hidden states of a text, or padding changes what it makes of a text.
+    Attributes:
+        class_token: whether its feature is the first token's state; else it is the mean of the real tokens'.
     """
-    encoder: Any = loaded.module.eval()
-    limit = getattr(encoder.config, "max_position_embeddings", None) or _NO_LIMIT
-    max_length = longest_text(spec, limit=limit)
-    width, sees_the_text = _probe(encoder, spec.source, max_length)
-    backbone = PooledTextBackbone(encoder, width=width)
-    frozen = frozen_text(backbone, loaded, spec, max_length=max_length)
-    backbone.class_token = sees_the_text and _begins_with_a_special_token(frozen.tokenizer)
-    return frozen
+
+    family = "another transformers text encoder"
+    class_token: bool
+
+    @classmethod
+    def accepts(cls, module: Any) -> bool:
+        """One of transformers' that reads text and gives hidden states."""
+        config = getattr(module, "config", None)
+        unfit = getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False)
+        return hasattr(config, "model_type") and getattr(module, "main_input_name", None) == "input_ids" and not unfit
+
+    @classmethod
+    def positions(cls, encoder: Any) -> int:
+        return getattr(encoder.config, "max_position_embeddings", None) or _NO_LIMIT
+
+    @classmethod
+    def of(cls, encoder: Any, source: str, max_length: int) -> PooledTextEncoder:
+        """The encoder alone; it is run once, on its longest text.
+
+        Raises:
+            ConfigError: if it gives no hidden states of a text, or padding changes what it makes of one.
+        """
+        width, sees_the_text = _probe(encoder.eval(), source, max_length)
+        backbone = cls(encoder, feature_width=width)
+        backbone.class_token = sees_the_text
+        return backbone
+
+    @classmethod
+    def wrap(cls, loaded: LoadedEncoder, spec: EncoderSpec) -> FrozenEncoder:
+        frozen = super().wrap(loaded, spec)
+        frozen.backbone.class_token &= _begins_with_a_special_token(frozen.tokenizer)
+        return frozen
+
+    def embed(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The last hidden states. input_ids, attention_mask (B, N) int64 → (B, N, D), (B, N) int64."""
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        return self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask
+
+    def finish(self, x: Tensor, shared: Tensor | None) -> Tensor:
+        """The class token, or the mean of the real tokens. (B, N, D) → (B, D)."""
+        return x[:, 0] if self.class_token else masked_mean(x, shared)
 
 
 @torch.no_grad()
@@ -79,35 +106,6 @@ def _probe(encoder: Any, source: str, max_length: int) -> tuple[int, bool]:
             expected="an encoder that leaves padding out",
         )
     return states.shape[-1], not torch.equal(states[0, 0], states[1, 0])
-
-
-class PooledTextBackbone(TextBackbone):
-    """A text encoder whose layers are not prompted.
-
-    Attributes:
-        class_token: whether its feature is the first token's state; else it is the mean of the real tokens'.
-    """
-
-    def __init__(self, encoder: Any, *, width: int) -> None:
-        super().__init__(encoder, width=0, depth=0, feature_width=width)
-        self.class_token = True
-
-    def embed(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The last hidden states. input_ids, attention_mask (B, N) int64 → (B, N, D), (B, N) int64."""
-        ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        return self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask
-
-    def layer(self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None) -> Tensor:
-        """There is none."""
-        raise AssertionError("an encoder without layers")
-
-    def finish(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """The class token, or the mean of the real tokens. (B, N, D) → (B, D)."""
-        if self.class_token:
-            return x[:, 0]
-        assert mask is not None
-        real = mask.unsqueeze(-1).to(x.dtype)  # (B, N, 1)
-        return (x * real).sum(dim=1) / real.sum(dim=1)
 
 
 def _begins_with_a_special_token(tokenizer: str | None) -> bool:

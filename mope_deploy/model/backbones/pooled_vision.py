@@ -14,48 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from mope_deploy.errors import ConfigError
-from mope_deploy.model.backbones.base import Backbone
+from mope_deploy.files import reason
+from mope_deploy.model.backbones.base import FrozenEncoder
 from mope_deploy.model.backbones.sources import LoadedEncoder, quiet_transformers
+from mope_deploy.model.backbones.transformers_encoder import TransformersEncoder
 from mope_deploy.model.config import EncoderSpec
 from mope_deploy.preprocess import ImageSpec
 
-__all__ = ["PooledVisionBackbone", "accepts", "wrap"]
+__all__ = ["PooledVisionEncoder"]
 
 _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as transformers stores them
 
 
-def accepts(module: nn.Module) -> bool:
-    """Whether ``module`` is one of transformers' that reads pictures."""
-    config = getattr(module, "config", None)
-    return hasattr(config, "model_type") and getattr(module, "main_input_name", None) == "pixel_values"
-
-
-def wrap(loaded: LoadedEncoder, spec: EncoderSpec) -> Any:
-    """The frozen encoder with its preprocessing; it is run once, on a black picture.
-
-    Raises:
-        ConfigError: if there is no image processor beside the encoder, it does something that cannot be done on a
-            device, or the encoder gives no vector for a picture.
-    """
-    from mope_deploy.model.backbones import FrozenEncoder
-
-    processor = _processor(loaded.location, spec.source)
-    preprocess = _image_spec(processor, spec.source)
-    encoder: Any = loaded.module.eval()
-    try:
-        with torch.no_grad():
-            y = _pooled(encoder, torch.zeros(1, 3, preprocess.height, preprocess.width))
-    except Exception as error:  # whatever a model of another kind misses: a text, several frames, a mask
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(
-            f"{spec.source} gives no vector for a picture: {type(error).__name__}: {reason}",
-            received=type(encoder).__name__,
-            expected="an image encoder",
-        ) from error
-    return FrozenEncoder(PooledVisionBackbone(encoder, processor, feature_width=y.shape[1]), preprocess)
-
-
-class PooledVisionBackbone(Backbone):
+class PooledVisionEncoder(TransformersEncoder):
     """An image encoder of transformers' whose layers are not prompted.
 
     Args:
@@ -64,34 +35,53 @@ class PooledVisionBackbone(Backbone):
         feature_width: width of its pooled feature.
     """
 
+    family = "another transformers image encoder"
     modality = "image"
     input_names = ("pixel_values",)
 
     def __init__(self, encoder: nn.Module, processor: Any, *, feature_width: int) -> None:
-        super().__init__(encoder, width=0, depth=0, feature_width=feature_width)
+        super().__init__(encoder, feature_width=feature_width)
         self.processor = processor
+
+    @classmethod
+    def accepts(cls, module: Any) -> bool:
+        """One of transformers' that reads pictures."""
+        config = getattr(module, "config", None)
+        return hasattr(config, "model_type") and getattr(module, "main_input_name", None) == "pixel_values"
+
+    @classmethod
+    def wrap(cls, loaded: LoadedEncoder, spec: EncoderSpec) -> FrozenEncoder:
+        """The encoder with its preprocessing; it is run once, on a black picture.
+
+        Raises:
+            ConfigError: if there is no image processor beside the encoder, it does something that cannot be done on a
+                device, or the encoder gives no vector for a picture.
+        """
+        processor = _processor(loaded.location, spec.source)
+        preprocess = _image_spec(processor, spec.source)
+        encoder: Any = loaded.module.eval()
+        try:
+            with torch.no_grad():
+                y = _pooled(encoder, torch.zeros(1, 3, preprocess.height, preprocess.width))
+        except Exception as error:  # whatever a model of another kind misses: a text, several frames, a mask
+            raise ConfigError(
+                f"{spec.source} gives no vector for a picture: {type(error).__name__}: {reason(error)}",
+                received=type(encoder).__name__,
+                expected="an image encoder",
+            ) from error
+        return FrozenEncoder(cls(encoder, processor, feature_width=y.shape[1]), preprocess)
 
     def embed(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The pooled feature already: there are no layers to come. pixel_values (B, 3, H, W) → (B, feature_width)."""
         return _pooled(self.encoder, inputs["pixel_values"]), None
 
-    def layer(self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None) -> Tensor:
-        """There is none."""
-        raise AssertionError("an encoder without layers")
-
-    def pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """There is no layer for which a router could ask."""
-        raise AssertionError("an encoder without layers")
-
-    def finish(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def finish(self, x: Tensor, shared: Tensor | None) -> Tensor:
         """What :meth:`embed` made. (B, feature_width) → (B, feature_width)."""
         return x
 
     def save_source(self, folder: Path) -> None:
-        """Write config.json, model.safetensors and preprocessor_config.json in transformers' own form."""
-        with quiet_transformers():
-            self.encoder.save_pretrained(folder)
-            self.processor.save_pretrained(folder)
+        super().save_source(folder)
+        self.processor.save_pretrained(folder)
 
 
 def _pooled(encoder: Any, pixel_values: Tensor) -> Tensor:

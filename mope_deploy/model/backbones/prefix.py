@@ -5,36 +5,25 @@ to: queries, output projection and MLP run on the tokens alone. Equal to the tok
 through the whole layer, up to rounding.
 
 A key or value is ``weight · norm(prompt) + bias`` with frozen weights, so that of a prompt which is known beforehand
-can be computed beforehand (:mod:`export.graph.folding`). What an encoder does to keys afterwards (a norm of each head, rotary
-angles, which prompts do not have) the layer does to those as well.
+can be computed beforehand (``export/graph/folding.py``). What an encoder does to keys afterwards (a norm of each head,
+rotary angles, which prompts do not have) the layer does to those as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "Made",
-    "Projection",
-    "attention",
-    "inside",
-    "joined",
-    "mixed_values",
-    "prompts_seen",
-    "split_heads",
-    "thirds",
-]
+from mope_deploy.model.backbones.exported.attention import attention_written_out, sliced_qkv
+from mope_deploy.model.backbones.masks import prompts_seen
 
-P = ParamSpec("P")
-T = TypeVar("T")
+__all__ = ["PrefixKV", "Projection", "attention", "joined", "mixed_values", "split_heads", "split_qkv"]
 
 
-class Made(NamedTuple):
+class PrefixKV(NamedTuple):
     """Keys and values of prompts that were made before the layer runs, in parts that stand behind one another.
 
     Attributes:
@@ -45,7 +34,7 @@ class Made(NamedTuple):
     values: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, kv: Tensor) -> Made:
+    def of(cls, kv: Tensor) -> PrefixKV:
         """From what :class:`Projection` returns, (B, 2, P, inner)."""
         return cls((kv[:, 0],), (kv[:, 1],))
 
@@ -86,7 +75,7 @@ class Projection:
         return kv.unflatten(-1, (2, -1)).transpose(-3, -2)
 
 
-def joined(own: Tensor, made: Made | None, which: int) -> Tensor:
+def joined(own: Tensor, made: PrefixKV | None, which: int) -> Tensor:
     """A layer's own keys (``which`` 0) or values (1), and behind them those of prompts made before.
 
     (B, N, inner), (B, P', inner) → (B, N + P', inner).
@@ -94,22 +83,16 @@ def joined(own: Tensor, made: Made | None, which: int) -> Tensor:
     return own if made is None else torch.cat([own, *made[which]], dim=1)
 
 
-def prompts_seen(unseen: Tensor, P: int) -> Tensor:
-    """An additive mask or bias of N keys, and 0 for P prompts behind them. (…, N) → (…, N + P)."""
-    return torch.cat([unseen, unseen.new_zeros(*unseen.shape[:-1], P)], dim=-1)
-
-
-def thirds(qkv: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+def split_qkv(qkv: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     """q (B, N, inner) of the first N tokens, k and v (B, N + P, inner) of all, from their joint product.
 
-    By slices in a graph: older operator sets have no split into a number of parts. Else by a split, whose gradient is
-    one concatenation: that of three slices is the sum of three tensors as large as the product.
+    By a split, whose gradient is one concatenation: that of three slices is the sum of three tensors as large as the
+    product.
     """
-    inner = qkv.shape[-1] // 3
-    if not torch.compiler.is_exporting():
-        q, k, v = qkv.split(inner, dim=-1)
-        return q[:, :tokens], k, v
-    return qkv[:, :tokens, :inner], qkv[..., inner : 2 * inner], qkv[..., 2 * inner :]
+    if torch.compiler.is_exporting():
+        return sliced_qkv(qkv, tokens)
+    q, k, v = qkv.split(qkv.shape[-1] // 3, dim=-1)
+    return q[:, :tokens], k, v
 
 
 def attention(
@@ -119,7 +102,7 @@ def attention(
     heads: int,
     x: Tensor,
     prompts: Tensor | None,
-    kv: Made | None,
+    kv: PrefixKV | None,
     unseen: Tensor | None,
 ) -> Tensor:
     """Attention of tokens to themselves and to prompts, with a linear layer each for queries, keys and values.
@@ -143,33 +126,13 @@ def attention(
     return mixed_values(q, k, v, unseen).transpose(1, 2).flatten(2)
 
 
-def mixed_values(q: Tensor, k: Tensor, v: Tensor, unseen: Tensor | None = None) -> Tensor:
-    """softmax(q kᵀ / √d + unseen) v. q (B, heads, N, d), k and v (B, heads, N + P, d) → (B, heads, N, d).
-
-    Written out in a graph: what the exporter makes of PyTorch's own operator looks up shapes to turn keys around.
-    """
-    if not torch.compiler.is_exporting():
-        return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=unseen)
-    scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
-    return torch.softmax(scores if unseen is None else scores + unseen, dim=-1) @ v
+def mixed_values(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(q kᵀ / √d + bias) v. q (B, heads, N, d), k and v (B, heads, N + P, d) → (B, heads, N, d)."""
+    if torch.compiler.is_exporting():
+        return attention_written_out(q, k, v, bias)
+    return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(B, N, heads · d) → (B, heads, N, d)."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-def inside(module: nn.Module, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """``function(…)`` in place of the forward pass of ``module``, whose weights it uses.
-
-    A plain call, except while a graph is traced: there what it computes is named after ``module``, as the forward pass
-    would be. Names tell where a layer begins and ends, which lowering to other precisions depends on.
-    """
-    if not torch.compiler.is_exporting():
-        return function(*args, **kwargs)
-    traced: Any = module
-    traced.forward = function
-    try:
-        return traced(*args, **kwargs)
-    finally:
-        del traced.forward

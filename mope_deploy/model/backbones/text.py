@@ -1,4 +1,4 @@
-"""What the text families share: class token, padding mask, longest text, tokenizer, saving in transformers' form."""
+"""What the text families share: class token, padding mask, longest text and tokenizer."""
 
 from __future__ import annotations
 
@@ -6,88 +6,87 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mope_deploy.errors import ConfigError
-from mope_deploy.model.backbones.base import Backbone
+from mope_deploy.model.backbones.base import FrozenEncoder
+from mope_deploy.model.backbones.masks import blocked
 from mope_deploy.model.backbones.sources import LoadedEncoder, quiet_transformers
+from mope_deploy.model.backbones.transformers_encoder import LayeredTransformers, TransformersEncoder
 from mope_deploy.model.config import EncoderSpec
 from mope_deploy.preprocess import TextSpec
 
-__all__ = ["TextBackbone", "blocked", "frozen_text", "longest_text", "with_prompts"]
+__all__ = ["LayeredText", "TextEncoder"]
 
 _DEFAULT_MAX_LENGTH = 128
 _SLOW_VOCABULARIES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "spm.model")
 
 
-class TextBackbone(Backbone):
-    """A transformers text encoder whose first token is its class token."""
+class TextEncoder(TransformersEncoder):
+    """A transformers text encoder; ``shared`` is which tokens are real, (B, N) int64."""
 
     modality = "text"
     input_names = ("input_ids", "attention_mask")
 
-    def pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    @classmethod
+    def wrap(cls, loaded: LoadedEncoder, spec: EncoderSpec) -> FrozenEncoder:
+        """The encoder with its longest text and its tokenizer.
+
+        Raises:
+            ConfigError: if there is no usable tokenizer beside it, or ``max_length`` is more than its positions allow.
+        """
+        limit = cls.positions(loaded.module)
+        max_length = min(limit, _DEFAULT_MAX_LENGTH) if spec.max_length is None else spec.max_length
+        if max_length > limit:
+            raise ConfigError(
+                f"max_length of {spec.source}", received=max_length, expected=f"at most its {limit} positions"
+            )
+        backbone = cls.of(loaded.module, spec.source, max_length)
+        pad_id = backbone.encoder.config.pad_token_id
+        return FrozenEncoder(
+            backbone,
+            TextSpec(max_length=max_length, pad_id=0 if pad_id is None else pad_id),
+            _tokenizer_json(loaded.location, spec.source),
+        )
+
+    @classmethod
+    def positions(cls, encoder: Any) -> int:
+        """The longest text in tokens that the encoder can read."""
+        return encoder.config.max_position_embeddings
+
+    @classmethod
+    def of(cls, encoder: Any, source: str, max_length: int) -> Any:
+        """The encoder alone, for texts of at most ``max_length`` tokens; ``source`` is for messages."""
+        raise NotImplementedError
+
+
+class LayeredText(TextEncoder, LayeredTransformers):
+    """One whose layers can be prompted, and whose first token is its class token."""
+
+    def __init__(self, encoder: Any, *, max_length: int) -> None:
+        super().__init__(encoder)
+        self.max_length = max_length
+
+    @classmethod
+    def of(cls, encoder: Any, source: str, max_length: int) -> Any:
+        return cls(encoder, max_length=max_length)
+
+    @property
+    def layers(self) -> Any:
+        return self.encoder.encoder.layer
+
+    def shared_by(self, index: int, x: Tensor, shared: Tensor | None, P: int) -> Any:
+        """The additive mask of the text's keys, (B, 1, 1, N)."""
+        assert shared is not None
+        return blocked(shared, x.dtype)
+
+    def pool(self, x: Tensor, shared: Tensor | None) -> Tensor:
         """The class token. (B, N, D) → (B, D)."""
         return x[:, 0]
 
-    def finish(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def finish(self, x: Tensor, shared: Tensor | None) -> Tensor:
         """The class token of the last layer, for encoders without a final norm. (B, N, D) → (B, D)."""
         return x[:, 0]
-
-    def save_source(self, folder: Path) -> None:
-        """Write config.json and model.safetensors in transformers' own form; the tokenizer is the checkpoint's."""
-        with quiet_transformers():
-            self.encoder.save_pretrained(folder)
-
-
-def longest_text(spec: EncoderSpec, *, limit: int) -> int:
-    """The longest text in tokens: what ``spec`` asks for, else the encoder's ``limit`` but at most 128.
-
-    Raises:
-        ConfigError: if ``spec`` asks for more than ``limit``.
-    """
-    if spec.max_length is None:
-        return min(limit, _DEFAULT_MAX_LENGTH)
-    if spec.max_length > limit:
-        raise ConfigError(
-            f"max_length of {spec.source}", received=spec.max_length, expected=f"at most its {limit} positions"
-        )
-    return spec.max_length
-
-
-def frozen_text(backbone: TextBackbone, loaded: LoadedEncoder, spec: EncoderSpec, *, max_length: int) -> Any:
-    """A wrapped text encoder together with its tokenizer and its longest text.
-
-    Raises:
-        ConfigError: if there is no usable tokenizer beside the encoder.
-    """
-    from mope_deploy.model.backbones import FrozenEncoder
-
-    pad_id = backbone.encoder.config.pad_token_id
-    return FrozenEncoder(
-        backbone,
-        TextSpec(max_length=max_length, pad_id=0 if pad_id is None else pad_id),
-        _tokenizer_json(loaded.location, spec.source),
-    )
-
-
-def with_prompts(x: Tensor, prompts: Tensor | None, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """[x ; prompts] and which of these tokens may be attended to: prompts are never masked.
-
-    (B, N, D), (B, P, D), (B, N) int64 → (B, N + P, D), (B, N + P) int64.
-    """
-    if prompts is None:
-        return x, mask
-    return torch.cat([x, prompts], dim=1), torch.cat([mask, mask.new_ones(prompts.shape[:2])], dim=1)
-
-
-def blocked(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """The additive attention mask of every query: 0 for real keys, the most negative number for others.
-
-    (B, N) int64, 1 = real → (B, 1, 1, N).
-    """
-    return (1 - mask[:, None, None, :]).to(dtype) * torch.finfo(dtype).min
 
 
 def _tokenizer_json(location: str, source: str) -> str:

@@ -11,13 +11,13 @@ import torch
 from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
 
-from mope_deploy.model.backbones.prefix import Made, Projection, joined, mixed_values, split_heads, thirds
+from mope_deploy.model.backbones.prefix import PrefixKV, Projection, joined, mixed_values, split_heads, split_qkv
 
-__all__ = ["prefix_attention", "projection", "queries_keys_values", "separate"]
+__all__ = ["prefix_attention", "projection", "qkv_bias", "queries_keys_values"]
 
 
 def prefix_attention(
-    attention: Any, x: Tensor, prompts: Tensor | None, kv: Made | None, angles: Tensor | None = None
+    attention: Any, x: Tensor, prompts: Tensor | None, kv: PrefixKV | None, angles: Tensor | None = None
 ) -> Tensor:
     """Attention of tokens to themselves, to prompts, and to prompts whose keys and values were made before.
 
@@ -51,10 +51,10 @@ def projection(block: Any) -> Projection:
     norm = None if isinstance(block.norm1, nn.Identity) else block.norm1
     if attention.qkv is None:
         return Projection.of(norm, attention.k_proj, attention.v_proj)
-    weight, bias = attention.qkv.weight, _bias(attention)
+    weight, bias = attention.qkv.weight, qkv_bias(attention)
     inner = len(weight) // 3
     bias = weight.new_zeros(len(weight)) if bias is None else bias
-    # A prompt makes no query in the graph, where :func:`separate` gave each of the three its own weight.
+    # A prompt makes no query in the graph, where ``exported/separate.py`` gave each of the three its own.
     return Projection(norm, weight[inner:], bias[inner:], product=2 * inner)
 
 
@@ -65,30 +65,11 @@ def queries_keys_values(attention: Any, x: Tensor, prompts: Tensor | None) -> tu
         return attention.q_proj(x), attention.k_proj(rows), attention.v_proj(rows)
     N = x.shape[1]
     if getattr(attention, "q_bias", None) is None:
-        return thirds(attention.qkv(rows), N)
-    return thirds(attention.qkv(rows) + _bias(attention), N)
+        return split_qkv(attention.qkv(rows), N)
+    return split_qkv(attention.qkv(rows) + qkv_bias(attention), N)
 
 
-def separate(attention: Any) -> None:
-    """Give an attention a weight each for queries, keys and values, in place, where it has one for all.
-
-    What the library makes of such a module is undefined from then on; :func:`queries_keys_values` reads both kinds.
-    The new weights are views of the old one.
-    """
-    if attention.qkv is None:
-        return
-    weights, bias = attention.qkv.weight.detach().chunk(3), _bias(attention)
-    biases = (None,) * 3 if bias is None else bias.detach().chunk(3)
-    attention.qkv = None
-    for name, own, offset in zip(("q_proj", "k_proj", "v_proj"), weights, biases, strict=True):
-        linear = nn.Linear(own.shape[1], own.shape[0], bias=offset is not None, device="meta")
-        linear.weight = nn.Parameter(own, requires_grad=False)
-        if offset is not None:
-            linear.bias = nn.Parameter(offset, requires_grad=False)
-        setattr(attention, name, linear)
-
-
-def _bias(attention: Any) -> Tensor | None:
+def qkv_bias(attention: Any) -> Tensor | None:
     """The bias (3 · inner,) of the joint product, which some of timm's attentions keep in parts."""
     if getattr(attention, "q_bias", None) is None:
         return attention.qkv.bias

@@ -6,44 +6,99 @@ Its sine positions are added before the layers; prompts come behind the tubes an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mope_deploy.errors import ConfigError
-from mope_deploy.model.backbones.base import Backbone, masked_mean
-from mope_deploy.model.backbones.prefix import Made, Projection, attention, inside
-from mope_deploy.model.backbones.sources import LoadedEncoder, preprocessor_config, save_transformers
+from mope_deploy.model.backbones.base import FrozenEncoder
+from mope_deploy.model.backbones.exported.tracing import traced_as
+from mope_deploy.model.backbones.masks import masked_mean
+from mope_deploy.model.backbones.prefix import PrefixKV
+from mope_deploy.model.backbones.sources import LoadedEncoder, preprocessor_config
+from mope_deploy.model.backbones.transformers_encoder import LayeredTransformers
 from mope_deploy.model.config import EncoderSpec
 from mope_deploy.preprocess import ImageSpec, VideoSpec
 
-__all__ = ["VideoMAEBackbone", "accepts", "wrap"]
+__all__ = ["VideoMAEEncoder"]
 
 _DEFAULT_SECONDS = 60.0
 _MEAN, _STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # the library's defaults
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers
 
 
-def accepts(module: nn.Module) -> bool:
-    """Whether ``module`` is an encoder of this family."""
-    return getattr(getattr(module, "config", None), "model_type", None) == "videomae"
+class VideoMAEEncoder(LayeredTransformers):
+    """A VideoMAE encoder, layer by layer.
 
-
-def wrap(loaded: LoadedEncoder, spec: EncoderSpec) -> Any:
-    """The frozen encoder with its preprocessing: every frame as its own image processor makes it.
-
-    Raises:
-        ConfigError: for an image processor whose steps are not supported.
+    Args:
+        encoder: transformers' model; of a fine-tuned one the classifier is gone and its final norm is kept.
+        preprocessor: what its ``preprocessor_config.json`` says.
     """
-    from mope_deploy.model.backbones import FrozenEncoder
 
-    found = preprocessor_config(loaded.location)
-    backbone = VideoMAEBackbone(loaded.module, preprocessor=found)
-    seconds = _DEFAULT_SECONDS if spec.max_seconds is None else spec.max_seconds
-    image = _image_spec(backbone.encoder.config, found, spec.source)
-    return FrozenEncoder(backbone, VideoSpec(backbone.encoder.config.num_frames, "uniform", float(seconds), image))
+    family = "transformers VideoMAE"
+    model_types = ("videomae",)
+    modality = "video"
+    input_names = ("video_values",)
+
+    def __init__(self, encoder: Any, *, preprocessor: Mapping[str, Any]) -> None:
+        super().__init__(encoder)
+        self.preprocessor = dict(preprocessor)
+        # transformers 5.0 keeps these biases outside the linear layers: there the token form runs.
+        self.has_prefix_form = not any(hasattr(layer.attention.attention, "q_bias") for layer in self.layers)
+
+    @classmethod
+    def wrap(cls, loaded: LoadedEncoder, spec: EncoderSpec) -> FrozenEncoder:
+        """The encoder with its preprocessing: every frame as its own image processor makes it.
+
+        Raises:
+            ConfigError: for an image processor whose steps are not supported.
+        """
+        found = preprocessor_config(loaded.location)
+        backbone = cls(loaded.module, preprocessor=found)
+        seconds = _DEFAULT_SECONDS if spec.max_seconds is None else spec.max_seconds
+        image = _image_spec(backbone.encoder.config, found, spec.source)
+        return FrozenEncoder(backbone, VideoSpec(backbone.encoder.config.num_frames, "uniform", float(seconds), image))
+
+    @property
+    def _body(self) -> Any:
+        return getattr(self.encoder, "videomae", self.encoder)
+
+    @property
+    def layers(self) -> Any:
+        return self._body.encoder.layer
+
+    def embed(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Tubes with their positions. video_values (B, F, 3, H, W) → (B, N, D); all of them are real."""
+        return self._body.embeddings(inputs["video_values"], None), None
+
+    def linears(self, layer: Any) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+        own = layer.attention.attention
+        return own.query, own.key, own.value  # keys have no bias
+
+    def norm_before(self, layer: Any) -> nn.Module | None:
+        return layer.layernorm_before
+
+    def prefix_form(self, layer: Any, x: Tensor, prompts: Tensor | None, kv: PrefixKV | None, shared: Any) -> Tensor:
+        norm = layer.layernorm_before
+        normed = None if prompts is None else norm(prompts)
+        h = x + traced_as(layer.attention, self._attended, layer, norm(x), normed, kv)
+        return layer.output(layer.intermediate(layer.layernorm_after(h)), h)
+
+    def _attended(self, layer: Any, x: Tensor, prompts: Tensor | None, kv: PrefixKV | None) -> Tensor:
+        own = layer.attention.attention
+        return layer.attention.output(traced_as(own, self.mixed, layer, x, prompts, kv, None), x)
+
+    def pool(self, x: Tensor, shared: Tensor | None) -> Tensor:
+        """The mean of the tubes. (B, N, D) → (B, D)."""
+        return masked_mean(x, shared)
+
+    def finish(self, x: Tensor, shared: Tensor | None) -> Tensor:
+        """The mean of the tubes, with the norm before or behind it that the encoder has. (B, N, D) → (B, D)."""
+        if self._body.layernorm is not None:
+            x = self._body.layernorm(x)
+        y = masked_mean(x, shared)
+        norm = getattr(self.encoder, "fc_norm", None)
+        return y if norm is None else norm(y)
 
 
 def _image_spec(config: Any, found: Mapping[str, Any], source: str) -> ImageSpec:
@@ -70,86 +125,3 @@ def _image_spec(config: Any, found: Mapping[str, Any], source: str) -> ImageSpec
         "std": list(found.get("image_std", _STD)),
     }
     return ImageSpec.from_dict(spec, where=f"the image processor of {source}")
-
-
-class VideoMAEBackbone(Backbone):
-    """A VideoMAE encoder, layer by layer.
-
-    Args:
-        encoder: transformers' model; of a fine-tuned one the classifier is gone and its final norm is kept.
-        preprocessor: what its ``preprocessor_config.json`` says.
-    """
-
-    modality = "video"
-    input_names = ("video_values",)
-
-    def __init__(self, encoder: Any, *, preprocessor: Mapping[str, Any]) -> None:
-        width = encoder.config.hidden_size
-        depth = len(getattr(encoder, "videomae", encoder).encoder.layer)
-        super().__init__(encoder, width=width, depth=depth, feature_width=width)
-        self.preprocessor = dict(preprocessor)
-        # transformers 5.0 keeps these biases outside the linear layers: there the token form runs.
-        self.has_prefix_form = not any(hasattr(_own(layer), "q_bias") for layer in self._body.encoder.layer)
-
-    @property
-    def _body(self) -> Any:
-        return getattr(self.encoder, "videomae", self.encoder)
-
-    def embed(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Tubes with their positions. video_values (B, F, 3, H, W) → (B, N, D); all of them are real."""
-        return self._body.embeddings(inputs["video_values"], None), None
-
-    def layer(self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None) -> Tensor:
-        """Layer ``index`` on [x ; prompts], without the prompts' outputs. (B, N, D), (B, P, D) → (B, N, D)."""
-        N = x.shape[1]
-        if prompts is not None:
-            x = torch.cat([x, prompts], dim=1)
-        return self._body.encoder.layer[index](x)[:, :N]
-
-    def prefix_layer(
-        self, index: int, x: Tensor, prompts: Tensor | None, mask: Tensor | None, kv: Made | None = None
-    ) -> Tensor:
-        """Layer ``index`` in prefix form. (B, N, D), (B, P, D), keys and values → (B, N, D)."""
-        layer = self._body.encoder.layer[index]
-        return inside(layer, _prefix_layer, layer, x, prompts, kv)
-
-    def projection(self, index: int) -> Projection:
-        """How layer ``index`` makes keys and values of prompts; its keys have no bias."""
-        layer = self._body.encoder.layer[index]
-        return Projection.of(layer.layernorm_before, _own(layer).key, _own(layer).value)
-
-    def pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """The mean of the tubes. (B, N, D) → (B, D)."""
-        return masked_mean(x, mask)
-
-    def finish(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """The mean of the tubes, with the norm before or behind it that the encoder has. (B, N, D) → (B, D)."""
-        if self._body.layernorm is not None:
-            x = self._body.layernorm(x)
-        y = masked_mean(x, mask)
-        norm = getattr(self.encoder, "fc_norm", None)
-        return y if norm is None else norm(y)
-
-    def save_source(self, folder: Path) -> None:
-        """Write config.json, model.safetensors and preprocessor_config.json in transformers' own form."""
-        save_transformers(self.encoder, folder, preprocessor=self.preprocessor)
-
-
-def _own(layer: Any) -> Any:
-    """The part of a layer that makes queries, keys and values and lets them attend."""
-    return layer.attention.attention
-
-
-def _prefix_layer(layer: Any, x: Tensor, prompts: Tensor | None, kv: Made | None) -> Tensor:
-    norm = layer.layernorm_before
-    h = x + inside(
-        layer.attention, _prefix_attention, layer.attention, norm(x), None if prompts is None else norm(prompts), kv
-    )
-    return layer.output(layer.intermediate(layer.layernorm_after(h)), h)
-
-
-def _prefix_attention(whole: Any, x: Tensor, prompts: Tensor | None, kv: Made | None) -> Tensor:
-    own = whole.attention
-    heads = own.num_attention_heads
-    mixed = inside(own, attention, own.query, own.key, own.value, heads, x, prompts, kv, None)
-    return whole.output(mixed, x)

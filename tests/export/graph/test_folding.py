@@ -23,7 +23,7 @@ from export.limits import FOLDS
 from export.options import Options
 from mope_deploy.errors import UsageError
 from mope_deploy.model import MoPE
-from mope_deploy.model.backbones.prefix import Made, Projection
+from mope_deploy.model.backbones.prefix import PrefixKV, Projection
 from tests.tiny import bert_folder, tiny_inputs, tiny_model, vit_folder
 
 VIT_B = {"length": 6, "width": 768, "inner": 768, "product": 3 * 768, "norm": "layer"}
@@ -48,7 +48,7 @@ def mixture(r: Tensor, top_k: int) -> Mixture:
     return Mixture(torch.zeros_like(r).scatter(-1, chosen, values), values.unsqueeze(-1), chosen)
 
 
-def stacked(made: Made) -> np.ndarray:
+def stacked(made: PrefixKV) -> np.ndarray:
     """Keys and values as one array (B, 2, L, inner)."""
     return np.stack([torch.cat(parts, dim=1).numpy() for parts in made], axis=1)
 
