@@ -201,6 +201,7 @@ class Samples:
 def open_samples(
     path: str | Path,
     *,
+    task: Any = None,
     labels: Sequence[str] | None = None,
     multi_label: bool = False,
     require_label: bool = True,
@@ -224,6 +225,8 @@ def open_samples(
         DataError: while iterating, naming file and line: truncated or malformed JSON, not UTF-8, not an object, a
             missing or mistyped key, a missing or empty file, empty text, an unknown label.
     """
+    if task is not None:
+        labels, multi_label = task.labels or None, task.several
     path = Path(path)
     _check_file(path)
     unknown = sorted(set(modalities) - set(MODALITIES))
@@ -243,14 +246,14 @@ def open_samples(
     )
 
 
-def scan_labels(path: str | Path, *, multi_label: bool = False, skip_bad: bool = False) -> tuple[str, ...]:
+def scan_labels(path: str | Path, *, task: Any = None, multi_label: bool = False, skip_bad: bool = False) -> tuple[str, ...]:
     """Every label name of a file, in the order of first appearance.
 
     Raises:
         DataError: a row without a usable label, unless ``skip_bad``; more than 100,000 names.
     """
     found: dict[str, None] = {}
-    for sample in open_samples(path, multi_label=multi_label, skip_bad=skip_bad, modalities=()):
+    for sample in open_samples(path, task=task, multi_label=multi_label, skip_bad=skip_bad, modalities=()):
         assert sample.label is not None
         found.update(dict.fromkeys((sample.label,) if isinstance(sample.label, str) else sample.label))
         if len(found) > MAX_LABELS:
