@@ -96,11 +96,6 @@ class MoPEConfig:
     prompt_init_scale: float = 0.02
     prompt_dropout: float = 0.1
 
-    def make_task(self) -> Any:
-        from mope_deploy.task import MultiLabel, SingleLabel
-
-        return (MultiLabel if self.multi_label else SingleLabel)(labels=self.labels)
-
     def __post_init__(self) -> None:
         problems = self.problems()
         if problems:

@@ -126,7 +126,6 @@ class MoPE(
         super().__init__()
         assert len(layers) == main.depth
         self.config = config
-        self.task = config.make_task()
         self.preprocessing = preprocessing
         self.main = main
         self.complementary = nn.ModuleDict(complementary)
