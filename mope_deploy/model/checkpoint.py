@@ -12,7 +12,6 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +76,7 @@ def load_checkpoint(folder: Path, *, encoders: Mapping[str, str]) -> MoPE:
     except (ConfigError, TypeError) as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     config = _with_sources(config, folder, encoders)
-    specs = (config.main, *config.complementary)
+    specs = config.encoders
     loaded = {spec.modality: load_encoder(spec, main=spec is config.main) for spec in specs}
     for spec in specs:
         trained_on = description["encoders"][spec.modality]["fingerprint"]
@@ -238,15 +237,16 @@ def _read_preprocessing(folder: Path, description: Mapping[str, Any]) -> Preproc
 
 def _with_sources(config: MoPEConfig, folder: Path, encoders: Mapping[str, str]) -> MoPEConfig:
     """``config`` with encoders from the caller's sources, else from the checkpoint itself where it is standalone."""
-    modalities = {spec.modality for spec in (config.main, *config.complementary)}
+    modalities = {spec.modality for spec in config.encoders}
     unknown = sorted(encoders.keys() - modalities)
     if unknown:
         raise CheckpointError("encoders for other modalities", received=unknown, expected=sorted(modalities))
 
-    def source(spec: Any) -> Any:
-        if spec.modality in encoders:
-            return replace(spec, source=encoders[spec.modality])
-        stored = folder / "encoders" / spec.modality
-        return replace(spec, source=f"dir:{stored}") if (stored / CONFIG).is_file() else spec
-
-    return replace(config, main=source(config.main), complementary=tuple(source(s) for s in config.complementary))
+    values = config.to_dict()
+    for spec in (values["main"], *values["complementary"]):
+        stored = folder / "encoders" / spec["modality"]
+        if spec["modality"] in encoders:
+            spec["source"] = encoders[spec["modality"]]
+        elif (stored / CONFIG).is_file():
+            spec["source"] = f"dir:{stored}"
+    return MoPEConfig.from_dict(values)

@@ -23,6 +23,7 @@ from mope_deploy.model.mapper import Mapper
 from mope_deploy.model.prompts import LayerPrompts, StaticPrompt
 from mope_deploy.model.router import Router, routing_embeddings
 from mope_deploy.preprocess import Preprocessing, present_name
+from mope_deploy.task import MultiLabel, SingleLabel
 
 __all__ = ["ComplementaryEncoder", "Form", "MoPE", "MoPEOutput", "build_model"]
 
@@ -135,6 +136,11 @@ class MoPE(
         # Zero is the mean of a standardised y, and a feature like no other of one that is not.
         widths = {name: complementary[name].backbone.feature_width for name in config.missing}
         self.stand_ins = nn.ParameterDict({name: nn.Parameter(torch.zeros(w)) for name, w in widths.items()})
+
+    @property
+    def task(self) -> SingleLabel | MultiLabel:
+        """What logits and labels mean."""
+        return self.config.make_task()
 
     def complementary_encoders(self) -> dict[str, ComplementaryEncoder]:
         """The complementary encoders by modality."""
@@ -316,7 +322,11 @@ def assemble(
         encoders: the loaded encoders by modality.
         seed: of the initial values.
         preprocessing: what a checkpoint recorded; default: the encoders' own.
+
+    Raises:
+        ConfigError: if ``config`` names fewer labels than its task needs.
     """
+    config.check_labels()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         main = encoders[config.main.modality].backbone

@@ -53,7 +53,7 @@ def make_model(kind: str, vit: Path, bert: Path) -> MoPE:
             model.fit_statistics(model.encode_complementary(tiny_inputs(20, 9)))
         return model
     assert kind == "unrouted"
-    return tiny_model(vit, bert, dynamic=False, prompts=0, multi_label=True, labels=("a", "b", "c", "d"), seed=3)
+    return tiny_model(vit, bert, dynamic=False, prompts=0, task="multi-label", labels=("a", "b", "c", "d"), seed=3)
 
 
 class Exports(dict[str, Export]):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -11,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from mope_deploy.errors import ConfigError
 from mope_deploy.model import EncoderSpec, MoPEConfig, build_model
+from mope_deploy.task import TASKS
 from tests.tiny import LABELS, bert_folder, tiny_config, vit_folder
 
 
@@ -27,32 +32,98 @@ def test_the_paper_s_defaults() -> None:
     assert (config.static, config.dynamic, config.mapped, config.train_embeddings) == (True, True, True, False)
 
 
-def test_all_problems_are_reported_at_once() -> None:
+@pytest.mark.parametrize(
+    ("changes", "phrases"),
+    [
+        (
+            {
+                "main": {"modality": "smell", "source": "vit"},
+                "complementary": [],
+                "labels": ["a", "a"],
+                "experts": 0,
+                "temperature": 0.0,
+                "noise": -1.0,
+                "prompt_dropout": 1.0,
+                "similarity": "l2",
+                "task": "guess",
+                "static": 1,
+            },
+            (
+                "smell|'vit'|complementary: received no encoder|duplicates|experts: received 0|temperature|noise|"
+                "prompt_dropout: received 1.0|l2|'guess', expected 'single-label' or 'multi-label'|static: received 1"
+            ),
+        ),
+        (
+            {
+                "main": {"modality": "image", "source": "timm:a", "prompts": 2},
+                "labels": "abc",
+                "experts": 2,
+                "top_k": 3,
+                "d_x": 1.5,
+                "d_y": True,
+                "temperature": False,
+                "routing_seed": 2**32,
+                "missing": ["audio"],
+                "multi_label": True,
+            },
+            (
+                "main: received prompts 2, expected 0|labels: received 'abc', expected a list|at most experts = 2|"
+                "d_x: received 1.5, expected integer|d_y: received True|temperature: received False, expected number|"
+                "routing_seed: received 4294967296|missing: received audio, expected some of text|"
+                r"unknown key multi_label \(did you mean task: multi-label\?\)"
+            ),
+        ),
+    ],
+)
+def test_all_problems_are_reported_at_once(changes: dict[str, Any], phrases: str, vit: Path, bert: Path) -> None:
+    values = tiny_config(vit, bert).to_dict() | changes
     with pytest.raises(ConfigError) as caught:
-        MoPEConfig(
-            main=EncoderSpec(modality="smell", source="vit", prompts=2),
-            complementary=(),
-            labels=("a", "a"),
-            experts=0,
-            top_k=3,
-            temperature=0.0,
-            noise=-1.0,
-            prompt_dropout=1.0,
-            similarity="l2",
-        )
-    for phrase in ("smell", "'vit'", "main.prompts", "complementary", "duplicates", "experts", "top_k", "temperature"):
-        assert phrase in str(caught.value)
-    for phrase in ("noise", "prompt_dropout", "l2"):
-        assert phrase in str(caught.value)
+        MoPEConfig.from_dict(values)
+    for phrase in phrases.split("|"):
+        assert re.search(phrase, str(caught.value)), phrase
+    with pytest.raises(ConfigError, match=f"MoPEConfig has {len(phrases.split('|'))} problems"):
+        MoPEConfig(**values)
 
 
 def test_unknown_keys_name_the_nearest(vit: Path, bert: Path) -> None:
     values = tiny_config(vit, bert).to_dict()
-    with pytest.raises(ConfigError, match=r"'temprature' .did you mean 'temperature'"):
+    with pytest.raises(ConfigError, match=r"temprature .did you mean temperature"):
         MoPEConfig.from_dict(values | {"temprature": 1.0})
     values["main"]["sauce"] = "x"
-    with pytest.raises(ConfigError, match=r"main: unknown key 'sauce' .did you mean 'source'"):
+    with pytest.raises(ConfigError, match=r"unknown key main\.sauce .did you mean main\.source"):
         MoPEConfig.from_dict(values)
+
+
+def test_an_encoder_and_its_lengths_belong_together() -> None:
+    for modality, lengths in (("image", {"max_length": 8}), ("text", {"max_seconds": 1}), ("audio", {"max_length": 9})):
+        with pytest.raises(ConfigError, match=f"expected none for {modality}"):
+            EncoderSpec(modality=modality, source="hf:a", **lengths)
+
+
+def test_whole_numbers_and_lists_stand_for_others_and_tuples(vit: Path, bert: Path) -> None:
+    values = tiny_config(vit, bert).to_dict()
+    found = MoPEConfig.from_dict(values | {"temperature": 1, "labels": list(LABELS), "missing": ["text"]})
+    assert found == tiny_config(vit, bert, temperature=1.0, missing=("text",))
+    assert hash(found) == hash(tiny_config(vit, bert, temperature=1.0, missing=("text",)))
+    assert isinstance(found.temperature, float)
+
+
+@pytest.mark.parametrize(("task", "fewest"), [("single-label", 2), ("multi-label", 1)])
+def test_a_recipe_may_leave_the_labels_to_its_rows_but_a_model_needs_them(
+    task: str, fewest: int, vit: Path, bert: Path
+) -> None:
+    config = MoPEConfig.from_dict(tiny_config(vit, bert).to_dict() | {"labels": None, "task": task})
+    assert config.labels == ()
+    with pytest.raises(ConfigError, match=f"labels of a {task} model; received 0; expected at least {fewest}"):
+        build_model(config)
+    enough = tiny_config(vit, bert, labels=LABELS[:fewest], task=task)
+    assert build_model(enough).task == TASKS[task](labels=LABELS[:fewest])
+
+
+def test_reading_a_configuration_imports_no_torch() -> None:
+    code = "import sys; from mope_deploy.model import MoPEConfig; print(sorted({'torch', 'timm'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def build(main: str, text: str, **text_args: int) -> None:
