@@ -1,178 +1,160 @@
 """What the same frozen features give without any conditioning: one modality alone, and late concatenation.
 
-Every head gets a fair chance: standardised features, AdamW with cosine decay, early stopping on validation, the
-learning rate that is best on validation, and several seeds. Where labels depend on both inputs together a linear head
-on the concatenation is a straw man; the MLP beside it is the comparison that counts.
+Every head is scikit-learn's and gets a fair chance: standardised features, whatever is to be chosen chosen on
+validation, several seeds. Where labels depend on both inputs together a linear head on the concatenation is a straw
+man; the MLP beside it is the comparison that counts.
+
+Letters: n rows · F features · C classes.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.neural_network import MLPClassifier
+from sklearn.preprocessing import StandardScaler
 
+from mope_deploy.console import err
 from mope_deploy.metrics import report
 from mope_deploy.model import MoPE
 from mope_deploy.progress import track
+from mope_deploy.task import Task
 from train.data import Split, rows_of
-from train.evaluation import decide
 from train.features import Features
 
 __all__ = ["run_baselines", "unprompted_features"]
 
-HIDDEN = 256
-BATCH = 256
-ROUND_STEPS = 50  # a round between two validations is an epoch, or so many steps where there are few rows
-ROUNDS = 24
-PATIENCE = 6  # rounds without a better validation metric
-LEARNING_RATES = {"linear": (1e-2,), "mlp": (3e-3, 1e-2)}  # at the start of a cosine decay
-WEIGHT_DECAY = 1e-2
-DROPOUT = 0.1
+SCORES = ("validation", "accuracy", "f1_macro", "f1_micro")
 SEEDS = 3
+STRENGTHS = (1e-2, 1.0)  # C of the linear head: the inverse of its regularisation
+HIDDEN, BATCH, WEIGHT_DECAY = 256, 256, 1e-2
+RATES = (0.2, 0.05, 0.01)  # of the MLP: each until validation stops improving, from the best weights so far
+ROUND_EPOCHS, ROUND_STEPS = 2, 50  # between two looks at validation, whichever is more
+ROUNDS, PATIENCE = 25, 2  # in all; without a better validation metric
 
 
 @dataclass(frozen=True)
-class _Task:
-    """Features (n, F) and targets of the three splits, and how they are scored."""
+class _Problem:
+    """Standardised features float32 (n, F) and targets of the rows to train on, to choose by and to report."""
 
-    features: tuple[Tensor, Tensor, Tensor]
-    targets: tuple[Tensor, Tensor, Tensor]
-    labels: tuple[str, ...]
-    multi_label: bool
+    features: list[NDArray[np.float32]]
+    targets: list[NDArray[Any]]
+    task: Task
     metric: str
+
+    def scores(self, head: Any, split: int) -> dict[str, float]:
+        predicted = head.predict(self.features[split]).astype(self.targets[split].dtype)
+        return report(self.targets[split], predicted, self.task.labels)
 
 
 def run_baselines(
-    model: MoPE,
-    splits: tuple[Split, Split, Split],
-    features: Features,
-    *,
-    metric: str,
-    seed: int,
+    model: MoPE, splits: tuple[Split, Split, Split], features: Features, *, metric: str, seed: int
 ) -> list[dict[str, Any]]:
     """Train every head on the model's frozen encoders, without their prompts.
 
     Args:
         model: whose encoders are used; its prompts are not.
         splits: rows to train on, to choose by, and to report.
-        features: how the encoders' features are made or found; heads are trained on its device.
+        features: how the encoders' features are made.
         metric: the validation metric to choose by.
         seed: the first of the seeds.
 
     Returns:
-        One entry a head: ``name``, ``head`` (``linear`` or ``mlp``), ``parameters``, ``learning_rate``, ``validation``
-        and the last split's ``accuracy``, ``f1_macro``, ``f1_micro``, each as ``mean`` and one value per seed.
+        One entry a head: ``name``, ``head`` (``linear`` or ``mlp``), ``parameters``, ``settings``, and ``validation``
+        and the last split's ``accuracy``, ``f1_macro``, ``f1_micro``, each as ``mean`` and one value per seed (a linear
+        head's solution is the same for all). None if the training rows have a single label.
     """
+    task, targets = splits[0].task, [split.targets for split in splits]
+    if not task.several and len(np.unique(targets[0])) < 2:
+        err.print("note: no baselines, because all training rows have the same label", markup=False)
+        return []
     of_splits = [unprompted_features(model, split, features) for split in splits]
-    device = features.device
     modalities = list(of_splits[0])
     sets = {f"{name} only": [name] for name in modalities} | {"late concatenation": modalities}
-    targets = tuple(_targets(split).to(device) for split in splits)
-    heads = [(name, parts, kind) for name, parts in sets.items() for kind in LEARNING_RATES]
+    heads: dict[str, Callable[[_Problem, int], dict[str, Any]]] = {"linear": _linear, "mlp": _mlp}
     found = []
-    for name, parts, kind in track(heads, what="training baselines"):
-        task = _Task(
-            features=_standardised([torch.cat([rows[part] for part in parts], dim=1).to(device) for rows in of_splits]),
-            targets=targets,  # type: ignore[arg-type]
-            labels=splits[0].labels,
-            multi_label=splits[0].multi_label,
-            metric=metric,
-        )
-        found.append({"name": name, **_tuned(task, kind, seed=seed)})
+    for name, parts, kind in track([(*item, kind) for item in sets.items() for kind in heads], what="training baselines"):
+        rows = [np.concatenate([split[part] for part in parts], axis=1) for split in of_splits]
+        scaler = StandardScaler().fit(rows[0])
+        problem = _Problem([scaler.transform(split) for split in rows], targets, task, metric)
+        found.append({"name": name, "head": kind, **heads[kind](problem, seed)})
     return found
 
 
-def unprompted_features(model: MoPE, split: Split, features: Features) -> dict[str, Tensor]:
-    """Pooled features of every row from the bare encoders, {modality: float32 (n, D)}, the main modality first."""
+def unprompted_features(model: MoPE, split: Split, features: Features) -> dict[str, NDArray[np.float32]]:
+    """Pooled features of every row from the bare encoders, {modality: (n, F)}, the main modality first."""
     backbones = {model.config.main.modality: model.main}
     backbones |= {name: encoder.backbone for name, encoder in model.complementary_encoders().items()}
     return {
-        name: rows_of(features.bare(backbone, name, split), split.column(name)) for name, backbone in backbones.items()
+        name: rows_of(features.bare(backbone, name, split), split.columns[name]).numpy()
+        for name, backbone in backbones.items()
     }
 
 
-def _tuned(task: _Task, kind: str, *, seed: int) -> dict[str, Any]:
-    """The learning rate is chosen on the first seed; the other seeds use it."""
-    rates = LEARNING_RATES[kind]
-    tried = {rate: _trained(task, kind, rate, seed) for rate in rates}
-    best = max(rates, key=lambda rate: tried[rate]["validation"])
-    results = [tried[best]] + [_trained(task, kind, best, seed + i) for i in range(1, SEEDS)]
-    scores = {
-        key: {"mean": mean(result[key] for result in results), "seeds": [result[key] for result in results]}
-        for key in ("validation", "accuracy", "f1_macro", "f1_micro")
+def _linear(problem: _Problem, seed: int) -> dict[str, Any]:
+    heads = {C: LogisticRegression(C=C, max_iter=100) for C in STRENGTHS}
+    if problem.task.several:
+        heads = {C: OneVsRestClassifier(head) for C, head in heads.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # not converged: nothing to gain; a label that no row has: never given
+        for head in heads.values():
+            head.fit(problem.features[0], problem.targets[0])
+    validation = {C: problem.scores(head, 1)[problem.metric] for C, head in heads.items()}
+    C = max(heads, key=lambda C: validation[C])
+    parts = heads[C].estimators_ if problem.task.several else [heads[C]]
+    parameters = sum(part.coef_.size + part.intercept_.size for part in parts if hasattr(part, "coef_"))
+    found = {**problem.scores(heads[C], 2), "validation": validation[C]}
+    return {"parameters": parameters, "settings": {"C": C}} | {
+        key: {"mean": found[key], "seeds": [found[key]]} for key in SCORES
     }
-    return {"head": kind, "parameters": results[0]["parameters"], "learning_rate": best, **scores}
 
 
-def _trained(task: _Task, kind: str, rate: float, seed: int) -> dict[str, Any]:
-    device = task.features[0].device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)  # initial weights, order of rows, dropout
-        head = _head(kind, task.features[0].shape[1], len(task.labels)).to(device)
-        best = _fit(head, task, rate)
-    parameters = sum(parameter.numel() for parameter in head.parameters())
-    return {"parameters": parameters, "validation": best, **_scores(head, task, 2)}
+def _mlp(problem: _Problem, seed: int) -> dict[str, Any]:
+    fitted = [_fitted_mlp(problem, seed + i) for i in range(SEEDS)]
+    found = [{**problem.scores(head, 2), "validation": validation} for head, validation in fitted]
+    parameters = sum(array.size for array in (*fitted[0][0].coefs_, *fitted[0][0].intercepts_))
+    return {"parameters": parameters, "settings": {"learning_rate": list(RATES), "alpha": WEIGHT_DECAY}} | {
+        key: {"mean": mean(scores[key] for scores in found), "seeds": [scores[key] for scores in found]}
+        for key in SCORES
+    }
 
 
-def _fit(head: nn.Module, task: _Task, rate: float) -> float:
-    """Train until validation stops improving; the best validation metric, whose weights ``head`` has in the end."""
-    x, target = task.features[0], task.targets[0]
-    optimiser = torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=WEIGHT_DECAY, fused=True)
-    epoch = math.ceil(len(x) / BATCH)  # steps
-    passes = math.ceil(ROUND_STEPS / epoch)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=ROUNDS * passes * epoch)
-    best, state, since = -1.0, head.state_dict(), 0
-    for _ in range(ROUNDS):
-        head.train()
-        for _ in range(passes):
-            for rows in torch.randperm(len(x)).to(x.device).split(BATCH):
-                logits = head(x.index_select(0, rows))  # a quarter of the time of x[rows]
-                chosen = target.index_select(0, rows)
-                if task.multi_label:
-                    loss = nn.functional.binary_cross_entropy_with_logits(logits, chosen.float())
-                else:
-                    loss = nn.functional.cross_entropy(logits, chosen)
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                schedule.step()
-        score = _scores(head, task, 1)[task.metric]
-        if score > best:
-            best, since = score, 0
-            state = {name: tensor.clone() for name, tensor in head.state_dict().items()}
-        else:
-            since += 1
-            if since >= PATIENCE:
+def _fitted_mlp(problem: _Problem, seed: int) -> tuple[MLPClassifier, float]:
+    """The network that was best on validation, and its validation metric; scikit-learn's own early stopping would
+    hold out rows at random, whose pictures it has seen.
+    """
+    x, targets = problem.features[0], problem.targets[0]
+    head = MLPClassifier(
+        (HIDDEN,),
+        solver="sgd",
+        alpha=WEIGHT_DECAY,
+        batch_size=min(BATCH, len(x)),
+        max_iter=max(ROUND_EPOCHS, math.ceil(ROUND_STEPS / math.ceil(len(x) / BATCH))),
+        warm_start=True,
+        random_state=np.random.RandomState(seed),  # goes on from round to round, where a number would begin again
+    )
+    best, score, rounds = deepcopy(head), -1.0, 0
+    for rate in RATES:
+        head, since = deepcopy(best).set_params(learning_rate_init=rate), 0
+        while since < PATIENCE and rounds < ROUNDS:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", ConvergenceWarning)
+                    head.fit(x, targets)
+            except ValueError:  # the rate is too high: weights are not finite any more
                 break
-    head.load_state_dict(state)
-    return best
-
-
-@torch.no_grad()
-def _scores(head: nn.Module, task: _Task, split: int) -> dict[str, float]:
-    head.eval()
-    decided = decide(head(task.features[split]).cpu().numpy(), multi_label=task.multi_label)
-    found = report(task.targets[split].cpu().numpy(), decided, task.labels)
-    return {key: found[key] for key in ("accuracy", "f1_macro", "f1_micro")}
-
-
-def _head(kind: str, width: int, classes: int) -> nn.Module:
-    if kind == "linear":
-        return nn.Linear(width, classes)
-    return nn.Sequential(nn.Linear(width, HIDDEN), nn.GELU(), nn.Dropout(DROPOUT), nn.Linear(HIDDEN, classes))
-
-
-def _standardised(features: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Minus the training mean, over the training deviation."""
-    mean, deviation = features[0].mean(dim=0), features[0].std(dim=0, unbiased=False).clamp_min(1e-4)
-    train, validation, test = ((rows - mean) / deviation for rows in features)
-    return train, validation, test
-
-
-def _targets(split: Split) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(split.targets()))
+            rounds += 1
+            now = problem.scores(head, 1)[problem.metric]
+            best, score, since = (deepcopy(head), now, 0) if now > score else (best, score, since + 1)
+    return best, score

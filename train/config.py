@@ -8,33 +8,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-__all__ = [
-    "ColumnsSection",
-    "DataSection",
-    "EncoderSection",
-    "ModelSection",
-    "OptimSection",
-    "Recipe",
-    "RunSection",
-    "Section",
-    "TrainSection",
-]
+from mope_deploy.model import MoPEConfig
+from mope_deploy.model.strict import Listed, Strict
+
+__all__ = ["ColumnsSection", "DataSection", "OptimSection", "Recipe", "RunSection", "TrainSection"]
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
-PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Real = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveReal = Annotated[float, Field(gt=0)]
+Real = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Pair = Annotated[
+    tuple[Fraction, Fraction], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+]
 
 
-class Section(BaseModel):
-    """Values of one part of a recipe; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
-
-
-class ColumnsSection(Section):
+class ColumnsSection(Strict):
     """Which columns of a hub data set hold what."""
 
     image: str = "image"
@@ -42,7 +33,7 @@ class ColumnsSection(Section):
     label: str = "label"
 
 
-class DataSection(Section):
+class DataSection(Strict):
     """Where the samples come from: exactly one of ``name``, ``train`` (files) or ``hub``."""
 
     name: Literal["digits-ve"] | None = None
@@ -95,59 +86,7 @@ class DataSection(Section):
         return self
 
 
-class EncoderSection(Section):
-    """One frozen encoder, see ``mope_deploy.model.EncoderSpec``."""
-
-    modality: Literal["image", "text", "audio", "video"]
-    source: str
-    prompts: Count = 0
-    max_length: Annotated[int, Field(ge=3)] | None = None
-    max_seconds: PositiveReal | None = None
-
-
-class ModelSection(Section):
-    """The model, field by field as in ``mope_deploy.model.MoPEConfig`` (a test holds the two equal)."""
-
-    main: EncoderSection
-    complementary: tuple[EncoderSection, ...]
-    labels: tuple[str, ...] | None = None
-    """Class names in the order of the logits; null takes the names found in the training rows, sorted."""
-    missing: tuple[Literal["image", "text", "audio", "video"], ...] = ()
-    """Complementary modalities that a row may lack; each has a learned stand-in."""
-    multi_label: bool = False
-    prompt_length: Positive = 6
-    experts: Positive = 4
-    static: bool = True
-    dynamic: bool = True
-    mapped: bool = True
-    top_k: Count = 0
-    temperature: PositiveReal = 0.1
-    d_x: Count = 2
-    d_y: Positive = 8
-    noise: Real | None = None
-    similarity: Literal["dot", "cosine"] = "dot"
-    train_embeddings: bool = False
-    routing_seed: Count = 0
-    mapper_width: Positive | None = None
-    mapper_per_layer: bool = False
-    y_norm: Literal["none", "standardise"] = "none"
-    prompt_init: Literal["normal", "uniform"] = "normal"
-    prompt_init_scale: PositiveReal = 0.02
-    prompt_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-
-    @model_validator(mode="after")
-    def _together(self) -> ModelSection:
-        if not self.complementary:
-            raise ValueError("complementary: received no encoder, expected at least one")
-        optional = [section.modality for section in self.complementary]
-        if not set(self.missing) <= set(optional):
-            raise ValueError(f"missing: received {list(self.missing)}, expected some of complementary, {optional}")
-        if self.top_k > self.experts:
-            raise ValueError(f"top_k: received {self.top_k}, expected at most experts = {self.experts}")
-        return self
-
-
-class OptimSection(Section):
+class OptimSection(Strict):
     """AdamW, its learning rates and their schedule."""
 
     lr_main: PositiveReal = 4e-4
@@ -156,24 +95,19 @@ class OptimSection(Section):
     """Peak learning rate of the static prompts inside the complementary encoders."""
     weight_decay: Real = 1e-3
     """Of prompts, experts and weight matrices; never of biases, norms and routing embeddings."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    betas: Pair = (0.9, 0.999)
     eps: PositiveReal = 1e-8
     clip: Real = 1.0
     """Largest norm of the gradient; 0 does not clip."""
     schedule: Literal["multistep", "cosine", "constant"] = "multistep"
-    milestones: tuple[Real, ...] = (3, 6)
+    milestones: Listed[Real] = (3, 6)
     """Epochs after which ``multistep`` multiplies the learning rates by ``gamma``."""
     gamma: PositiveReal = 0.4
     warmup_steps: Count = 0
     """Optimiser steps of linear warm-up, under every schedule."""
 
 
-def _off(value: object) -> object:
-    """Words that mean no folder, which would be taken for the name of one."""
-    return "off" if value in (False, None, "no", "none", "false") else value
-
-
-class TrainSection(Section):
+class TrainSection(Strict):
     """The training loop."""
 
     epochs: Positive = 10
@@ -197,10 +131,6 @@ class TrainSection(Section):
     """Compute y once per distinct text where the complementary encoder has no trained prompts."""
     y_cache_mb: Count = 2048
     """Memory for these features in MiB; y of an encoder whose features do not fit is computed in every step."""
-    y_cache: Annotated[str, Field(min_length=1), BeforeValidator(_off)] = "auto"
-    """Where features of frozen encoders are kept for later runs: ``auto`` (the cache folder), ``off``, or a path."""
-    y_cache_disk_mb: Count = 4096
-    """Largest size of that folder in MiB; features not used for the longest time are removed first."""
     metric: Literal["auto", "accuracy", "f1_macro", "f1_micro"] = "auto"
     """Validation metric of the best checkpoint; auto: accuracy, or f1_micro for multi-label."""
     early_stopping: Positive | None = None
@@ -215,7 +145,7 @@ class TrainSection(Section):
     tensorboard: bool = True
 
 
-class RunSection(Section):
+class RunSection(Strict):
     """The run folder."""
 
     dir: str | None = None
@@ -225,7 +155,7 @@ class RunSection(Section):
     """Also store the frozen encoders in ``best/`` at the end, so that it loads on machines without network."""
 
 
-class Recipe(Section):
+class Recipe(Strict):
     """A whole recipe."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "recipe"
@@ -233,7 +163,9 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of everything random in training: initial weights, order of samples, dropout, routing noise."""
     data: DataSection
-    model: ModelSection
+    model: MoPEConfig
+    """Every value of the model, as in ``mope_deploy.model.MoPEConfig``; labels may be left out: then they are the names
+    found in the training rows, sorted."""
     optim: OptimSection = OptimSection()
     train: TrainSection = TrainSection()
     run: RunSection = RunSection()
@@ -244,7 +176,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _readable(self) -> Recipe:
-        read = {section.modality for section in (self.model.main, *self.model.complementary)}
+        read = {section.modality for section in self.model.encoders}
         other = sorted(read - {"image", "text"})
         if other and (self.data.name or self.data.hub):
             source = f"data.name={self.data.name}" if self.data.name else f"data.hub={self.data.hub}"

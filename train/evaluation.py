@@ -18,7 +18,7 @@ from mope_deploy.model import MoPE
 from mope_deploy.progress import track
 from train.data import Batches, Split
 
-__all__ = ["Predictions", "Usage", "decide", "evaluate", "predict", "usage"]
+__all__ = ["Predictions", "Usage", "evaluate", "predict", "usage"]
 
 USED_SHARE = 0.1  # of an even share: an expert that is the largest for fewer samples than that counts as unused
 
@@ -48,19 +48,26 @@ class Usage:
     mean: NDArray[np.float64]
     used: NDArray[np.int64]
 
+    def summary(self) -> dict[str, Any]:
+        """JSON-ready: experts in all, in use per layer, and the mean weights of each class; null where it has no sample."""
+        rows = zip(self.names[: self.classes], self.mean.round(4), strict=False)
+        return {
+            "experts": self.mean.shape[-1],
+            "used_experts": self.used.tolist(),
+            "mean_weight": {name: None if np.isnan(mean).any() else mean.tolist() for name, mean in rows},
+        }
+
 
 @torch.no_grad()
 def predict(model: MoPE, batches: Batches, *, batch_size: int, device: torch.device) -> Predictions:
     """Run the whole model in evaluation mode and full precision over every row; results are in the order of rows."""
     model.eval()
-    # Rows with texts of similar lengths together, the longest first: what does not fit into memory shows at once.
-    order = np.argsort(-batches.text_lengths(), kind="stable") if batches.encodes_text else np.arange(len(batches))
+    order = batches.longest_first()
     sampler = BatchSampler(order.tolist(), batch_size, drop_last=False)
     loader = DataLoader(batches, batch_sampler=sampler, collate_fn=Batches.ready)  # type: ignore[arg-type]
     logits, routing = [], []
     for batch in track(loader, what=f"evaluating {batches.split.name}"):
-        y = {name: value.to(device) for name, value in batch["y"].items()} if "y" in batch else None
-        out = model({name: value.to(device) for name, value in batch["inputs"].items()}, y=y)
+        out = model({name: value.to(device) for name, value in batch["inputs"].items()})
         logits.append(out.logits.float().cpu().numpy())
         if out.routing is not None:
             routing.append(out.routing.float().cpu().numpy())
@@ -68,17 +75,12 @@ def predict(model: MoPE, batches: Batches, *, batch_size: int, device: torch.dev
     return Predictions(np.concatenate(logits)[back], np.concatenate(routing)[back] if routing else None)
 
 
-def decide(logits: NDArray[Any], *, multi_label: bool) -> NDArray[Any]:
-    """Class indices (n,), or for multi-label booleans (n, C): probability at least 0.5."""
-    return logits >= 0 if multi_label else logits.argmax(axis=-1)
-
-
 def evaluate(split: Split, predictions: Predictions, *, group_by: str | None) -> dict[str, Any]:
     """The metrics of a split, JSON-ready: ``mope_deploy.metrics.report`` and, where rows are grouped, each group's."""
-    true, decided = split.targets(), decide(predictions.logits, multi_label=split.multi_label)
+    true, decided = split.targets, split.task.decide(predictions.logits)
     found: dict[str, Any] = {"split": split.name, **report(true, decided, split.labels)}
     if group_by is not None:
-        groups = split.column("group")
+        groups = split.columns["group"]
         found["by"] = {
             group_by: {
                 str(name): {
@@ -93,11 +95,10 @@ def evaluate(split: Split, predictions: Predictions, *, group_by: str | None) ->
 
 def usage(split: Split, routing: NDArray[np.float32], *, grouped: bool) -> Usage:
     """Mean routing weights by class, by group where rows are grouped, and how many experts each layer uses."""
-    true = split.targets()
-    members = [true[:, c] if split.multi_label else true == c for c in range(len(split.labels))]
+    members = list(split.task.members(split.targets))  # (n,) each
     names = list(split.labels)
     if grouped:
-        groups = split.column("group")
+        groups = split.columns["group"]
         for name in sorted(set(groups.tolist())):
             members.append(groups == name)
             names.append(str(name))

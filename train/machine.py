@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 
 from mope_deploy.errors import ConfigError
@@ -80,5 +81,6 @@ def set_up(recipe: Recipe) -> Machine:
         torch.set_num_threads(section.threads)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
+    AcceleratorState._reset_state()  # accelerate keeps one precision a process, but a script may train twice
     state = PartialState(cpu=cpu)
     return Machine(state, state.device, processes, state.is_main_process, torch.get_num_threads())

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from mope_deploy.errors import ConfigError, UsageError
 from mope_deploy.fields import nearest, shown
+from mope_deploy.model.strict import problems, refused, unknown_key
 from train.config import Recipe
 
 __all__ = ["RECIPES", "check_recipe", "load_recipe", "read_recipe", "shipped_recipes", "to_yaml"]
@@ -69,21 +70,19 @@ def check_recipe(values: Mapping[str, Any], overrides: Sequence[str] = (), *, wh
         ConfigError: naming every problem at once, unknown keys with the nearest known one.
     """
     merged = _copy(values)
-    problems = [problem for override in overrides if (problem := _apply(merged, override)) is not None]
+    found = [problem for override in overrides if (problem := _apply(merged, override)) is not None]
     try:
         recipe = Recipe.model_validate(merged)
     except ValidationError as error:
-        problems += [_problem(item) for item in error.errors()]
-    if problems:
-        if len(problems) == 1:
-            raise ConfigError(f"{what}: {problems[0]}")
-        raise ConfigError(f"{what} has {len(problems)} problems:" + "".join(f"\n  {problem}" for problem in problems))
+        found += problems(error, Recipe)
+    if found:
+        raise refused(what, found)
     return recipe
 
 
 def to_yaml(recipe: Recipe) -> str:
     """A recipe with every value spelled out, as :func:`read_recipe` reads it back."""
-    return yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(recipe.to_dict(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _find(source: str) -> Path:
@@ -115,13 +114,13 @@ def _apply(values: dict[str, Any], override: str) -> str | None:
     for part in parts[:-1]:
         at = _step(at, part)
         if at is None:
-            return _unknown(key)
+            return unknown_key(key, Recipe)
     if isinstance(at, list) and parts[-1].isdigit() and int(parts[-1]) < len(at):
         at[int(parts[-1])] = value
     elif isinstance(at, dict):
         at[parts[-1]] = value
     else:
-        return _unknown(key)
+        return unknown_key(key, Recipe)
     return None
 
 
@@ -134,61 +133,6 @@ def _step(at: Any, part: str) -> Any:
     if at.get(part) is None:
         at[part] = {}
     return at[part]
-
-
-def _problem(item: Any) -> str:
-    """One pydantic error as a phrase."""
-    where = ".".join(str(part) for part in item["loc"])
-    kind, message = item["type"], item["msg"]
-    if kind == "extra_forbidden":
-        return _unknown(where)
-    if kind == "missing":
-        return f"{where} is missing"
-    if kind == "value_error":
-        text = str(item["ctx"]["error"])
-        return f"{where}: {text}" if where else text
-    expected = message.removeprefix("Input should be ").removeprefix("a valid ")
-    if kind in ("model_type", "model_attributes_type"):
-        expected = "a mapping"
-    hint = "; quote it" if kind == "string_type" and isinstance(item["input"], bool | int | float) else ""
-    return f"{where}: received {shown(item['input'])}, expected {expected}{hint}"
-
-
-def _unknown(key: str) -> str:
-    hint = _nearest_key(key)
-    return f"unknown key {key}" + (f" (did you mean {hint}?)" if hint else "")
-
-
-def _nearest_key(key: str) -> str | None:
-    """The known dotted key most like ``key``: among its siblings, then anywhere by its last part, then as a whole."""
-    plain = ".".join(part for part in key.split(".") if not part.isdigit())
-    parent, _, last = plain.rpartition(".")
-    known = list(_keys(Recipe))
-    by_name: dict[str, str] = {}
-    for name in known:
-        by_name.setdefault(name.rpartition(".")[2], name)
-    siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == parent]
-    close = difflib.get_close_matches(last, siblings, n=1, cutoff=0.7)
-    if close:
-        return ".".join([*key.split(".")[:-1], close[0]])
-    close = difflib.get_close_matches(last, by_name, n=1, cutoff=0.7)
-    if close:
-        return by_name[close[0]]
-    return nearest(plain, known)
-
-
-def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a section, without list indices."""
-    for name, field in section.model_fields.items():
-        yield prefix + name
-        for inner in _sections(field.annotation):
-            yield from _keys(inner, f"{prefix}{name}.")
-
-
-def _sections(annotation: Any) -> Iterable[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return (annotation,)
-    return [inner for part in getattr(annotation, "__args__", ()) for inner in _sections(part)]
 
 
 def _copy(values: Any) -> Any:
@@ -211,3 +155,13 @@ class _StrictLoader(yaml.SafeLoader):
             if isinstance(key, str):
                 seen.add(key)
         return super().construct_mapping(node, deep=deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what the loader would take for a number."""
+
+
+for _class in (_StrictLoader, _Dumper):
+    _class.add_implicit_resolver(  # type: ignore[no-untyped-call]
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )

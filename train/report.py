@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from mope_deploy.files import whole_file
+from mope_deploy.metrics import accuracy, confusion_matrix
+from mope_deploy.task import MultiLabel, SingleLabel
 from train.evaluation import Usage
 
-__all__ = ["confusion_picture", "label_picture", "usage_picture"]
+__all__ = ["DECISIONS", "confusion_picture", "label_picture", "usage_picture"]
 
 MAX_NAMED = 45  # rows that still have room for a name each
 MAX_NUMBERED = 25  # classes whose cells still have room for a number
@@ -159,9 +161,16 @@ def _colour_bar(figure: Figure, shown: Any, axes: Any, label: str) -> None:
 
 def _save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        figure.savefig(staging, format="png", dpi=130, facecolor="white")
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130, facecolor="white")
+
+
+def _confusion_of(
+    path: Path, true: NDArray[np.int64], predicted: NDArray[np.int64], labels: Sequence[str], *, title: str
+) -> None:
+    title = f"{title}, accuracy {accuracy(true, predicted):.1%}"
+    confusion_picture(path, confusion_matrix(true, predicted, len(labels)).tolist(), labels, title=title)
+
+
+DECISIONS: dict[type, Callable[..., None]] = {SingleLabel: _confusion_of, MultiLabel: label_picture}
+"""What draws a task's decisions against the truth, by its class: (path, true, predicted, labels, title)."""

@@ -6,32 +6,29 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch.distributed as dist
-from torch.utils.tensorboard import SummaryWriter
-from transformers import TrainerCallback
-from transformers.integrations import TensorBoardCallback
+from safetensors.torch import load_file
 
 from mope_deploy.console import err
-from mope_deploy.model import EncoderSpec, MoPE, MoPEConfig, build_model
+from mope_deploy.files import json_bytes, write_file
+from mope_deploy.model import MoPE, build_model
 from train.baselines import run_baselines
-from train.callbacks import BestModel, Interruption, MetricsFile, ProgressLines, best_so_far
 from train.config import Recipe
-from train.data import Batches, MediaCache, find_splits
-from train.data.rows import Prepared, decode, describe, read_rows, refuse_other_data
-from train.evaluation import decide, evaluate, predict, usage
+from train.data import Batches, find_splits
+from train.data.rows import decode, describe, read_rows, refuse_other_data
+from train.evaluation import evaluate, predict, usage
 from train.features import Features, cacheable, fit_statistics, standardised
+from train.interruption import Interruption
+from train.loop import SCORES, Loop, best_metric_name
 from train.machine import Machine, set_up
 from train.objective import Objective
-from train.report import confusion_picture, label_picture, usage_picture
-from train.run_folder import Run, free_folder, resumable, write_json
-from train.trainer import MopeTrainer, best_metric_name, read_weights, training_arguments
-from train.y_cache import YCache, cache_folder
+from train.report import DECISIONS, usage_picture
+from train.resume import newest
+from train.run_folder import Run, free_folder
 
-__all__ = ["Outcome", "Plan", "fit", "plan"]
+__all__ = ["Outcome", "Plan", "Training", "fit", "plan"]
 
 
 @dataclass(frozen=True)
@@ -67,31 +64,10 @@ def fit(recipe: Recipe, *, command: str, resume: Run | None = None) -> Outcome:
     Raises:
         MopeError: whatever is wrong with recipe, data or machine; before the first step nothing was written.
     """
-    machine = set_up(recipe)
-    interruption = Interruption(save_every=recipe.train.save_every)
-    with interruption.installed(), _quiet(unless=machine.writes):
-        run = resume or Run(machine.agree(free_folder(recipe) if machine.writes else None))
-        state = resumable(run) if resume is not None else None
-        with machine.state.main_process_first():
-            files = find_splits(recipe.data, multi_label=recipe.model.multi_label)
-        assert files is not None
-        data = read_rows(recipe, files)
-        model = build_model(_config(recipe, data.train.labels), seed=recipe.seed)
-        data, media = decode(recipe, data, model.preprocessing, threads=machine.threads)
-        if resume is not None:
-            refuse_other_data(resume, data)
-        if machine.writes:
-            run.create(recipe, command=command, data=describe(run, data, recipe))
-        try:
-            return _run(recipe, machine, run, state, data, model, media, interruption)
-        except KeyboardInterrupt:
-            if machine.writes:
-                run.finish("interrupted")
-            return Outcome(run, "interrupted", {})
-        except BaseException:
-            if machine.writes:
-                run.finish("failed")
-            raise
+    machine, interruption = set_up(recipe), Interruption()
+    with interruption.handled(), _quiet(unless=machine.writes):
+        training = Training(recipe, machine, interruption, resume=resume)
+        return training.carry_out(command)
 
 
 def plan(recipe: Recipe) -> Plan:
@@ -100,23 +76,183 @@ def plan(recipe: Recipe) -> Plan:
     Raises:
         MopeError: whatever is wrong.
     """
-    files = find_splits(recipe.data, multi_label=recipe.model.multi_label, fetch=False)
-    if files is None:
-        labels = recipe.model.labels or ("?", "??")
-        model = build_model(_config(recipe, labels), seed=recipe.seed)
-        return Plan(None, recipe.model.labels or (), _parameters(model), None)
-    data = read_rows(recipe, files)
-    model = build_model(_config(recipe, data.train.labels), seed=recipe.seed)
+    files = find_splits(recipe.data, task=recipe.model.make_task(), fetch=False)
+    data = None if files is None else read_rows(recipe, files)
+    labels = recipe.model.labels if data is None else data.train.labels
+    parameters = _parameters(_build(recipe, labels or ("?", "??")))
+    if data is None:
+        return Plan(None, labels, parameters, None)
     per_epoch = -(-len(data.train) // recipe.train.batch_size)
     steps = recipe.train.max_steps or per_epoch * recipe.train.epochs
-    return Plan({split.name: len(split) for split in data.splits}, data.train.labels, _parameters(model), steps)
+    return Plan({split.name: len(split) for split in data.splits}, labels, parameters, steps)
 
 
-def _config(recipe: Recipe, labels: tuple[str, ...]) -> MoPEConfig:
-    values = recipe.model.model_dump() | {"labels": labels}
-    values["main"] = EncoderSpec(**values["main"])
-    values["complementary"] = tuple(EncoderSpec(**spec) for spec in values["complementary"])
-    return MoPEConfig(**values)
+class Training:
+    """The state of a run. To make one reads and checks everything and writes nothing.
+
+    Args:
+        recipe: a checked recipe.
+        machine: where to train.
+        interruption: whether the run is to stop.
+        resume: the run to continue, whose recipe this is; None starts a new one.
+
+    Raises:
+        MopeError: whatever is wrong with recipe or data.
+    """
+
+    def __init__(self, recipe: Recipe, machine: Machine, interruption: Interruption, *, resume: Run | None) -> None:
+        self.recipe, self.machine, self.interruption = recipe, machine, interruption
+        self.run = resume or Run(machine.agree(free_folder(recipe) if machine.writes else None))
+        self.state = None if resume is None else newest(self.run)
+        with machine.state.main_process_first():
+            files = find_splits(recipe.data, task=recipe.model.make_task())
+        assert files is not None
+        data = read_rows(recipe, files)
+        self.model = _build(recipe, data.train.labels)
+        self.parameters = _parameters(self.model)
+        self.data, media = decode(recipe, data, self.model.preprocessing, threads=machine.threads)
+        self.features = Features(media, machine.device, batch_size=recipe.train.eval_batch_size)
+        if resume is not None:
+            refuse_other_data(resume, self.data)
+
+    def carry_out(self, command: str) -> Outcome:
+        """Prepare, train and report, and record how it ended."""
+        started = time.monotonic()
+        if self.machine.writes:
+            self.run.create(self.recipe, command=command, data=describe(self.run, self.data, self.recipe))
+        try:
+            self._announce()
+            loop = self.prepare()
+            prepared = time.monotonic()
+            finished = loop.train()
+            trained = time.monotonic()
+            self._dismiss_other_processes()
+            if not finished:
+                self._finish("interrupted", step=loop.progress.step)
+                return Outcome(self.run, "interrupted", {})
+            if not self.machine.writes:
+                return Outcome(self.run, "finished", {})
+            evaluation = self.report()
+            score, epoch = loop.progress.best
+            self._finish(
+                "finished",
+                metrics={
+                    "validation": {loop.metric: score, "epoch": epoch},
+                    evaluation["split"]: {name: evaluation[name] for name in SCORES},
+                },
+                parameters=self.parameters,
+                steps=loop.progress.step,
+                seconds={
+                    "preparation": round(prepared - started, 1),
+                    "training": round(trained - prepared, 1),
+                    "evaluation": round(time.monotonic() - trained, 1),
+                },
+                machine=self.machine.describe(),
+            )
+            return Outcome(self.run, "finished", evaluation)
+        except KeyboardInterrupt:
+            self._finish("interrupted")
+            return Outcome(self.run, "interrupted", {})
+        except BaseException:
+            self._finish("failed")
+            raise
+
+    def prepare(self) -> Loop:
+        """Training and validation batches, with y computed once where nothing that trains can change it."""
+        recipe, model = self.recipe, self.model
+        if self.state is not None:
+            model.load_trained_state(self.state.weights())
+        model.to(self.machine.device)
+        splits, encoders = [self.data.train, self.data.validation], model.complementary_encoders()
+        cached = cacheable(model, limit_mb=recipe.train.y_cache_mb, splits=splits) if recipe.train.cache_y else ()
+        y = [{name: self.features.bare(encoders[name].backbone, name, split) for name in cached} for split in splits]
+        if recipe.model.y_norm == "standardise" and self.state is None:
+            self._fit_statistics(y[0])
+        train, validation = (
+            Batches(split, self.features.media, y=standardised(model, found))
+            for split, found in zip(splits, y, strict=True)
+        )
+        objective = Objective(
+            model,
+            importance_weight=recipe.train.importance_weight,
+            importance_threshold=recipe.train.importance_threshold,
+        )
+        return Loop(
+            objective,
+            recipe=recipe,
+            machine=self.machine,
+            run=self.run,
+            train=train,
+            validation=validation,
+            interruption=self.interruption,
+            state=self.state,
+        )
+
+    def report(self) -> dict[str, Any]:
+        """Evaluate the best model on the whole path, nothing cached but pictures; write numbers and pictures."""
+        recipe, model, run, split = self.recipe, self.model, self.run, self.data.reported
+        model.load_trained_state(load_file(run.best / "model.safetensors"))
+        if recipe.run.standalone:
+            model.save_pretrained(run.best, standalone=True)
+        batches = Batches(split, self.features.media)
+        found = predict(model, batches, batch_size=recipe.train.eval_batch_size, device=self.machine.device)
+        evaluation = evaluate(split, found, group_by=recipe.data.group_by) | {"parameters": self.parameters}
+        title = f"{recipe.name}: {split.name}, n = {len(split):,}"
+        draw, decided = DECISIONS[type(split.task)], split.task.decide(found.logits)
+        draw(run.folder / "confusion_matrix.png", split.targets, decided, split.labels, title=title)
+        if found.routing is not None:
+            used = usage(split, found.routing, grouped=recipe.data.group_by is not None)
+            evaluation["routing"] = used.summary()
+            title = f"Use of experts: {title}"
+            usage_picture(run.folder / "expert_usage.png", used, title=title, grouped_by=recipe.data.group_by)
+        if recipe.baselines:
+            splits = (self.data.train, self.data.validation, split)
+            metric = best_metric_name(recipe)
+            heads = run_baselines(model, splits, self.features, metric=metric, seed=recipe.seed)
+            evaluation["baselines"] = heads
+            write_file(run.folder / "baselines.json", json_bytes({"split": split.name, "heads": heads}))
+        write_file(run.folder / "evaluation.json", json_bytes(evaluation))
+        return evaluation
+
+    def _fit_statistics(self, cached: dict[str, Any]) -> None:
+        """Mean and deviation of y on the training rows, of cached features and of those that are not."""
+        encoders, features, train = self.model.complementary_encoders(), self.features, self.data.train
+        y = dict(cached)
+        for spec in self.model.config.complementary:
+            if spec.prompts:
+                y[spec.modality] = features.prompted(self.model, spec.modality, train)
+            elif spec.modality not in y:
+                y[spec.modality] = features.bare(encoders[spec.modality].backbone, spec.modality, train)
+        fit_statistics(self.model, train, y, seed=self.recipe.seed)
+
+    def _dismiss_other_processes(self) -> None:
+        """What follows training is the work of one process."""
+        self.machine.state.wait_for_everyone()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _finish(self, status: str, **values: Any) -> None:
+        if self.machine.writes:
+            self.run.finish(status, **values)
+
+    def _announce(self) -> None:
+        recipe, machine, trained, total = self.recipe, self.machine, *self.parameters.values()
+        rows = ", ".join(f"{split.name} {len(split):,}" for split in self.data.splits)
+        err.print(f"run    {self.run.folder}", markup=False)
+        err.print(f"data   {rows} rows; {len(self.data.train.labels)} labels", markup=False)
+        err.print(
+            f"model  {trained:,} of {total:,} parameters train ({trained / total:.1%}); "
+            f"{machine.device.type}, {machine.processes} process{'es' if machine.processes > 1 else ''}, "
+            f"{machine.threads} thread{'s' if machine.threads > 1 else ''}",
+            markup=False,
+        )
+        together = recipe.train.batch_size // recipe.train.accumulation
+        if recipe.model.dynamic and recipe.train.importance_weight > 0 and together < recipe.model.experts:
+            err.print(
+                f"warning: {together} samples are routed at a time to {recipe.model.experts} experts: the importance "
+                "loss is positive even for balanced routing; raise train.batch_size or lower train.accumulation",
+                markup=False,
+            )
 
 
 @contextmanager
@@ -129,220 +265,10 @@ def _quiet(*, unless: bool) -> Iterator[None]:
         err.quiet = before
 
 
-def _run(
-    recipe: Recipe,
-    machine: Machine,
-    run: Run,
-    state: Path | None,
-    data: Prepared,
-    model: MoPE,
-    media: MediaCache,
-    interruption: Interruption,
-) -> Outcome:
-    """Everything after the checks."""
-    started = time.monotonic()
-    parameters = _parameters(model)
-    _announce(recipe, machine, run, data, parameters)
-    if state is not None:
-        model.load_trained_state(read_weights(state))
-    model.to(machine.device)
-    features = _features(recipe, machine, model, media)
-    train, validation = _batches(recipe, data, model, features, fitted=state is not None)
-    trainer = _trainer(recipe, machine, run, model, train, validation, interruption)
-    prepared = time.monotonic()
-    try:
-        trainer.train(resume_from_checkpoint=None if state is None else str(state))
-    finally:
-        for callback in trainer.callback_handler.callbacks:
-            if isinstance(callback, ProgressLines):
-                callback.close()
-    trained = time.monotonic()
-    machine.state.wait_for_everyone()
-    if dist.is_initialized():
-        dist.destroy_process_group()  # what follows is the work of one process
-    if interruption.received and trainer.state.global_step < trainer.state.max_steps:
-        if machine.writes:
-            run.finish("interrupted", step=trainer.state.global_step)
-        return Outcome(run, "interrupted", {})
-    if not machine.writes:
-        return Outcome(run, "finished", {})
-    model.load_trained_state(read_weights(run.best))
-    if recipe.run.standalone:
-        model.save_pretrained(run.best, standalone=True)
-    evaluation = _report(recipe, machine, run, data, model, features.alone(), parameters)
-    metric = best_metric_name(recipe)
-    best = best_so_far(trainer.state.log_history, metric)
-    assert best is not None
-    scores = ("accuracy", "f1_macro", "f1_micro")
-    run.finish(
-        "finished",
-        metrics={
-            "validation": {metric: best[0], "epoch": best[1]},
-            evaluation["split"]: {name: evaluation[name] for name in scores},
-        },
-        parameters=parameters,
-        steps=trainer.state.global_step,
-        seconds={
-            "preparation": round(prepared - started, 1),
-            "training": round(trained - prepared, 1),
-            "evaluation": round(time.monotonic() - trained, 1),
-        },
-        machine=machine.describe(),
-    )
-    return Outcome(run, "finished", evaluation)
-
-
-def _batches(
-    recipe: Recipe, data: Prepared, model: MoPE, features: Features, *, fitted: bool
-) -> tuple[Batches, Batches]:
-    """Training and validation batches, with y computed once where nothing that trains can change it."""
-    modalities = [recipe.model.main.modality, *(spec.modality for spec in recipe.model.complementary)]
-    splits = [data.train, data.validation]
-    encoders = model.complementary_encoders()
-    cached = cacheable(model, limit_mb=recipe.train.y_cache_mb, splits=splits) if recipe.train.cache_y else ()
-    raw = {name: features.bare(encoders[name].backbone, name, data.train) for name in cached}
-    if recipe.model.y_norm == "standardise" and not fitted:
-        others = {
-            spec.modality: features.prompted(model, spec.modality, data.train)
-            if spec.prompts
-            else features.bare(encoders[spec.modality].backbone, spec.modality, data.train)
-            for spec in model.config.complementary
-            if spec.modality not in cached
-        }
-        fit_statistics(model, data.train, raw | others, seed=recipe.seed)
-    of_validation = {name: features.bare(encoders[name].backbone, name, data.validation) for name in cached}
-    train, validation = (
-        Batches(split, model.preprocessing, features.media, modalities=modalities, y=standardised(model, y))
-        for split, y in zip(splits, (raw, of_validation), strict=True)
-    )
-    return train, validation if not validation.encodes_text else _by_length(validation)
-
-
-def _by_length(batches: Batches) -> Batches:
-    """The same rows in another order, which metrics do not depend on: in a batch there is little padding."""
-    split = batches.split.select(np.argsort(-batches.text_lengths(), kind="stable"))
-    return Batches(
-        split, batches.preprocessing, batches.media, modalities=[*batches.modalities, *batches.y], y=batches.y
-    )
-
-
-def _features(recipe: Recipe, machine: Machine, model: MoPE, media: MediaCache) -> Features:
-    """Features of frozen encoders, found in the recipe's cache where they are there."""
-    folder = cache_folder(recipe.train.y_cache)
-    return Features(
-        preprocessing=model.preprocessing,
-        media=media,
-        device=machine.device,
-        batch_size=recipe.train.eval_batch_size,
-        cache=None if folder is None else YCache(folder, limit_mb=recipe.train.y_cache_disk_mb),
-        process=machine.state.process_index,
-        processes=machine.processes,
-        wait=machine.state.wait_for_everyone,
-    )
-
-
-def _trainer(
-    recipe: Recipe,
-    machine: Machine,
-    run: Run,
-    model: MoPE,
-    train: Batches,
-    validation: Batches,
-    interruption: Interruption,
-) -> MopeTrainer:
-    section, metric = recipe.train, best_metric_name(recipe)
-    callbacks: list[TrainerCallback] = [
-        MetricsFile(run),
-        BestModel(model, run, metric=metric, patience=section.early_stopping),
-        ProgressLines(metric),
-        interruption,
-    ]
-    if section.tensorboard and machine.writes:
-        callbacks.append(TensorBoardCallback(SummaryWriter(log_dir=str(run.tensorboard))))
-    objective = Objective(
-        model, importance_weight=section.importance_weight, importance_threshold=section.importance_threshold
-    )
-    return MopeTrainer(
-        objective,
-        recipe=recipe,
-        args=training_arguments(recipe, run, processes=machine.processes, cpu=machine.cpu),
-        train=train,
-        validation=validation,
-        callbacks=callbacks,
-    )
-
-
-def _report(
-    recipe: Recipe,
-    machine: Machine,
-    run: Run,
-    data: Prepared,
-    model: MoPE,
-    features: Features,
-    parameters: dict[str, int],
-) -> dict[str, Any]:
-    """Evaluate the best model on the whole path, nothing cached but pictures; write numbers and pictures."""
-    split = data.reported
-    modalities = [recipe.model.main.modality, *(spec.modality for spec in recipe.model.complementary)]
-    batches = Batches(split, model.preprocessing, features.media, modalities=modalities)
-    found = predict(model, batches, batch_size=recipe.train.eval_batch_size, device=machine.device)
-    evaluation = evaluate(split, found, group_by=recipe.data.group_by) | {"parameters": parameters}
-    title = f"{recipe.name}: {split.name}, n = {len(split):,}"
-    if split.multi_label:
-        decided = decide(found.logits, multi_label=True)
-        label_picture(run.folder / "confusion_matrix.png", split.targets(), decided, split.labels, title=title)
-    else:
-        accuracy = f"{title}, accuracy {evaluation['accuracy']:.1%}"
-        confusion_picture(
-            run.folder / "confusion_matrix.png", evaluation["confusion_matrix"], split.labels, title=accuracy
-        )
-    if found.routing is not None:
-        used = usage(split, found.routing, grouped=recipe.data.group_by is not None)
-        evaluation["routing"] = {
-            "experts": int(found.routing.shape[-1]),
-            "used_experts": used.used.tolist(),
-            "mean_weight": {
-                name: used.mean[row].round(4).tolist() for row, name in enumerate(used.names[: used.classes])
-            },
-        }
-        usage_picture(
-            run.folder / "expert_usage.png", used, title=f"Use of experts: {title}", grouped_by=recipe.data.group_by
-        )
-    if recipe.baselines:
-        evaluation["baselines"] = run_baselines(
-            model,
-            (data.train, data.validation, split),
-            features,
-            metric=best_metric_name(recipe),
-            seed=recipe.seed,
-        )
-        write_json(run.folder / "baselines.json", {"split": split.name, "heads": evaluation["baselines"]})
-    write_json(run.folder / "evaluation.json", evaluation)
-    return evaluation
+def _build(recipe: Recipe, labels: tuple[str, ...]) -> MoPE:
+    return build_model(recipe.model.model_copy(update={"labels": labels}), seed=recipe.seed)
 
 
 def _parameters(model: MoPE) -> dict[str, int]:
     trained = sum(parameter.numel() for parameter in model.trained_parameters().values())
     return {"trained": trained, "total": sum(parameter.numel() for parameter in model.parameters())}
-
-
-def _announce(recipe: Recipe, machine: Machine, run: Run, data: Prepared, parameters: dict[str, int]) -> None:
-    if not machine.writes:
-        return
-    rows = ", ".join(f"{split.name} {len(split):,}" for split in data.splits)
-    share = parameters["trained"] / parameters["total"]
-    err.print(f"run    {run.folder}", markup=False)
-    err.print(f"data   {rows} rows; {len(data.train.labels)} labels", markup=False)
-    err.print(
-        f"model  {parameters['trained']:,} of {parameters['total']:,} parameters train ({share:.1%}); "
-        f"{machine.device.type}, {machine.processes} process{'es' if machine.processes > 1 else ''}, "
-        f"{machine.threads} thread{'s' if machine.threads > 1 else ''}",
-        markup=False,
-    )
-    together = recipe.train.batch_size // recipe.train.accumulation
-    if recipe.model.dynamic and recipe.train.importance_weight > 0 and together < recipe.model.experts:
-        err.print(
-            f"warning: {together} samples are routed at a time to {recipe.model.experts} experts: the importance loss "
-            "is positive even for balanced routing; raise train.batch_size or lower train.accumulation",
-            markup=False,
-        )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,13 +11,13 @@ from typing import Any
 
 from mope_deploy.errors import CheckpointError, ConfigError, UsageError
 from mope_deploy.fields import shown
+from mope_deploy.files import json_bytes, write_file
 from train.config import Recipe
 from train.recipe import check_recipe, read_recipe, to_yaml
 
-__all__ = ["Run", "free_folder", "open_run", "resumable", "write_json", "write_text"]
+__all__ = ["Run", "free_folder", "open_run"]
 
 SCHEMA = 1
-COMPLETE = "complete.json"
 
 # What may differ when a run is continued: it changes neither the model, the data nor the order of the steps.
 MAY_CHANGE = (
@@ -37,8 +35,6 @@ MAY_CHANGE = (
     "train.save_every",
     "train.tensorboard",
     "train.threads",
-    "train.y_cache",
-    "train.y_cache_disk_mb",
     "train.y_cache_mb",
 )
 
@@ -85,9 +81,8 @@ class Run:
         """Make the folder, or take up an interrupted one, and record what is about to happen."""
         self.folder.mkdir(parents=True, exist_ok=True)
         started = self.read().get("started") if self.description.is_file() else None
-        write_text(self.config, to_yaml(recipe))
-        write_json(
-            self.description,
+        write_file(self.config, to_yaml(recipe))
+        self._describe(
             {
                 "schema": SCHEMA,
                 "command": command,
@@ -96,16 +91,12 @@ class Run:
                 "checkpoint": "best",
                 "data": dict(data),
                 "metrics": {},
-            },
+            }
         )
-
-    def update(self, **values: Any) -> None:
-        """Replace top-level values of ``run.json``."""
-        write_json(self.description, self.read() | values)
 
     def finish(self, status: str, **values: Any) -> None:
         """Record how the run ended: ``finished``, ``interrupted`` or ``failed``."""
-        self.update(status=status, ended=_now(), **values)
+        self._describe(self.read() | {"status": status, "ended": _now()} | values)
 
     def read(self) -> dict[str, Any]:
         """The content of ``run.json``.
@@ -127,6 +118,9 @@ class Run:
         target = target.resolve()
         folder = self.folder.resolve()
         return target.relative_to(folder).as_posix() if target.is_relative_to(folder) else str(target)
+
+    def _describe(self, values: Mapping[str, Any]) -> None:
+        write_file(self.description, json_bytes(values))
 
 
 def free_folder(recipe: Recipe) -> Path:
@@ -174,65 +168,15 @@ def open_run(folder: str | Path, *, recipe: Mapping[str, Any] | None, overrides:
     before = check_recipe(own, what=f"{run.config}")
     after = check_recipe(own if recipe is None else recipe, list(overrides), what="the recipe to continue with")
     _refuse_changes(before, after, run)
-    same_length = (before.train.epochs, before.train.max_steps, before.train.early_stopping) == (
-        after.train.epochs,
-        after.train.max_steps,
-        after.train.early_stopping,
-    )
+    length = ("epochs", "max_steps", "early_stopping")
+    same_length = all(getattr(before.train, key) == getattr(after.train, key) for key in length)
     if run.read()["status"] == "finished" and same_length:
         raise UsageError(
             f"{folder} is finished",
             todo=f"look at {run.folder}/evaluation.json; for more, raise train.epochs (not under the cosine schedule)",
         )
-    values = after.to_dict() | {"resume": True}
-    values["run"] |= {"dir": str(run.folder)}
-    return run, Recipe.model_validate(values)
-
-
-def resumable(run: Run) -> Path | None:
-    """The newest complete resume state, or None if training has not reached one.
-
-    Raises:
-        CheckpointError: a state's files are not those that were written.
-    """
-    found = [path for path in run.checkpoints.glob("checkpoint-*") if (path / COMPLETE).is_file()]
-    if not found:
-        return None
-    newest = max(found, key=lambda path: int(path.name.rpartition("-")[2]))
-    try:
-        expected = json.loads((newest / COMPLETE).read_text(encoding="utf-8"))
-        wrong = [name for name, digest in expected.items() if _digest(newest / name) != digest]
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"resume state {newest} cannot be read: {error}", todo=_older(newest, found)) from error
-    if wrong:
-        raise CheckpointError(
-            f"resume state {newest} is damaged",
-            received=f"{', '.join(wrong)} with other content than was written",
-            todo=_older(newest, found),
-        )
-    return newest
-
-
-def seal(checkpoint: Path) -> None:
-    """Mark a resume state as complete, with the SHA-256 of each of its files."""
-    names = sorted(path.name for path in checkpoint.iterdir() if path.is_file() and path.name != COMPLETE)
-    write_json(checkpoint / COMPLETE, {name: _digest(checkpoint / name) for name in names})
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON, all or nothing."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        staging.write_text(text, encoding="utf-8")
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)
+    section = after.run.model_copy(update={"dir": str(run.folder)})
+    return run, after.model_copy(update={"resume": True, "run": section})
 
 
 def _refuse_changes(before: Recipe, after: Recipe, run: Run) -> None:
@@ -256,18 +200,6 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(values, dict):
         return {name: leaf for key, value in values.items() for name, leaf in _flat(value, f"{prefix}{key}.").items()}
     return {prefix.removesuffix("."): values}
-
-
-def _older(newest: Path, found: list[Path]) -> str:
-    return f"remove {newest} to continue from an older state" if len(found) > 1 else "start a new run"
-
-
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        return "missing"
 
 
 def _now() -> str:

@@ -1,52 +1,27 @@
-"""Tiny encoders, a few pictures and rows, and a recipe over them."""
+"""Tiny encoders, a few pictures and rows, a recipe over them, and one finished run of it."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from tests.tiny import LABELS, bert_folder, vit_folder
+from mope_deploy.preprocess import Preprocessing
+from tests.tiny import bert_folder, tiny_model, vit_folder
+from tests.train.tools import make_rows, recipe_values, trained
 from train.config import Recipe
+from train.data import MediaCache
 from train.recipe import check_recipe
+from train.report import DECISIONS
+from train.run import Outcome
 
 # These models are too small to share among threads, and several tests may run at once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-
-NOUNS = ("red", "blue", "card", "shows", "a", "seven", "two")
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def make_rows(folder: Path, split: str, count: int, *, seed: int) -> Path:
-    """Rows whose pictures and texts repeat, of three labels and two templates."""
-    rng = np.random.default_rng(seed)
-    (folder / "images").mkdir(exist_ok=True)
-    names = [f"images/{split}-{i}.png" for i in range(count // 2)]
-    for name in names:
-        Image.fromarray(rng.integers(0, 255, (40, 30, 3), dtype=np.uint8)).save(folder / name)
-    texts = [" ".join(rng.choice(NOUNS, rng.integers(1, 6))) for _ in range(count // 3)]
-    rows = [
-        {
-            "image": names[i % len(names)],
-            "text": texts[rng.integers(len(texts))],
-            "label": LABELS[rng.integers(3)],
-            "template": "ab"[i % 2],
-        }
-        for i in range(count)
-    ]
-    return write_rows(folder / f"{split}.jsonl", rows)
 
 
 @pytest.fixture(scope="session")
@@ -60,27 +35,42 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def preprocessing(tiny: Path) -> Preprocessing:
+    return tiny_model(tiny / "vit", tiny / "bert").preprocessing
+
+
+@pytest.fixture
+def media(preprocessing: Preprocessing) -> MediaCache:
+    return MediaCache(preprocessing, limit_mb=16)
+
+
 @pytest.fixture
 def values(tiny: Path, tmp_path: Path) -> dict[str, Any]:
-    """A recipe's raw values: 3 epochs of 8 steps, everything random switched on."""
-    return {
-        "name": "tiny",
-        "seed": 3,
-        "data": {split: str(tiny / f"{split}.jsonl") for split in ("train", "validation", "test")},
-        "model": {
-            "main": {"modality": "image", "source": f"dir:{tiny / 'vit'}"},
-            "complementary": [{"modality": "text", "source": f"dir:{tiny / 'bert'}", "prompts": 2}],
-            "labels": list(LABELS),
-            "prompt_length": 2,
-            "experts": 4,
-        },
-        "optim": {"lr_main": 1e-2, "lr_complementary": 1e-2, "schedule": "cosine", "warmup_steps": 2},
-        "train": {"epochs": 3, "batch_size": 8, "eval_batch_size": 10, "log_every": 2, "tensorboard": False},
-        "run": {"dir": str(tmp_path / "run")},
-    }
+    """A recipe's raw values, which a test may change."""
+    return recipe_values(tiny, tmp_path / "run")
 
 
 @pytest.fixture
 def recipe(values: dict[str, Any]) -> Callable[..., Recipe]:
     """Make the recipe with overrides: ``recipe("train.epochs=1", "seed=4")``."""
     return lambda *overrides: check_recipe(values, overrides, what="the test's recipe")
+
+
+@pytest.fixture(scope="session")
+def finished(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """An uninterrupted run that others are compared with; not to be written to."""
+    values = recipe_values(tiny, tmp_path_factory.mktemp("finished") / "run")
+    overrides = ["data.group_by=template", "train.tensorboard=true"]
+    return trained(check_recipe(values, overrides, what="the finished run's recipe"))
+
+
+@pytest.fixture
+def no_pictures(finished: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than training here; ``finished`` has its pictures, and test_report.py looks at others."""
+
+    def draw(path: Path, *_: object, **__: object) -> None:
+        path.touch()
+
+    monkeypatch.setattr("train.run.usage_picture", draw)
+    monkeypatch.setattr("train.run.DECISIONS", dict.fromkeys(DECISIONS, draw))

@@ -34,7 +34,7 @@ def split(tiny: Path, tmp_path: Path) -> Split:
 
 
 def batches_of(split: Split, preprocessing: Preprocessing) -> Batches:
-    return Batches(split, preprocessing, MediaCache(preprocessing, limit_mb=1))
+    return Batches(split, MediaCache(preprocessing, limit_mb=1))
 
 
 def test_an_epoch_has_every_row_once_and_less_padding(split: Split, tiny: Path) -> None:

@@ -32,7 +32,7 @@ def preprocessing(tiny: Path) -> Preprocessing:
 
 
 def split_of(tiny: Path, name: str = "train", **options: object) -> Split:
-    return read_split(name, tiny / f"{name}.jsonl", labels=LABELS, multi_label=False, **options)  # type: ignore[arg-type]
+    return read_split(name, tiny / f"{name}.jsonl", task=SingleLabel(LABELS), **options)  # type: ignore[arg-type]
 
 
 def cache(preprocessing: Preprocessing, limit_mb: int = 16) -> MediaCache:
@@ -54,11 +54,11 @@ def test_a_batch_is_to_the_last_bit_what_the_device_computes(tiny: Path, preproc
 def test_every_picture_and_text_is_kept_once(tiny: Path, preprocessing: Preprocessing) -> None:
     split = split_of(tiny)
     samples = list(open_samples(tiny / "train.jsonl"))
-    assert len(split.images) == len(set(split.images)) == len({sample.image for sample in samples}) == 30
-    assert len(split.texts) == len(set(split.texts)) == len({sample.text for sample in samples}) < len(split)
-    assert [split.texts[i] for i in split.column("text")] == [sample.text for sample in samples]
+    assert len(split.values["image"]) == len(set(split.values["image"])) == len({sample.image for sample in samples}) == 30
+    assert len(split.values["text"]) == len(set(split.values["text"])) == len({sample.text for sample in samples}) < len(split)
+    assert [split.values["text"][i] for i in split.columns["text"]] == [sample.text for sample in samples]
     images = cache(preprocessing)
-    assert images.get(split.images[0]) is images.get(split.images[0])
+    assert images.get(split.values["image"][0]) is images.get(split.values["image"][0])
 
 
 def test_the_image_cache_keeps_to_its_bound_and_gives_the_same_pictures(
@@ -67,9 +67,9 @@ def test_the_image_cache_keeps_to_its_bound_and_gives_the_same_pictures(
     split = split_of(tiny)
     small = cache(preprocessing)
     small.room = 4 * 32 * 24 * 3
-    assert small.check(split.images, what="decoding", threads=2) == {}
+    assert small.check(split.values["image"], what="decoding", threads=2) == {}
     assert len(small) == 4
-    for path in split.images:
+    for path in split.values["image"]:
         assert np.array_equal(small.get(path), preprocessing.load_image(path))
     assert len(small) == 4
     assert MediaCache(preprocessing, limit_mb=1).room == 2**20
@@ -77,18 +77,18 @@ def test_the_image_cache_keeps_to_its_bound_and_gives_the_same_pictures(
 
 def test_features_take_the_place_of_the_inputs_they_were_made_from(tiny: Path, preprocessing: Preprocessing) -> None:
     split = split_of(tiny)
-    y = {"text": torch.arange(len(split.texts), dtype=torch.float32)[:, None].expand(-1, 3)}
-    batch = Batches(split, preprocessing, cache(preprocessing), y=y).__getitems__([5, 2])
+    y = {"text": torch.arange(len(split.values["text"]), dtype=torch.float32)[:, None].expand(-1, 3)}
+    batch = Batches(split, cache(preprocessing), y=y).__getitems__([5, 2])
     assert batch["inputs"].keys() == {"pixel_values"}
-    assert batch["y"]["text"][:, 0].tolist() == split.column("text")[[5, 2]].tolist()
+    assert batch["y"]["text"][:, 0].tolist() == split.columns["text"][[5, 2]].tolist()
 
 
 def test_multi_label_targets(tmp_path: Path, tiny: Path, preprocessing: Preprocessing) -> None:
     picture = str(tiny / "images" / "train-0.png")
     rows = [{"image": picture, "text": "red", "label": label} for label in (["b"], [], ["c", "a"])]
     split = read_split("train", write_rows(tmp_path / "m.jsonl", rows), labels=("a", "b", "c"), multi_label=True)
-    assert split.targets().tolist() == [[False, True, False], [False] * 3, [True, False, True]]
-    labels = Batches(split, preprocessing, cache(preprocessing)).__getitems__([2, 0])["labels"]
+    assert split.targets.tolist() == [[False, True, False], [False] * 3, [True, False, True]]
+    labels = Batches(split, cache(preprocessing)).__getitems__([2, 0])["labels"]
     assert labels.dtype == torch.float32
     assert labels.tolist() == [[1, 0, 1], [0, 1, 0]]
 
@@ -123,8 +123,8 @@ def test_a_bad_row_is_named_by_file_and_line_or_skipped(
     path = bad_file(tmp_path, line)
 
     def read(*, skip_bad: bool) -> Split:
-        split = read_split("train", path, labels=LABELS, multi_label=False, skip_bad=skip_bad)
-        bad = cache(preprocessing).check(split.images, what="decoding", threads=1)
+        split = read_split("train", path, task=SingleLabel(LABELS), skip_bad=skip_bad)
+        bad = cache(preprocessing).check(split.values["image"], what="decoding", threads=1)
         return drop_bad_files(split, bad, skip_bad=skip_bad)
 
     with pytest.raises(DataError) as caught:
@@ -132,7 +132,7 @@ def test_a_bad_row_is_named_by_file_and_line_or_skipped(
     assert f"{path}:2: " in str(caught.value)
     assert message in str(caught.value)
     kept = read(skip_bad=True)
-    assert kept.column("line").tolist() == [1, 3]
+    assert kept.columns["line"].tolist() == [1, 3]
     assert len(kept.skipped) == 1
     assert kept.skipped[0].startswith(f"{path}:2: ")
     assert message.removeprefix(":2: ") in kept.skipped[0]
@@ -142,17 +142,17 @@ def test_a_file_without_usable_rows(tmp_path: Path, preprocessing: Preprocessing
     empty = tmp_path / "empty.jsonl"
     empty.write_text("\n\n")
     with pytest.raises(DataError, match=r"empty.jsonl has nothing to use for test; received no rows"):
-        read_split("test", empty, labels=LABELS, multi_label=False)
+        read_split("test", empty, task=SingleLabel(LABELS))
     path = tmp_path / "rows.jsonl"
     path.write_text(bad_file(tmp_path, BAD[6][0]).read_text().splitlines()[1])
-    split = read_split("train", path, labels=LABELS, multi_label=False, skip_bad=True)
-    bad = cache(preprocessing).check(split.images, what="decoding", threads=1)
+    split = read_split("train", path, task=SingleLabel(LABELS), skip_bad=True)
+    bad = cache(preprocessing).check(split.values["image"], what="decoding", threads=1)
     with pytest.raises(DataError, match="nothing to use for train"):
         drop_bad_files(split, bad, skip_bad=True)
 
 
 def test_rows_must_have_the_field_they_are_grouped_by(tiny: Path) -> None:
-    assert split_of(tiny, group_by="template").column("group").tolist()[:3] == ["a", "b", "a"]
+    assert split_of(tiny, group_by="template").columns["group"].tolist()[:3] == ["a", "b", "a"]
     with pytest.raises(DataError, match=r"train.jsonl:1: kind missing.*data.group_by=kind"):
         split_of(tiny, group_by="kind")
 
@@ -160,20 +160,20 @@ def test_rows_must_have_the_field_they_are_grouped_by(tiny: Path) -> None:
 def test_held_out_rows_share_no_picture_with_the_rest_and_repeat_with_the_seed(tiny: Path) -> None:
     split = split_of(tiny)
     rest, held = hold_out(split, fraction=0.2, seed=1)
-    lines = [set(part.column("line").tolist()) for part in (rest, held)]
+    lines = [set(part.columns["line"].tolist()) for part in (rest, held)]
     assert lines[0] | lines[1] == set(range(1, 61))
     assert not lines[0] & lines[1]
-    assert not set(rest.column("image").tolist()) & set(held.column("image").tolist())
-    assert len(set(held.column("image").tolist())) == 6
-    again = hold_out(split, fraction=0.2, seed=1)[1].column("line").tolist()
-    other = hold_out(split, fraction=0.2, seed=2)[1].column("line").tolist()
-    assert again == held.column("line").tolist() != other
+    assert not set(rest.columns["image"].tolist()) & set(held.columns["image"].tolist())
+    assert len(set(held.columns["image"].tolist())) == 6
+    again = hold_out(split, fraction=0.2, seed=1)[1].columns["line"].tolist()
+    other = hold_out(split, fraction=0.2, seed=2)[1].columns["line"].tolist()
+    assert again == held.columns["line"].tolist() != other
     assert held.where(0) == f"{split.source}:{held.column('line')[0]}"
 
 
 def test_one_picture_cannot_be_held_out(tiny: Path) -> None:
     split = split_of(tiny)
-    one = split.select(np.flatnonzero(split.column("image") == 0))
+    one = split.select(np.flatnonzero(split.columns["image"] == 0))
     with pytest.raises(DataError, match="too few different pictures"):
         hold_out(one, fraction=0.5, seed=0)
 
@@ -181,7 +181,7 @@ def test_one_picture_cannot_be_held_out(tiny: Path) -> None:
 def test_missing_files_are_all_named_at_once(tiny: Path, tmp_path: Path) -> None:
     section = DataSection(train=str(tmp_path / "a.jsonl"), validation=str(tiny / "validation.jsonl"), test="b.jsonl")
     with pytest.raises(UsageError) as caught:
-        find_splits(section, multi_label=False)
+        find_splits(section, task=SingleLabel())
     assert "a.jsonl" in str(caught.value)
     assert "data.test=b.jsonl" in str(caught.value)
     assert "validation" not in str(caught.value)
@@ -217,9 +217,9 @@ def test_a_hub_data_set_becomes_rows_and_pictures_once(
 ) -> None:
     columns = {"image": "photo", "text": "caption", "label": "kind"}
     section = DataSection(hub=str(hub), columns=columns, root=str(tmp_path / "rows"))  # type: ignore[arg-type]
-    assert find_splits(section, multi_label=False, fetch=False) is None
+    assert find_splits(section, task=SingleLabel(), fetch=False) is None
     assert not (tmp_path / "rows").exists()
-    files = find_splits(section, multi_label=False)
+    files = find_splits(section, task=SingleLabel())
     assert files is not None
     assert [name for name, _ in files.items()] == ["train", "test"]
     samples = list(open_samples(files.train, labels=("cat", "dog")))
@@ -230,7 +230,7 @@ def test_a_hub_data_set_becomes_rows_and_pictures_once(
         assert np.array_equal(np.asarray(Image.open(sample.image)), np.asarray(row["photo"]))  # type: ignore[arg-type]
 
     monkeypatch.setattr(datasets, "load_dataset", lambda *_: pytest.fail("fetched again"))
-    assert find_splits(section, multi_label=False) == files
+    assert find_splits(section, task=SingleLabel()) == files
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_a_hub_data_set_that_cannot_be_used(hub: Path, tmp_path: Path, change: d
     columns = {"image": "photo", "text": "caption", "label": "kind"}
     section = DataSection(**({"hub": str(hub), "columns": columns, "root": str(tmp_path / "rows")} | change))  # type: ignore[arg-type]
     with pytest.raises(UsageError) as caught:
-        find_splits(section, multi_label=False)
+        find_splits(section, task=SingleLabel())
     assert message in str(caught.value)
     assert not (tmp_path / "rows").exists()
 
@@ -256,8 +256,8 @@ def test_a_hub_data_set_that_cannot_be_used(hub: Path, tmp_path: Path, change: d
 def test_a_folder_with_other_data_is_not_taken_for_the_hubs(hub: Path, tmp_path: Path) -> None:
     columns = {"image": "photo", "text": "caption", "label": "kind"}
     section = DataSection(hub=str(hub), columns=columns, root=str(tmp_path / "rows"))  # type: ignore[arg-type]
-    find_splits(section, multi_label=False)
+    find_splits(section, task=SingleLabel())
     other = section.model_copy(update={"columns": section.columns.model_copy(update={"text": "source"})})
     with pytest.raises(UsageError, match="holds something else"):
-        find_splits(other, multi_label=False)
+        find_splits(other, task=SingleLabel())
     assert json.loads((tmp_path / "rows" / "hub.json").read_text())["request"]["columns"]["text"] == "caption"

@@ -27,16 +27,16 @@ def test_cached_features_give_the_whole_models_logits(tiny: Path, y_norm: str) -
     model = tiny_model(tiny / "vit", tiny / "bert", prompts=0, y_norm=y_norm)
     split = split_of(tiny)
     images = MediaCache(model.preprocessing, limit_mb=16)
-    features = Features(model.preprocessing, images, CPU, batch_size=7)
+    features = Features(images, CPU, batch_size=7)
     y = {"text": features.bare(model.complementary_encoders()["text"].backbone, "text", split)}
     if y_norm == "standardise":
         fit_statistics(model, split, y, seed=0)
         y = standardised(model, y)
-        rows = y["text"][torch.from_numpy(split.column("text"))]
+        rows = y["text"][torch.from_numpy(split.columns["text"])]
         torch.testing.assert_close(rows.mean(0), torch.zeros(16), atol=1e-5, rtol=0)
         torch.testing.assert_close(rows.std(0, unbiased=False), torch.ones(16), atol=1e-4, rtol=0)
-    batch = Batches(split, model.preprocessing, images).__getitems__(range(20))
-    cached = Batches(split, model.preprocessing, images, y=y).__getitems__(range(20))
+    batch = Batches(split, images).__getitems__(range(20))
+    cached = Batches(split, images, y=y).__getitems__(range(20))
     with torch.no_grad():
         whole, short = model(batch["inputs"]).logits, model(cached["inputs"], y=cached["y"]).logits
     torch.testing.assert_close(short, whole, atol=2e-5, rtol=2e-5)
@@ -72,7 +72,7 @@ def test_prompts_in_one_encoder_leave_the_others_cached(tiny: Path, tmp_path: Pa
 def test_the_objective_is_cross_entropy_plus_the_importance_of_a_training_batch(tiny: Path) -> None:
     model = tiny_model(tiny / "vit", tiny / "bert", noise=0.0, prompt_dropout=0.0)
     split = split_of(tiny)
-    batch = Batches(split, model.preprocessing, MediaCache(model.preprocessing, limit_mb=16)).__getitems__(range(12))
+    batch = Batches(split, MediaCache(model.preprocessing, limit_mb=16)).__getitems__(range(12))
     objective = Objective(model, importance_weight=0.5, importance_threshold=0.0)
     for training in (True, False):
         objective.train(training)
@@ -91,7 +91,7 @@ def test_the_objective_is_cross_entropy_plus_the_importance_of_a_training_batch(
 def test_the_multi_label_objective_is_binary_cross_entropy(tiny: Path) -> None:
     model = tiny_model(tiny / "vit", tiny / "bert", multi_label=True)
     split = split_of(tiny)
-    inputs = Batches(split, model.preprocessing, MediaCache(model.preprocessing, limit_mb=16)).inputs(np.arange(4))
+    inputs = Batches(split, MediaCache(model.preprocessing, limit_mb=16)).inputs(np.arange(4))
     labels = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1]])
     objective = Objective(model.eval(), importance_weight=0.0, importance_threshold=0.1).eval()
     with torch.no_grad():
@@ -106,8 +106,8 @@ def test_features_for_baselines_come_from_the_bare_encoders(tiny: Path) -> None:
     model = tiny_model(tiny / "vit", tiny / "bert", prompts=3)
     split = split_of(tiny)
     images = MediaCache(model.preprocessing, limit_mb=16)
-    found = unprompted_features(model, split, Features(model.preprocessing, images, CPU, batch_size=8))
-    inputs = Batches(split, model.preprocessing, images).inputs(np.arange(len(split)))
+    found = unprompted_features(model, split, Features(images, CPU, batch_size=8))
+    inputs = Batches(split, images).inputs(np.arange(len(split)))
     vit: nn.Module = model.main.encoder
     bert: nn.Module = model.complementary["text"].backbone.encoder  # type: ignore[union-attr,assignment]
     with torch.no_grad():

@@ -88,24 +88,24 @@ def test_trains_on_tones_some_of_which_are_missing(overrides: tuple[str, ...], s
 def test_batches_are_what_collate_makes_of_the_rows(sounds: Path, tmp_path: Path) -> None:
     """With features of the sounds computed beforehand, too: then the inputs only say which rows have one."""
     made = recipe(sounds, tmp_path / "run")
-    files = find_splits(made.data, multi_label=False)
+    files = find_splits(made.data, task=SingleLabel())
     assert files is not None
     split = read_split(
         "train",
         files.train,
         labels=("agree", "differ"),
-        multi_label=False,
+        task=SingleLabel(),
         modalities=("text", "audio"),
         optional=("audio",),
     )
     model = build_model(_config(made, split.labels))
     media = MediaCache(model.preprocessing, limit_mb=1)
     rows = np.arange(8)
-    batches = Batches(split, model.preprocessing, media, modalities=("text", "audio"))
+    batches = Batches(split, media, modalities=("text", "audio"))
     samples = [
         {
             name: None if index < 0 else model.preprocessing.load(name, split.values[name][index])
-            for name, index in (("text", split.column("text")[row]), ("audio", split.column("audio")[row]))
+            for name, index in (("text", split.columns["text"][row]), ("audio", split.columns["audio"][row]))
         }
         for row in rows
     ]
@@ -115,7 +115,7 @@ def test_batches_are_what_collate_makes_of_the_rows(sounds: Path, tmp_path: Path
     assert all(np.array_equal(inputs[name].numpy(), expected[name]) for name in expected)
     features = Features(model.preprocessing, media, torch.device("cpu"), batch_size=5)
     y = {"audio": features.bare(model.complementary_encoders()["audio"].backbone, "audio", split)}
-    cached = Batches(split, model.preprocessing, media, modalities=("text", "audio"), y=y).__getitems__(rows.tolist())
+    cached = Batches(split, media, modalities=("text", "audio"), y=y).__getitems__(rows.tolist())
     assert set(cached["inputs"]) == {"input_ids", "attention_mask", "audio_present"}
     with torch.no_grad():
         whole, short = model(inputs).logits, model(cached["inputs"], y=cached["y"]).logits

@@ -27,7 +27,7 @@ def test_usage_is_the_mean_weight_of_each_class_group_and_layer(tiny: Path) -> N
                 column = "label" if row < 3 else "group"
                 value = row if row < 3 else name
                 picked = [
-                    float(routing[i, layer, k]) for i, v in enumerate(split.column(column).tolist()) if v == value
+                    float(routing[i, layer, k]) for i, v in enumerate(split.columns[column].tolist()) if v == value
                 ]
                 assert found.mean[row, layer, k] == pytest.approx(sum(picked) / len(picked), abs=1e-6)
 
@@ -43,7 +43,7 @@ def test_an_expert_counts_as_used_from_a_tenth_of_an_even_share_on(tiny: Path) -
 def test_accuracy_of_each_group(tiny: Path) -> None:
     split = split_of(tiny, group_by="template")
     logits = np.zeros((60, 3), np.float32)
-    true, groups = split.targets(), split.column("group")
+    true, groups = split.targets, split.columns["group"]
     for i in range(60):
         right = groups[i] == "a" or i < 20
         logits[i, true[i] if right else (true[i] + 1) % 3] = 1

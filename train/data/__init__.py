@@ -1,17 +1,16 @@
 """What training reads: files found or fetched, rows checked, files decoded, batches made."""
 
 from train.data.batches import Batches, rows_of
-from train.data.buckets import LengthBuckets
 from train.data.media import MediaCache
-from train.data.sources import SplitFiles, find_splits
+from train.data.order import EpochOrder
+from train.data.sources import find_splits
 from train.data.split import Split, drop_bad_files, hold_out, read_split
 
 __all__ = [
     "Batches",
-    "LengthBuckets",
+    "EpochOrder",
     "MediaCache",
     "Split",
-    "SplitFiles",
     "drop_bad_files",
     "find_splits",
     "hold_out",

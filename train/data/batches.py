@@ -5,7 +5,7 @@ Letters: B batch · C classes · D_y width of a complementary feature.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mope_deploy.errors import DataError
-from mope_deploy.preprocess import Preprocessing, present_name
+from mope_deploy.preprocess import present_name
 from mope_deploy.progress import track
 from train.data.media import MediaCache
 from train.data.split import Split
@@ -30,31 +30,19 @@ class Batches(Dataset):
 
     A batch is ``{"inputs": {name: Tensor}, "labels": Tensor}``, with ``"y": {modality: (B, D_y)}`` where features of
     the complementary encoders are given; then the inputs of those encoders are left out, but for those that say which
-    rows have them. Labels are class indices int64 (B,), or for multi-label float32 (B, C) of 0 and 1.
+    rows have them. Labels are as :meth:`mope_deploy.task.Task.encode` makes them, (B,) or (B, C).
 
     Args:
         split: the rows.
-        preprocessing: of the model.
-        media: decoded pictures and clips.
-        modalities: those whose inputs a batch has.
+        media: decoded pictures and clips, and the model's preprocessing.
         y: features of the split's different inputs, {modality: (number of them, D_y)}.
     """
 
-    def __init__(
-        self,
-        split: Split,
-        preprocessing: Preprocessing,
-        media: MediaCache,
-        *,
-        modalities: Collection[str] = ("image", "text"),
-        y: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        self.split, self.preprocessing, self.media = split, preprocessing, media
+    def __init__(self, split: Split, media: MediaCache, *, y: Mapping[str, Tensor] | None = None) -> None:
+        self.split, self.media, self.preprocessing = split, media, media.preprocessing
         self.y = dict(y or {})
-        self.modalities = tuple(name for name in modalities if name not in self.y)
-        self._index = {name: split.column(name) for name in (*self.modalities, *self.y)}
-        targets = split.targets()
-        self._targets = torch.from_numpy(targets.astype(np.float32) if split.multi_label else targets)
+        self.modalities = tuple(name for name in self.preprocessing.modalities if name not in self.y)
+        self._targets = torch.from_numpy(split.targets)
 
     def __len__(self) -> int:
         return len(self.split)
@@ -66,7 +54,7 @@ class Batches(Dataset):
         rows = np.asarray(indices, np.int64)  # (B,)
         batch: dict[str, Any] = {"inputs": self.inputs(rows), "labels": self._targets[torch.from_numpy(rows)]}
         if self.y:
-            batch["y"] = {name: rows_of(features, self._index[name][rows]) for name, features in self.y.items()}
+            batch["y"] = {name: rows_of(features, self.split.columns[name][rows]) for name, features in self.y.items()}
         return batch
 
     @property
@@ -76,13 +64,24 @@ class Batches(Dataset):
 
     def text_lengths(self) -> NDArray[np.int64]:
         """Tokens of each row's text (n,), 0 where a row has none."""
-        texts = self.split.texts
+        texts = self.split.values["text"]
         counts = np.zeros(len(texts) + 1, np.int64)  # the last one is what the index -1 means
         for start in track(range(0, len(texts), TOKENISED), what=f"counting tokens of {self.split.name}"):
             encoded = self.preprocessing.encode_text(texts[start : start + TOKENISED])
             tokens = encoded["attention_mask"].sum(axis=1)
             counts[start : start + len(tokens)] = tokens
-        return counts[self._index["text"]]
+        return counts[self.split.columns["text"]]
+
+    def longest_first(self) -> NDArray[np.int64]:
+        """The rows by the length of their texts: in a batch there is little padding, and what is too large shows at once.
+
+        Of equally long ones, and where no text is encoded, the order is kept.
+        """
+        return np.argsort(-self.text_lengths(), kind="stable") if self.encodes_text else np.arange(len(self))
+
+    def select(self, rows: NDArray[np.int64]) -> Batches:
+        """These rows alone, in this order."""
+        return Batches(self.split.select(rows), self.media, y=self.y)
 
     @staticmethod
     def ready(batch: dict[str, Any]) -> dict[str, Any]:
@@ -100,11 +99,11 @@ class Batches(Dataset):
             arrays |= self.preprocessing.arrays(name, [self._load(name, row) for row in rows])
         for name in self.y:
             if name in self.preprocessing.missing:
-                arrays[present_name(name)] = (self._index[name][rows] >= 0).astype(np.int64)
+                arrays[present_name(name)] = (self.split.columns[name][rows] >= 0).astype(np.int64)
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def _load(self, name: str, row: int) -> Any:
-        index = self._index[name][row]
+        index = self.split.columns[name][row]
         if index < 0:
             return None
         value = self.split.values[name][index]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,11 @@ from PIL import Image
 
 from mope_deploy.errors import DataError, UsageError
 from mope_deploy.fields import nearest, shown
+from mope_deploy.files import json_bytes, reason, whole_folder
 from mope_deploy.progress import track
+from mope_deploy.task import Task
 from train.config import DataSection
-from train.data.sources import SplitFiles
+from train.data.files import SplitFiles
 
 __all__ = ["fetch_hub"]
 
@@ -24,7 +24,7 @@ INFO = "hub.json"
 DEFAULT_SPLITS = {"train": "train", "validation": "validation", "test": "test"}
 
 
-def fetch_hub(section: DataSection, root: Path, *, multi_label: bool, fetch: bool = True) -> SplitFiles | None:
+def fetch_hub(section: DataSection, root: Path, *, task: Task, fetch: bool = True) -> SplitFiles | None:
     """The splits of ``section.hub`` under ``root``, fetched unless they are there from before.
 
     Pictures keep the bytes they have in the data set; class numbers become their names.
@@ -32,7 +32,7 @@ def fetch_hub(section: DataSection, root: Path, *, multi_label: bool, fetch: boo
     Args:
         section: the recipe's ``data:``.
         root: folder to write to.
-        multi_label: whether labels are lists.
+        task: whether a row's label is a list of names.
         fetch: False returns None where something would have to be fetched.
 
     Raises:
@@ -44,25 +44,17 @@ def fetch_hub(section: DataSection, root: Path, *, multi_label: bool, fetch: boo
         "config": section.hub_config,
         "columns": section.columns.model_dump(),
         "splits": {name: getattr(section, name) for name in DEFAULT_SPLITS},
-        "multi_label": multi_label,
+        "task": task.type,
     }
     if root.exists() and any(root.iterdir()):
         return _found(root, request)
     if not fetch:
         return None
     loaded = _load(section)
-    root.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
-    staging.chmod(0o755)  # mkdtemp's folders are for their owner alone
-    try:
+    with whole_folder(root, error=DataError) as folder:
         for name, rows in loaded.items():
-            _write_split(rows, name, staging, section, multi_label=multi_label)
-        (staging / INFO).write_text(json.dumps({"request": request, "splits": list(loaded)}, indent=2) + "\n")
-        if root.exists():
-            root.rmdir()
-        staging.rename(root)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+            _write_split(rows, name, folder, section, task)
+        (folder / INFO).write_bytes(json_bytes({"request": request, "splits": list(loaded)}))
     return _files(root, list(loaded))
 
 
@@ -95,7 +87,7 @@ def _load(section: DataSection) -> dict[str, Any]:
         available = datasets.load_dataset(section.hub, section.hub_config)
     except Exception as error:  # datasets and the hub raise anything from OSError to their own and to HTTP errors
         raise UsageError(
-            f"the data set {section.hub} could not be loaded: {type(error).__name__}: {_first_line(error)}",
+            f"the data set {section.hub} could not be loaded: {type(error).__name__}: {reason(error)}",
             todo="check data.hub and data.hub_config, or the network",
         ) from error
     found = {}
@@ -122,13 +114,13 @@ def _load(section: DataSection) -> dict[str, Any]:
     return found
 
 
-def _write_split(rows: Any, name: str, folder: Path, section: DataSection, *, multi_label: bool) -> None:
+def _write_split(rows: Any, name: str, folder: Path, section: DataSection, task: Task) -> None:
     import datasets
 
     columns = section.columns
     if isinstance(rows.features[columns.image], datasets.Image):
         rows = rows.cast_column(columns.image, datasets.Image(decode=False))
-    to_name = _label_names(rows.features[columns.label], multi_label)
+    to_name = _label_names(rows.features[columns.label], task)
     others = [key for key in rows.column_names if key not in columns.model_dump().values()]
     (folder / "images" / name).mkdir(parents=True)
     with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
@@ -167,20 +159,15 @@ def _read(path: Path, where: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{where}: image {path} cannot be read: {error.strerror}") from error
+        raise DataError(f"{where}: image {path} cannot be read: {reason(error)}") from error
 
 
-def _label_names(feature: Any, multi_label: bool) -> Callable[[Any], Any]:
+def _label_names(feature: Any, task: Task) -> Callable[[Any], Any]:
     """How a label column's values become names: numbers of a ClassLabel by its names, other numbers as written."""
-    inner: Any = getattr(feature, "feature", None) if multi_label else feature
+    inner: Any = getattr(feature, "feature", None) if task.several else feature
     name = inner.int2str if hasattr(inner, "int2str") else str
 
     def one(value: Any) -> Any:
         return None if value is None or value == -1 else name(value)
 
-    return (lambda values: [one(value) for value in values]) if multi_label else one
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else ""
+    return (lambda values: [one(value) for value in values]) if task.several else one

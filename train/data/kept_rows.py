@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mope_deploy.data import FILES, open_samples
-from train.data import Split
-from train.run_folder import write_text
+from mope_deploy.files import write_file
+from train.data.split import Split
 
 __all__ = ["keep_rows"]
 
@@ -28,10 +28,8 @@ def keep_rows(split: Split, folder: Path, *, with_files: bool) -> Path:
     """
     modalities = [name for name, found in split.values.items() if found]
     # The split's own rows are known to be good; here only their files are looked up again.
-    samples = open_samples(
-        split.source, multi_label=split.multi_label, modalities=modalities, optional=modalities, skip_bad=True
-    )
-    lines = set(split.rows["line"])
+    samples = open_samples(split.source, task=split.task, modalities=modalities, optional=modalities, skip_bad=True)
+    lines = set(split.columns["line"].tolist())
     names: dict[Path, str] = {}
     rows = []
     for sample in samples:
@@ -52,7 +50,8 @@ def keep_rows(split: Split, folder: Path, *, with_files: bool) -> Path:
             row["text"] = sample.text
         rows.append(row | {"label": sample.label} | dict(sample.extra))
     path = folder / f"{split.name}.jsonl"
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return path
 
 

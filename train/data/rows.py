@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mope_deploy.console import err
@@ -10,17 +10,19 @@ from mope_deploy.data import FILES, fingerprint, scan_labels
 from mope_deploy.errors import DataError
 from mope_deploy.preprocess import Preprocessing
 from train.config import Recipe
-from train.data import MediaCache, Split, SplitFiles, drop_bad_files, hold_out, read_split
+from train.data.files import SplitFiles
 from train.data.kept_rows import keep_rows
+from train.data.media import MediaCache
+from train.data.split import Split, drop_bad_files, hold_out, read_split
 from train.run_folder import Run
 
-__all__ = ["Prepared", "decode", "describe", "read_rows", "refuse_other_data"]
+__all__ = ["Rows", "decode", "describe", "read_rows", "refuse_other_data"]
 
 MAX_LISTED = 100  # skipped rows that run.json names
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Rows:
     """The splits as trained on; ``test`` is None where there is none."""
 
     files: SplitFiles
@@ -37,24 +39,22 @@ class Prepared:
         return self.validation if self.test is None else self.test
 
 
-def read_rows(recipe: Recipe, files: SplitFiles) -> Prepared:
+def read_rows(recipe: Recipe, files: SplitFiles) -> Rows:
     """Read and check every row of every file; hold out a validation split where there is none.
 
     Raises:
         DataError: naming file and line.
     """
     section, model = recipe.data, recipe.model
-    labels = model.labels
-    if labels is None:
-        labels = tuple(sorted(scan_labels(files.train, multi_label=model.multi_label, skip_bad=section.skip_bad)))
-    modalities = [model.main.modality, *(spec.modality for spec in model.complementary)]
+    task = model.make_task()
+    if not task.labels:
+        task = replace(task, labels=tuple(sorted(scan_labels(files.train, task=task, skip_bad=section.skip_bad))))
     splits = {
         name: read_split(
             name,
             path,
-            labels=labels,
-            multi_label=model.multi_label,
-            modalities=modalities,
+            task=task,
+            modalities=[spec.modality for spec in model.encoders],
             optional=model.missing,
             skip_bad=section.skip_bad,
             group_by=section.group_by,
@@ -73,12 +73,10 @@ def read_rows(recipe: Recipe, files: SplitFiles) -> Prepared:
         err.print(
             "note: no test rows given: the final metrics are those of validation, which chose the model", markup=False
         )
-    return Prepared(files, train, validation, splits.get("test"))
+    return Rows(files, train, validation, splits.get("test"))
 
 
-def decode(
-    recipe: Recipe, data: Prepared, preprocessing: Preprocessing, *, threads: int
-) -> tuple[Prepared, MediaCache]:
+def decode(recipe: Recipe, data: Rows, preprocessing: Preprocessing, *, threads: int) -> tuple[Rows, MediaCache]:
     """Decode every picture, sound and video once, which fills the cache and finds those that cannot be used.
 
     Raises:
@@ -101,10 +99,10 @@ def decode(
                 f"warning: {len(split.skipped):,} rows of {split.source} skipped, the first: {split.skipped[0]}",
                 markup=False,
             )
-    return Prepared(data.files, checked[0], checked[1], checked[2] if data.test is not None else None), media
+    return Rows(data.files, checked[0], checked[1], checked[2] if data.test is not None else None), media
 
 
-def refuse_other_data(run: Run, data: Prepared) -> None:
+def refuse_other_data(run: Run, data: Rows) -> None:
     """Raises DataError if the files are not those the run was started with."""
     before = run.read()["data"].get("fingerprint")
     now = {name: fingerprint(path) for name, path in data.files.items()}
@@ -116,7 +114,7 @@ def refuse_other_data(run: Run, data: Prepared) -> None:
         )
 
 
-def describe(run: Run, data: Prepared, recipe: Recipe) -> dict[str, Any]:
+def describe(run: Run, data: Rows, recipe: Recipe) -> dict[str, Any]:
     """``run.json``'s ``data``; writes the rows that the run must keep for itself."""
     paths = dict(data.files.items())
     if data.files.copied:

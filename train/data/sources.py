@@ -2,55 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from mope_deploy.errors import UsageError
+from mope_deploy.task import Task
 from train.config import DataSection
+from train.data.files import SplitFiles
 
-__all__ = ["SplitFiles", "find_splits"]
-
-DIGITS_VE = "digits-ve"
-
-
-@dataclass(frozen=True)
-class SplitFiles:
-    """The JSONL file of each split.
-
-    Attributes:
-        train: the training rows.
-        validation: None where a part of the training rows must be held out.
-        test: None where there is none.
-        copied: whether the rows were fetched from elsewhere, so that a run keeps its own copy of what export needs.
-    """
-
-    train: Path
-    validation: Path | None
-    test: Path | None
-    copied: bool = False
-
-    def items(self) -> list[tuple[str, Path]]:
-        """(split, file) of every split that has one."""
-        pairs = (("train", self.train), ("validation", self.validation), ("test", self.test))
-        return [(name, path) for name, path in pairs if path is not None]
+__all__ = ["find_splits"]
 
 
-def find_splits(section: DataSection, *, multi_label: bool, fetch: bool = True) -> SplitFiles | None:
+def find_splits(section: DataSection, *, task: Task, fetch: bool = True) -> SplitFiles | None:
     """The files that a recipe's ``data:`` names; generated or fetched where that is needed.
 
     Args:
         section: the recipe's ``data:``.
-        multi_label: whether labels are lists of names.
+        task: what labels are like; their names do not matter here.
         fetch: False only looks: None is returned where something would have to be generated or fetched.
 
     Raises:
         UsageError: naming every file that does not exist, or a hub data set or split that cannot be read.
     """
-    if section.name == DIGITS_VE:
+    if section.name is not None:
         root = _root(section, section.name)
         if not fetch and not (root / "train.jsonl").is_file():
             return None
-        from train.embedded.digits_ve.generate import ensure_digits_ve
+        from train.embedded.digits_ve import ensure_digits_ve
 
         ensure_digits_ve(root, seed=section.seed, train_pairs=section.train_pairs)
         return SplitFiles(root / "train.jsonl", root / "validation.jsonl", root / "test.jsonl")
@@ -58,7 +35,7 @@ def find_splits(section: DataSection, *, multi_label: bool, fetch: bool = True) 
         from train.data.hub import fetch_hub
 
         root = _root(section, "hub-" + "".join(c if c.isalnum() else "-" for c in section.hub).strip("-"))
-        return fetch_hub(section, root, multi_label=multi_label, fetch=fetch)
+        return fetch_hub(section, root, task=task, fetch=fetch)
     return _files(section)
 
 

@@ -6,11 +6,10 @@ Letters: n rows · C classes.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,6 +17,7 @@ from mope_deploy.data import Sample, count_rows, open_samples
 from mope_deploy.errors import DataError
 from mope_deploy.preprocess import MODALITIES
 from mope_deploy.progress import track
+from mope_deploy.task import Task
 
 __all__ = ["Split", "drop_bad_files", "hold_out", "read_split"]
 
@@ -32,61 +32,41 @@ class Split:
     Attributes:
         name: ``train``, ``validation`` or ``test``.
         source: the JSONL file.
-        rows: an Arrow table with one row per sample: each modality as an index into its tuple below (-1: not
-            there), ``label`` (an index, or a list of them for multi-label), ``line`` in the file, ``group`` if asked.
+        task: what labels mean.
         values: the different texts, and paths of files, by modality.
-        labels: the C class names.
-        multi_label: whether a row has several labels.
+        columns: one value a row: each modality as an index int64 into its tuple above (-1: not there), ``line`` in the
+            file, and ``group`` if asked.
+        targets: what the loss compares with, as :meth:`Task.encode` returns it.
         skipped: the message of every row that was left out.
     """
 
     name: str
     source: Path
-    rows: datasets.Dataset
+    task: Task
     values: Mapping[str, tuple[str, ...]]
-    labels: tuple[str, ...]
-    multi_label: bool
+    columns: Mapping[str, NDArray[Any]]
+    targets: NDArray[Any]
     skipped: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.targets)
 
     @property
-    def images(self) -> tuple[str, ...]:
-        """The different picture paths."""
-        return self.values.get("image", ())
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """The different texts."""
-        return self.values.get("text", ())
-
-    def column(self, name: str) -> NDArray[Any]:
-        """A column as an array (n,)."""
-        return np.array(self.rows.data.column(name).to_numpy())
+    def labels(self) -> tuple[str, ...]:
+        """The C class names."""
+        return self.task.labels
 
     def where(self, row: int) -> str:
         """``file:line`` of a row, as errors about it begin."""
-        return f"{self.source}:{self.rows[int(row)]['line']}"
-
-    def targets(self) -> NDArray[Any]:
-        """What the loss compares with: class indices int64 (n,), or for multi-label booleans (n, C)."""
-        if not self.multi_label:
-            return self.column("label").astype(np.int64)
-        found = np.zeros((len(self), len(self.labels)), bool)
-        for row, names in enumerate(self.rows["label"]):
-            found[row, names] = True
-        return found
+        return f"{self.source}:{self.columns['line'][row]}"
 
     def select(self, keep: NDArray[np.int64], *, name: str | None = None, skipped: Sequence[str] = ()) -> Split:
         """The rows at these indices."""
-        return Split(
+        return replace(
+            self,
             name=name or self.name,
-            source=self.source,
-            rows=self.rows.select(keep, keep_in_memory=True).flatten_indices(keep_in_memory=True),
-            values=self.values,
-            labels=self.labels,
-            multi_label=self.multi_label,
+            columns={key: column[keep] for key, column in self.columns.items()},
+            targets=self.targets[keep],
             skipped=[*self.skipped, *skipped],
         )
 
@@ -95,8 +75,7 @@ def read_split(
     name: str,
     path: Path,
     *,
-    labels: Sequence[str],
-    multi_label: bool,
+    task: Task,
     modalities: Collection[str] = ("image", "text"),
     optional: Collection[str] = (),
     skip_bad: bool = False,
@@ -109,39 +88,32 @@ def read_split(
     Raises:
         DataError: naming file and line, unless ``skip_bad``; or no row is left.
     """
-    samples = open_samples(
-        path, labels=labels, multi_label=multi_label, skip_bad=skip_bad, modalities=modalities, optional=optional
-    )
-    number = {label: i for i, label in enumerate(labels)}
-    numbers: dict[str, dict[str, int]] = {name: {} for name in MODALITIES}
-    columns: dict[str, list[Any]] = {name: [] for name in (*MODALITIES, "label", "line")}
+    samples = open_samples(path, task=task, skip_bad=skip_bad, modalities=modalities, optional=optional)
+    numbers: dict[str, dict[str, int]] = {modality: {} for modality in MODALITIES}
+    columns: dict[str, list[Any]] = {column: [] for column in (*MODALITIES, "line")}
     if group_by is not None:
         columns["group"] = []
+    labels = []
     total = count_rows(path)
     for sample in track(samples, what=f"reading {name}", total=total) if total > QUIET_ROWS else samples:
         for modality, known in numbers.items():
             value = getattr(sample, modality)
             columns[modality].append(-1 if value is None else known.setdefault(str(value), len(known)))
-        assert sample.label is not None
-        single = isinstance(sample.label, str)
-        columns["label"].append(number[sample.label] if single else [number[label] for label in sample.label])  # type: ignore[index]
+        labels.append(sample.label)
         columns["line"].append(sample.line)
         if group_by is not None:
             columns["group"].append(_group(sample, group_by))
-    if not columns["line"]:
-        left = (
-            f"{len(samples.skipped)} rows that cannot be used, the first: {samples.skipped[0]}"
-            if samples.skipped
-            else "no rows"
-        )
+    if not labels:
+        bad = samples.skipped
+        left = f"{len(bad)} rows that cannot be used, the first: {bad[0]}" if bad else "no rows"
         raise DataError(f"{path} has nothing to use for {name}", received=left, expected="at least one row")
     return Split(
         name=name,
         source=path,
-        rows=datasets.Dataset.from_dict(columns, features=_features(labels, multi_label, group_by is not None)),
+        task=task,
         values={modality: tuple(known) for modality, known in numbers.items()},
-        labels=tuple(labels),
-        multi_label=multi_label,
+        columns={key: np.array(column) for key, column in columns.items()},
+        targets=task.encode(labels),
         skipped=samples.skipped,
     )
 
@@ -154,8 +126,8 @@ def hold_out(split: Split, *, fraction: float, seed: int) -> tuple[Split, Split]
     Raises:
         DataError: there are too few pictures to divide.
     """
-    name = next(name for name in ("image", "video", "audio", "text") if split.values.get(name))
-    key = split.column(name)
+    name = next(name for name in _MANY if split.values.get(name))
+    key = split.columns[name]
     ids = np.unique(key)
     count = max(1, round(len(ids) * fraction))
     if count >= len(ids):
@@ -170,29 +142,13 @@ def hold_out(split: Split, *, fraction: float, seed: int) -> tuple[Split, Split]
     return split.select(np.flatnonzero(~outside)), split.select(np.flatnonzero(outside), name="validation")
 
 
-def _group(sample: Sample, key: str) -> str:
-    if key not in sample.extra:
-        raise DataError(f"{sample.where}: {key} missing", expected=f"a value in every row, because data.group_by={key}")
-    return str(sample.extra[key])
-
-
-def _features(labels: Sequence[str], multi_label: bool, grouped: bool) -> datasets.Features:
-    label = datasets.ClassLabel(names=list(labels))
-    features = {
-        **{name: datasets.Value("int64") for name in MODALITIES},
-        "label": datasets.List(label) if multi_label else label,
-        "line": datasets.Value("int64"),
-    }
-    return datasets.Features(features | ({"group": datasets.Value("string")} if grouped else {}))
-
-
 def drop_bad_files(split: Split, bad: Mapping[str, DataError], *, skip_bad: bool, modality: str = "image") -> Split:
     """``split`` without the rows whose picture, sound or video cannot be decoded.
 
     Raises:
         DataError: naming file and line of the first such row, unless ``skip_bad``; or no row is left.
     """
-    paths, column = split.values[modality], split.column(modality)
+    paths, column = split.values[modality], split.columns[modality]
     wrong = [i for i, path in enumerate(paths) if path in bad]
     rows = np.flatnonzero(np.isin(column, wrong))
     if not len(rows):
@@ -204,3 +160,9 @@ def drop_bad_files(split: Split, bad: Mapping[str, DataError], *, skip_bad: bool
     if len(rows) == len(split):
         raise DataError(f"{split.source} has nothing to use for {split.name}", received=messages[0])
     return split.select(np.setdiff1d(np.arange(len(split)), rows), skipped=messages)
+
+
+def _group(sample: Sample, key: str) -> str:
+    if key not in sample.extra:
+        raise DataError(f"{sample.where}: {key} missing", expected=f"a value in every row, because data.group_by={key}")
+    return str(sample.extra[key])

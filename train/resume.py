@@ -1,0 +1,154 @@
+"""Resume states, ``RUN/checkpoints/checkpoint-<step>``: written whole or not used, read back without pickle.
+
+::
+
+    model.safetensors     the trained tensors, and fitted statistics of y
+    training.pt           optimiser, schedule and, with fp16, the loss's scale
+    random-<process>.pt   torch's random states of each process
+    progress.json         steps done, validations so far
+    complete.json         the SHA-256 of all of these; written last
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mope_deploy.errors import CheckpointError
+from mope_deploy.files import json_bytes, sha256, write_file
+from train.run_folder import Run
+
+__all__ = ["Progress", "ResumeState", "newest"]
+
+KEPT = 2  # newest states
+COMPLETE = "complete.json"
+
+
+@dataclass
+class Progress:
+    """How far training has come: the only memory of a run, so that a resumed one decides as an uninterrupted one.
+
+    Attributes:
+        step: optimiser steps done.
+        scores: the metric that decides which model is best, of every validation so far; higher is better.
+        epochs: after which epoch each of them was, rounded.
+    """
+
+    step: int = 0
+    scores: list[float] = field(default_factory=list)
+    epochs: list[int] = field(default_factory=list)
+
+    @property
+    def best(self) -> tuple[float, int]:
+        """The best score, of equal ones the first, and its epoch."""
+        index = self.scores.index(max(self.scores))
+        return self.scores[index], self.epochs[index]
+
+    @property
+    def since_best(self) -> int:
+        """Validations after the best one; 0 before there is any."""
+        return len(self.scores) - 1 - self.scores.index(max(self.scores)) if self.scores else 0
+
+
+@dataclass(frozen=True)
+class ResumeState:
+    """One of them.
+
+    Raises:
+        CheckpointError: from every method that reads, where a file cannot be read.
+    """
+
+    folder: Path
+
+    def write(self, weights: dict[str, Tensor], training: dict[str, Any], progress: Progress) -> None:
+        """What one process writes for all."""
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()},
+            self.folder / "model.safetensors",
+        )
+        torch.save(training, self.folder / "training.pt")
+        write_file(self.folder / "progress.json", json_bytes(asdict(progress)))
+
+    def write_random(self, process: int) -> None:
+        """The random states of one process."""
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        torch.save({"cpu": torch.get_rng_state(), "cuda": cuda}, self.folder / f"random-{process}.pt")
+
+    def seal(self) -> None:
+        """Mark the state as complete, and remove those that are older than the ones kept."""
+        digests = {path.name: sha256(path) for path in sorted(self.folder.iterdir()) if path.name != COMPLETE}
+        write_file(self.folder / COMPLETE, json_bytes(digests))
+        for path in sorted(self.folder.parent.glob("checkpoint-*"), key=_step)[:-KEPT]:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The trained tensors."""
+        try:
+            return load_file(self.folder / "model.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{self.folder / 'model.safetensors'} cannot be read: {error}") from error
+
+    def training(self) -> dict[str, Any]:
+        """As it was given to :meth:`write`."""
+        return self._load("training.pt")
+
+    def progress(self) -> Progress:
+        """As it was given to :meth:`write`."""
+        try:
+            return Progress(**json.loads((self.folder / "progress.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{self.folder / 'progress.json'} cannot be read: {error}") from error
+
+    def restore_random(self, process: int) -> None:
+        """Go on with the random states of :meth:`write_random`; a process that there was not then keeps its own."""
+        if not (self.folder / f"random-{process}.pt").exists():
+            return
+        states = self._load(f"random-{process}.pt")
+        torch.set_rng_state(states["cpu"])
+        if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(states["cuda"])
+
+    def _load(self, name: str) -> dict[str, Any]:
+        try:
+            return torch.load(self.folder / name, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+        except (RuntimeError, ValueError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
+            raise CheckpointError(f"{self.folder / name} cannot be read: {error}") from error
+
+
+def newest(run: Run) -> ResumeState | None:
+    """The newest complete resume state, or None if training has not reached one.
+
+    Raises:
+        CheckpointError: its files are not those that were written.
+    """
+    found = [path for path in run.checkpoints.glob("checkpoint-*") if (path / COMPLETE).is_file()]
+    if not found:
+        return None
+    folder = max(found, key=_step)
+    todo = f"remove {folder} to continue from an older state" if len(found) > 1 else "start a new run"
+    try:
+        expected = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
+        wrong = [name for name, digest in expected.items() if _digest(folder / name) != digest]
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"resume state {folder} cannot be read: {error}", todo=todo) from error
+    if wrong:
+        received = f"{', '.join(wrong)} with other content than was written"
+        raise CheckpointError(f"resume state {folder} is damaged", received=received, todo=todo)
+    return ResumeState(folder)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _digest(path: Path) -> str | None:
+    return sha256(path) if path.exists() else None
