@@ -126,3 +126,11 @@ def test_what_a_contributor_is_told_exists(name: str) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"^make (\w+)", text, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_pages_name_rooms_that_exist(page: Path) -> None:
+    named = re.findall(
+        r"`((?:mope_deploy|train|export|benchmarks|tests|examples)/[\w/.-]+)`", page.read_text(encoding="utf-8")
+    )
+    assert not [name for name in named if not (ROOT / name).exists()]
