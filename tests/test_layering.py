@@ -105,7 +105,9 @@ def _re_exports(node: ast.stmt) -> bool:
         case ast.Import() | ast.ImportFrom() | ast.Expr(value=ast.Constant(value=str())):
             return True
         case ast.Assign(targets=[ast.Name(id="__all__" | "__version__")]) | ast.FunctionDef(name="__getattr__"):
-            return True  # a module's __getattr__ re-exports what is slow to import
+            return True  # a module's __getattr__ re-exports what is slow to import …
+        case ast.Assign(targets=[ast.Name(id=name)], value=ast.Dict(values=homes)) if name.startswith("_"):
+            return all(isinstance(home, ast.Constant) and isinstance(home.value, str) for home in homes)  # … from here
         case ast.If(test=ast.Name(id="TYPE_CHECKING"), body=body, orelse=[]):
             return all(isinstance(one, ast.ImportFrom) for one in body)
     return False
@@ -227,4 +229,6 @@ def test_a_definition_in_an_init_file_is_found() -> None:
         "line 3: LIMIT = 3",
         "line 6: class C:",
     ]
+    assert defined('_HOMES = {"b": "a"}\n') == []
+    assert defined('_HOMES = {"b": f()}\n') == ["line 1: _HOMES = {'b': f()}"]
     assert defined("if TYPE_CHECKING:\n    x = 1\n") == ["line 1: if TYPE_CHECKING:"]
