@@ -12,9 +12,9 @@ RUN := $(VENV)/bin/python -m
 env: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than Python 3.11; run: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than Python 3.11; run: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
 	@echo "creating $(VENV): about 7 GB and a few minutes, once"
-	$(PYTHON) -m venv --clear $(VENV)
+	"$(PYTHON)" -m venv --clear $(VENV)
 	$(RUN) pip install --disable-pip-version-check -c constraints.txt -e '.[train,export,ort,rtx,audio,video,plot,nvml,triton,docs,dev]'
 	$(RUN) pip check --disable-pip-version-check
 	@touch $@

@@ -118,8 +118,8 @@ def test_the_citation_names_both_papers() -> None:
         assert number.removeprefix("arXiv:") in readme
 
 
-@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "SECURITY.md"])
-def test_what_a_contributor_is_told_exists(name: str) -> None:
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md"])
+def test_what_a_reader_is_told_exists(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / link).is_file(), link
