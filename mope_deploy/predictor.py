@@ -140,7 +140,7 @@ class Predictor:
         Args:
             image: a path, a Pillow image, a uint8 array (H, W), (H, W, 3) or (H, W, 4), or a list of these.
             text: a string or a list of strings. One text with many images, or one image with many texts, goes with
-            each; and so on for every modality. In a list, None stands for an input that is missing, if it may be.
+                each; and so on for every modality. In a list, None stands for an input that is missing, if it may be.
             audio: a path, a :class:`mope_deploy.preprocess.Waveform`, or a list of these.
             video: a path, a uint8 array (frames, H, W, 3) RGB, or a list of these.
             routing: also return the experts' weights.

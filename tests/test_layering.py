@@ -1,27 +1,20 @@
-"""Imports flow one way (docs/architecture.md), and the device side runs where torch cannot be imported.
+"""Imports flow one way, nothing goes in circles, and every file is what its place says (docs/architecture.md).
 
-Every import statement counts, wherever it stands: in a function, under TYPE_CHECKING, or as a name handed to
-``importlib.import_module`` or ``mope_deploy.extras.require``.
+What counts as an import: tests/imports.py.
 """
 
 from __future__ import annotations
 
 import ast
-import json
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from tests.device import tiny
-from tests.device.graph import write_graph
+from tests.imports import PACKAGES, ROOT, circles, files, graph, imported, imports_of
 
-ROOT = Path(__file__).parents[1]
-OURS = ("mope_deploy", "train", "export", "examples", "benchmarks", "tests")
-
-# What may be imported by whom: a module imports its own level and those below it.
+# What may be imported by whom, on the device side: a module imports its own level and those below it.
 LEVELS = (
     {"errors", "extras", "console", "progress", "fields", "files", "paths"},
     {"preprocess", "manifest", "bundle", "data", "metrics", "targets", "task"},
@@ -29,125 +22,117 @@ LEVELS = (
     {"predictor", "bench", "cli", "__init__"},
 )
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
+DEVICE_PACKAGES = {
+    *("numpy", "PIL", "tokenizers", "typer", "rich", "msgspec"),  # the base install
+    *("onnxruntime", "soundfile", "av", "matplotlib", "pynvml"),  # extras
+}
 BELOW_MODEL = {"errors", "extras", "fields", "files", "paths", "preprocess", "task"}
-DEVICE_PACKAGES = {"numpy", "PIL", "tokenizers", "typer", "rich", "onnxruntime", "soundfile", "av", "msgspec", "matplotlib", "pynvml"}
-HEAVY = (
-    "torch",
-    "torchvision",
-    "timm",
-    "transformers",
-    "onnx",
-    "safetensors",
-    "huggingface_hub",
-    "datasets",
-    "sklearn",
-)
+ABOVE = {  # who must not be imported by whom
+    "mope_deploy": {"train", "export", "benchmarks", "examples", "tests"},
+    "train": {"export", "benchmarks", "examples", "tests"},
+    "export": {"train", "benchmarks", "examples", "tests"},
+    "benchmarks": {"examples", "tests"},
+    "examples": {"benchmarks", "tests"},
+}
+MOST_LINES = 400
+LONGER = {  # file → why it stays in one piece
+    "tests/families/table.py": "one row a family; docs/encoders.md is made of it",
+}
 
 
-def modules(package: str) -> list[str]:
-    """Dotted names of every module of a package, tests of their own excluded."""
-    found = []
-    for path in sorted((ROOT / package).rglob("*.py")):
-        parts = list(path.relative_to(ROOT).with_suffix("").parts)
-        found.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
-    return found
-
-
-def source(module: str) -> Path:
-    path = ROOT.joinpath(*module.split("."))
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-
-
-def imported(text: str, module: str, is_package: bool) -> Iterator[str]:
-    """Dotted names that a module imports; ``from a import b`` gives ``a.b``, which may be a name of ``a``."""
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                here = module.split(".")[: len(module.split(".")) - node.level + is_package]
-                base = ".".join([*here, base] if base else here)
-            yield from (f"{base}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", None)
-            if name in ("import_module", "require", "__import__") and isinstance(node.args[0].value, str):
-                yield node.args[0].value
-
-
-def imports(module: str) -> set[str]:
-    path = source(module)
-    return set(imported(path.read_text(encoding="utf-8"), module, path.name == "__init__.py"))
-
-
-def part(name: str) -> str:
+def piece(name: str) -> str:
     """``mope_deploy.engines.session`` → ``engines``: the piece of mope_deploy that a dotted name belongs to."""
-    pieces = name.split(".")
-    known = {*LEVEL, "model"}
-    return pieces[1] if len(pieces) > 1 and pieces[1] in known else "__init__"
+    second = name.split(".")[1:2]
+    return second[0] if second and second[0] in {*LEVEL, "model"} else "__init__"
 
 
-DEVICE = [m for m in modules("mope_deploy") if part(m) != "model"]
-MODEL = [m for m in modules("mope_deploy") if part(m) == "model"]
-STANDARD = set(sys.stdlib_module_names) | {"__future__"}
+def none(found: Iterable[str]) -> None:
+    if said := list(found):
+        pytest.fail("\n".join(said), pytrace=False)
 
 
-def test_every_module_has_a_level() -> None:
-    for module in DEVICE:
-        assert module == "mope_deploy" or module.split(".")[1] in LEVEL, (
-            f"{module} stands at no level: add it to LEVELS"
-        )
-    assert len(DEVICE) > 10
-    assert len(MODEL) > 5
+def test_every_module_of_the_device_side_has_a_level() -> None:
+    modules = [name for name in files("mope_deploy") if name != "mope_deploy"]
+    unknown = [name for name in modules if name.split(".")[1] not in {*LEVEL, "model"}]
+    assert not unknown, f"at no level, add them to LEVELS: {unknown}"
+    assert len(modules) > 60
 
 
-@pytest.mark.parametrize("module", DEVICE)
-def test_device_side_imports_downwards(module: str) -> None:
-    mine = LEVEL[part(module)]
-    for name in imports(module):
-        top = name.partition(".")[0]
-        if top == "mope_deploy":
-            assert part(name) != "model", f"{module} imports {name}"
-            # `from mope_deploy import console` names no higher module than console
-            assert LEVEL[part(name)] <= mine, f"{module} (level {mine}) imports {name} (level {LEVEL[part(name)]})"
-        else:
-            assert top in STANDARD | DEVICE_PACKAGES, f"{module} imports {name}"
+def wrong_ways(modules: Mapping[str, Path]) -> Iterator[str]:
+    """Imports that go up or out."""
+    for module, path in modules.items():
+        top = module.partition(".")[0]
+        for name, line in imports_of(module, path).items():
+            other = name.partition(".")[0]
+            if other == "mope_deploy" == top:
+                wrong = _wrong_in_mope_deploy(piece(module), name)
+            elif other in PACKAGES:
+                wrong = other in ABOVE[top]
+            else:
+                device = top == "mope_deploy" and piece(module) != "model"
+                wrong = device and other not in {*DEVICE_PACKAGES, *sys.stdlib_module_names}
+            if wrong:
+                yield f"{path.relative_to(ROOT)}, line {line}, imports {name}"
 
 
-def test_device_side_has_no_cycles() -> None:
-    def target(name: str) -> str:
-        return max((m for m in DEVICE if f"{name}.".startswith(f"{m}.")), key=len)
-
-    edges = {m: {target(name) for name in imports(m) if name.startswith("mope_deploy")} for m in DEVICE}
-    done: set[str] = set()
-    while len(done) < len(edges):
-        ready = {m for m in edges if m not in done and edges[m] - {m} <= done}
-        assert ready, f"these import each other: {sorted(set(edges) - done)}"
-        done |= ready
+def _wrong_in_mope_deploy(mine: str, name: str) -> bool:
+    if mine == "model":
+        return piece(name) not in {*BELOW_MODEL, "model"} and name != "mope_deploy.__version__"
+    return piece(name) == "model" or LEVEL[piece(name)] > LEVEL[mine]
 
 
-@pytest.mark.parametrize("module", MODEL)
-def test_model_imports_little_of_the_device_side(module: str) -> None:
-    for name in imports(module):
-        top = name.partition(".")[0]
-        if top == "mope_deploy":
-            assert part(name) in {*BELOW_MODEL, "model"} or name == "mope_deploy.__version__", (
-                f"{module} imports {name}"
-            )
-        assert top not in ("train", "export", "tests", "benchmarks", "examples"), f"{module} imports {name}"
+def test_imports_flow_one_way() -> None:
+    none(wrong_ways(files(*ABOVE)))
 
 
-@pytest.mark.parametrize(("package", "other"), [("train", "export"), ("export", "train")])
-def test_train_and_export_never_import_each_other(package: str, other: str) -> None:
-    found = modules(package)
-    assert len(found) > 3
-    for module in found:
-        for name in imports(module):
-            assert name.partition(".")[0] not in (other, "tests", "benchmarks", "examples"), f"{module} imports {name}"
+@pytest.mark.parametrize("package", PACKAGES)
+def test_nothing_goes_in_circles(package: str) -> None:
+    """Imports inside functions and under ``TYPE_CHECKING`` counted. Packages cannot form a circle: see ``ABOVE``."""
+    none(circles(graph(package)))
 
 
-def test_these_checks_bite() -> None:
-    text = """
+def defined(text: str) -> list[str]:
+    """What a package's ``__init__`` defines, though it is there to re-export and to say what the package is."""
+    return [
+        f"line {node.lineno}: {ast.unparse(node).splitlines()[0]}"
+        for node in ast.parse(text).body
+        if not _re_exports(node)
+    ]
+
+
+def _re_exports(node: ast.stmt) -> bool:
+    match node:
+        case ast.Import() | ast.ImportFrom() | ast.Expr(value=ast.Constant(value=str())):
+            return True
+        case ast.Assign(targets=[ast.Name(id="__all__" | "__version__")]) | ast.FunctionDef(name="__getattr__"):
+            return True  # a module's __getattr__ re-exports what is slow to import …
+        case ast.Assign(targets=[ast.Name(id=name)], value=ast.Dict(values=homes)) if name.startswith("_"):
+            return all(isinstance(home, ast.Constant) and isinstance(home.value, str) for home in homes)  # … from here
+        case ast.If(test=ast.Name(id="TYPE_CHECKING"), body=body, orelse=[]):
+            return all(isinstance(one, ast.ImportFrom) for one in body)
+    return False
+
+
+def test_init_files_only_re_export() -> None:
+    none(
+        f"{path.relative_to(ROOT)}, {what}"
+        for path in files(*PACKAGES).values()
+        if path.name == "__init__.py"
+        for what in defined(path.read_text(encoding="utf-8"))
+    )
+
+
+def test_files_are_short() -> None:
+    lines = {str(path.relative_to(ROOT)): path.read_bytes().count(b"\n") for path in files(*PACKAGES).values()}
+    none(
+        f"{name} has {n} lines, over {MOST_LINES}" for name, n in lines.items() if n > MOST_LINES and name not in LONGER
+    )
+    none(f"{name} is short by now: take it from LONGER" for name in LONGER if lines.get(name, 0) <= MOST_LINES)
+
+
+# --- each check finds what is planted ---
+
+PLANTED = """
 import torch.nn as nn
 from typing import TYPE_CHECKING
 if TYPE_CHECKING:
@@ -158,95 +143,92 @@ def f():
     require("timm", extra="model", purpose="x")
     importlib.import_module("transformers")
 """
-    found = set(imported(text, "mope_deploy.engines.open", is_package=False))
-    assert found == {
-        "torch.nn",
-        "typing.TYPE_CHECKING",
-        "mope_deploy.model.MoPE",
-        "mope_deploy.predictor",
-        "mope_deploy.engines.session",
-        "timm",
-        "transformers",
+
+
+def test_every_kind_of_import_is_found() -> None:
+    assert dict(imported(PLANTED, "mope_deploy.engines.open", is_package=False)) == {
+        "torch.nn": 2,
+        "typing.TYPE_CHECKING": 3,
+        "mope_deploy.model.MoPE": 5,
+        "mope_deploy.predictor": 7,
+        "mope_deploy.engines.session": 8,
+        "timm": 9,
+        "transformers": 10,
     }
-    assert set(imported("from . import session", "mope_deploy.engines", is_package=True)) == {
-        "mope_deploy.engines.session"
-    }
-
-
-# --- the device side, alone ---
-
-BLOCK = """
-import sys
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in HEAVY:
-            raise ModuleNotFoundError(f"{name} is blocked", name=name)
-sys.meta_path.insert(0, Blocked())
-""".replace("HEAVY", repr(HEAVY))
-
-END_TO_END = """
-import contextlib, io, json
-from mope_deploy import console, load
-from mope_deploy.bundle import write_bundle
-from mope_deploy.cli import app
-from tests.device import tiny
-
-graph, folder = sys.argv[1:]
-from pathlib import Path
-folder = Path(folder)
-bundle = write_bundle(folder / "bundle", files=tiny.files(Path(graph)), manifest=tiny.manifest()).path
-data = tiny.write_samples(folder, labels=[tiny.LABELS[i % 3] for i in range(6)])
-predictor = load(bundle)
-found = predictor.predict(image=folder / "0.png", text="the card is red", routing=True)
-checked = predictor.verify()
-codes = []
-for arguments in (
-    ["run", bundle, "--image", folder / "0.png", "--text", "red", "--routing"],
-    ["run", bundle, "--data", data, "--out", folder / "out.jsonl"],
-    ["eval", bundle, data],
-    ["verify", bundle],
-    ["info", bundle],
-    ["bench", bundle, "--duration", "0.1", "--json", folder / "figures.json", "--plot", folder / "figures.png"],
-):
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        codes.append(console.run_app(app, [str(a) for a in arguments]))
-import mope_deploy.metrics, mope_deploy.data
-heavy = sorted({name.partition(".")[0] for name in sys.modules} & set(HEAVY))
-print(json.dumps({"label": found.label, "routing": found.routing.shape, "samples": checked.samples,
-                  "codes": codes, "rows": len((folder / "out.jsonl").read_text().splitlines()), "heavy": heavy}))
-""".replace("HEAVY", repr(HEAVY))
-
-
-def python(code: str, *arguments: object) -> str:
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_the_block_blocks() -> None:
-    code = BLOCK + "\ntry:\n    import timm\nexcept ModuleNotFoundError as error:\n    print(error)"
-    assert python(code) == "timm is blocked\n"
-
-
-def test_device_side_runs_with_torch_blocked(tmp_path: Path) -> None:
-    graph = write_graph(tmp_path / "model.onnx")
-    (tmp_path / "work").mkdir()
-    found = json.loads(python(BLOCK + END_TO_END, graph, tmp_path / "work"))
-    assert found.pop("label") in tiny.LABELS
-    assert found == {
-        "routing": [tiny.LAYERS, tiny.EXPERTS],
-        "samples": 6,
-        "codes": [0, 0, 0, 0, 0, 0],
-        "rows": 6,
-        "heavy": [],
+    assert dict(imported("from . import session", "mope_deploy.engines", is_package=True)) == {
+        "mope_deploy.engines.session": 1
     }
 
 
-def test_import_mope_deploy_imports_nothing_else() -> None:
-    code = "import sys; before = set(sys.modules); import mope_deploy; print(sorted(set(sys.modules) - before))"
-    loaded = {name.partition(".")[0] for name in ast.literal_eval(python(code))}
-    assert loaded - set(sys.stdlib_module_names) == {"mope_deploy"}
-    code = "import sys, mope_deploy.cli; print(sorted(sys.modules))"
-    loaded = {name.partition(".")[0] for name in ast.literal_eval(python(code))}
-    assert not loaded & {*HEAVY, "numpy", "PIL", "tokenizers", "onnxruntime"}  # `mope --help` answers at once
+def plant(folder: Path, monkeypatch: pytest.MonkeyPatch, **modules: str) -> None:
+    """Modules under another root: ``export__graph__lint="import torch"``; a package's own file ends in ``__``."""
+    monkeypatch.setattr("tests.imports.ROOT", folder)
+    monkeypatch.setitem(globals(), "ROOT", folder)
+    for name, text in modules.items():
+        path = folder / (
+            name.replace("__", "/") + "__init__.py" if name.endswith("__") else name.replace("__", "/") + ".py"
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def test_a_circle_is_found_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(
+        tmp_path,
+        monkeypatch,
+        export__="from export.pipeline import export\n",
+        export__pipeline="from export.graph import lint\n\n\ndef export():\n    from export import recheck\n",
+        export__graph__="",
+        export__graph__lint="if TYPE_CHECKING:\n    from export.pipeline import Options\n",
+        export__recheck="import importlib\n\npipeline = importlib.import_module('export.pipeline')\n",
+        export__limits="import math\n",
+    )
+    (said,) = circles(graph("export"))
+    assert said.splitlines() == [
+        "3 modules import each other, such as",
+        "    export.graph.lint, line 2, imports export.pipeline",
+        "    export.pipeline, line 1, imports export.graph.lint",
+    ]
+
+
+def test_a_package_and_its_module_are_a_circle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(
+        tmp_path,
+        monkeypatch,
+        train__data__="from train.data.rows import Rows\n\nLIMIT = 3\n",
+        train__data__rows="def rows():\n    from train.data import LIMIT\n",
+        train__own="from . import data\n",
+    )
+    assert [said.splitlines()[0] for said in circles(graph("train"))] == ["2 modules import each other, such as"]
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        ("mope_deploy__engines__open", "import torch"),
+        ("mope_deploy__engines__open", "from mope_deploy import predictor"),
+        ("mope_deploy__data", "from mope_deploy.model import MoPE"),
+        ("mope_deploy__model__heads", "from mope_deploy.bundle import Bundle"),
+        ("mope_deploy__model__heads", "import train.recipe"),
+        ("train__cli", "from export import options"),
+        ("export__cli", "require('train.cli')"),
+        ("export__cli", "from tests import tiny"),
+    ],
+)
+def test_a_wrong_way_is_found(module: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(tmp_path, monkeypatch, **{module: f"import math\n\n{text}\n"})
+    (said,) = wrong_ways(files(module.partition("__")[0]))
+    assert said.startswith(f"{module.replace('__', '/')}.py, line 3, imports ")
+
+
+def test_a_definition_in_an_init_file_is_found() -> None:
+    allowed = '"""What it is."""\n\nfrom a import b\n\n__all__ = ["b"]\n\n\ndef __getattr__(name):\n    return b\n'
+    assert defined(allowed) == []
+    assert defined("if TYPE_CHECKING:\n    from a import b\n") == []
+    assert defined("from a import b\n\nLIMIT = 3\n\n\nclass C:\n    pass\n") == [
+        "line 3: LIMIT = 3",
+        "line 6: class C:",
+    ]
+    assert defined('_HOMES = {"b": "a"}\n') == []
+    assert defined('_HOMES = {"b": f()}\n') == ["line 1: _HOMES = {'b': f()}"]
+    assert defined("if TYPE_CHECKING:\n    x = 1\n") == ["line 1: if TYPE_CHECKING:"]

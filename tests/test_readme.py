@@ -78,16 +78,3 @@ def test_five_commands_on_one_s_own_data(
     python = (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
     exec(compile(python, "README.md", "exec"), {})
     assert re.search(r"(entailment|contradiction) \{", capfd.readouterr().out)
-
-
-def test_every_linked_file_exists() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for link in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (ROOT / link).exists(), link
-
-
-def test_the_two_commands_are_targets_of_the_makefile() -> None:
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for target in re.findall(r"^make (\w+)", text, re.MULTILINE):
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from export.graph.files import save
 from export.graph.static import to_static
 from export.graph.to_onnx import trace
 from mope_deploy.model import EncoderSpec, MoPE, MoPEConfig, build_model
-from tests.families.table import Family, by_name
+from tests.families.table import GRAPHS, Family, by_name
 from tests.tiny import LABELS, tiny_inputs
 
 # Of routing. A graph costs seconds, so one of each row has both kinds: dense in layers 0, 2, … and top-2 in the others.
@@ -131,3 +132,18 @@ def graph(model: Callable[..., MoPE], tmp_path_factory: pytest.TempPathFactory) 
         return Graph(trained, config, file)
 
     return make
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one graph stand together, so that one worker runs them and traces it once."""
+    places = [i for i, item in enumerate(items) if _names(item) in GRAPHS]
+    found = sorted((items[i] for i in places), key=lambda item: GRAPHS.index(_names(item)))
+    for i, item in zip(places, found, strict=True):
+        items[i] = item
+
+
+def _names(item: pytest.Item) -> Any:
+    """Of the graph that a test is given."""
+    return (
+        item.callspec.params.get("names") if isinstance(item, pytest.Function) and hasattr(item, "callspec") else None
+    )
