@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from pathlib import Path
-from typing import Any
 
 from benchmarks.child import run_child
 from benchmarks.graphs import Workshop
@@ -79,21 +79,9 @@ def _error(values: list[float]) -> float | None:
 
 def _golden_sample(bundle: Bundle) -> str:
     """The first one as JSON of :meth:`Predictor.predict`'s arguments."""
-    import json
-
-    from mope_deploy.data import open_samples
-
-    manifest = bundle.manifest
-    modalities = (manifest.main, *manifest.complementary)
-    rows = open_samples(
-        bundle.file(manifest.golden.samples),
-        multi_label=manifest.task.multi_label,
-        require_label=False,
-        modalities=modalities,
-    )
-    sample = next(iter(rows))
-    given: dict[str, Any] = {name: getattr(sample, name) for name in modalities}
-    return json.dumps({name: str(value) for name, value in given.items()})
+    sample = next(iter(bundle.golden_samples()))
+    modalities = (bundle.manifest.main, *bundle.manifest.complementary)
+    return json.dumps({name: str(value) for name in modalities if (value := getattr(sample, name)) is not None})
 
 
 def _make_bundle(folder: Path) -> Path:

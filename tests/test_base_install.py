@@ -40,7 +40,7 @@ def test_onnxruntime_comes_by_its_own_extras_alone() -> None:
     """One that came with another extra would be installed over a device's own onnxruntime-gpu."""
     holders = {key for key, needs in PROJECT["optional-dependencies"].items() if any("onnxruntime" in n for n in needs)}
     assert holders == {"ort", "ort-gpu"}
-    assert names(PROJECT["dependencies"]) == {"numpy", "pillow", "tokenizers", "typer", "rich"}
+    assert names(PROJECT["dependencies"]) == {"numpy", "pillow", "tokenizers", "typer", "rich", "msgspec"}
 
 
 def test_what_pip_leaves_out_for_another_python_is_asked_for(check: ModuleType) -> None:
