@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mope_deploy.data import Sample, open_samples
 from mope_deploy.errors import BundleError, ConfigError, UsageError
 from mope_deploy.fields import nearest
 from mope_deploy.manifest import (
@@ -145,6 +146,18 @@ class Bundle:
         except (ConfigError, UnicodeDecodeError) as error:
             raise BundleError(f"{self.path / (tokenizer or MANIFEST)}: {error}") from error
         return made
+
+    def golden_samples(self) -> list[Sample]:
+        """The golden samples as they were before preprocessing, with or without labels."""
+        manifest = self.manifest
+        rows = open_samples(
+            self.file(manifest.golden.samples),
+            multi_label=manifest.task.multi_label,
+            require_label=False,
+            modalities=(manifest.main, *manifest.complementary),
+            optional=manifest.missing,
+        )
+        return list(rows)
 
     def golden(self) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
         """Input arrays of the golden samples and the outputs known for them, both by name.
