@@ -85,10 +85,7 @@ COMPARISONS = {
         base="bare",
         groups=(
             Group(
-                {
-                    "bare BERT": Spec(kind="bare-main", main="text"),
-                    "MoPE, y given": Spec(kind="given-y", main="text"),
-                },
+                {"bare BERT": Spec(kind="bare-main", main="text"), "MoPE, y given": Spec(kind="given-y", main="text")},
                 batches={1: "text-main", 8: None},
                 judged=("MoPE, y given",),
             ),
@@ -104,11 +101,7 @@ COMPARISONS = {
         base="main encoder",
         groups=(
             Group(
-                {
-                    "main encoder": Spec(kind="bare-main"),
-                    "MoPE, y given": Spec(kind="given-y"),
-                    "whole MoPE": Spec(),
-                },
+                {"main encoder": Spec(kind="bare-main"), "MoPE, y given": Spec(kind="given-y"), "whole MoPE": Spec()},
                 batches={1: "cached-y"},
                 judged=("MoPE, y given",),
             ),
@@ -168,11 +161,7 @@ COMPARISONS = {
         columns=("",),
         base="eager",
         groups=(
-            Group(
-                {"eager": Spec(eager=True), "exported": Spec()},
-                batches={1: "eager-ratio"},
-                judged=("exported",),
-            ),
+            Group({"eager": Spec(eager=True), "exported": Spec()}, batches={1: "eager-ratio"}, judged=("exported",)),
         ),
     ),
 }

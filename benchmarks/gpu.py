@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from benchmarks.encoders import BarePair, Encoders
 from benchmarks.graphs import make_feeds
 from benchmarks.machine import describe_machine
-from benchmarks.settings import SIZES, TEXT_LENGTH
-from mope_deploy.bench.timing import interleave, ratio_of_medians, summary, warm_up
-from mope_deploy.console import err, out, run_app
+from benchmarks.measuring import compare
+from benchmarks.settings import SIZES, TEXT_LENGTH, Settings
+from mope_deploy.console import out, run_app
 from mope_deploy.errors import UsageError
 from mope_deploy.files import json_bytes, write_file
 
@@ -69,14 +69,17 @@ def gpu(
         if compiled:  # each batch size gets code of its own, in the warm-up
             made = torch.compile(module, dynamic=False)
             variants[name.replace("eager", "compiled")] = made  # type: ignore[assignment]
-    rows = []
+    rows: list[dict[str, Any]] = []
+    settings = Settings(folder=Path(), threads=torch.get_num_threads(), seconds=seconds)
     for count in batches:
-        err.print(f"batch {count}", markup=False)
         inputs = {name: torch.from_numpy(array).to(device) for name, array in make_feeds(size, batch=count).items()}
-        rows += _measure(
-            {n: _call(v, inputs, device, _AUTOCAST[autocast]) for n, v in variants.items()}, count, seconds
-        )
-    figures = {
+        calls = {name: _call(module, inputs, device, _AUTOCAST[autocast]) for name, module in variants.items()}
+        found = compare(calls, settings, samples=count)
+        for name, row in found.items():
+            kind, _, how = name.partition(" ")
+            ratio = {} if kind == "bare" else {"ratio_to_bare": row["p50_ms"] / found[f"bare {how}"]["p50_ms"]}
+            rows.append({"batch": count, "name": name} | row | ratio)
+    figures: dict[str, Any] = {
         "rows": rows,
         "encoders": f"{size.names['vit']} and {size.names['text']}, random weights",
         "experts": experts,
@@ -92,20 +95,6 @@ def gpu(
     for row in rows:
         text = f"batch {row['batch']:<4} {row['name']:<14} p50 {row['p50_ms']:.2f} ms   p95 {row['p95_ms']:.2f} ms"
         out.print(text + (f"   ÷ bare {row['ratio_to_bare']:.3f}" if "ratio_to_bare" in row else ""), markup=False)
-
-
-def _measure(calls: dict[str, Callable[[], None]], batch: int, seconds: float) -> list[dict[str, Any]]:
-    """A row for each variant; MoPE's ratio is to the bare pair of the same kind."""
-    warm_up(calls, calls_each=10)
-    taken = interleave(calls, seconds=seconds)
-    rows = []
-    for name, times in taken.items():
-        row = {"batch": batch, "name": name} | summary(times, samples=batch)
-        kind, _, how = name.partition(" ")
-        if kind != "bare":
-            row["ratio_to_bare"] = ratio_of_medians(times, taken[f"bare {how}"]).value
-        rows.append(row)
-    return rows
 
 
 def _batches(text: str) -> list[int]:

@@ -104,7 +104,7 @@ class Workshop:
         if spec.kind == "given-y":
             given = conditions_name(spec.complementary)
             inputs = describe_graph(self.graph(spec), spec.precision).inputs
-            (width,) = (tensor.shape[1] for tensor in inputs if tensor.name == given)
+            (width,) = (int(tensor.shape[1]) for tensor in inputs if tensor.name == given)
             feeds[given] = np.random.default_rng(seed).standard_normal((batch, width), np.float32)
         return feeds
 

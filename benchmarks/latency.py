@@ -8,17 +8,17 @@ ratio of medians is the figure to quote. Preprocessing is left out of both.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from benchmarks.machine import describe_machine
-from benchmarks.measuring import eager_call
+from benchmarks.measuring import compare, eager_call
+from benchmarks.settings import Settings
 from mope_deploy import load
-from mope_deploy.bench.timing import interleave, ratio_of_medians, summary, warm_up
 from mope_deploy.console import out, run_app
 from mope_deploy.files import json_bytes, write_file
 from mope_deploy.model import MoPE
@@ -36,20 +36,17 @@ def latency(
     to: Annotated[Path | None, typer.Option("--json", help="Also write the figures there.")] = None,
 ) -> None:
     """Measure p50 and p95 of eager PyTorch and of the bundle, interleaved."""
-    torch.set_num_threads(threads)
     model = MoPE.from_pretrained(run / "best").eval()
     predictor = load(bundle, threads=threads)
     raw = [{"image": row.image, "text": row.text} for row in predictor.bundle.golden_samples()]
     arrays = model.preprocessing.collate((raw * batch)[:batch])
-    calls = {
+    calls: dict[str, Callable[[], object]] = {
         "eager": partial(eager_call(model), arrays),
         "bundle": partial(predictor.session.run, arrays, ("logits",)),
     }
-    warm_up(calls, calls_each=10)
-    taken = interleave(calls, seconds=seconds)
-    rows = {name: summary(times, samples=batch) for name, times in taken.items()}
+    rows = compare(calls, Settings(folder=run, threads=threads, seconds=seconds), samples=batch)
     figures: dict[str, Any] = rows | {
-        "ratio_of_medians": ratio_of_medians(taken["bundle"], taken["eager"]).value,
+        "ratio_of_medians": rows["bundle"]["ratio"]["value"],
         "batch": batch,
         "text_length": int(arrays["input_ids"].shape[1]),
         "threads": threads,

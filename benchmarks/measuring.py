@@ -35,7 +35,7 @@ def describe_graph(path: Path, precision: str) -> Graph:
     model = onnx.load(path)
     inputs, outputs = (tuple(map(_tensor, values)) for values in (model.graph.input, model.graph.output))
     return Graph(
-        name=path.stem,
+        name="model",
         file=path.name,
         data=(),
         precision=precision,
@@ -60,10 +60,7 @@ def eager_call(module: nn.Module) -> Callable[[Feeds], object]:
 
 
 def compare(
-    calls: Mapping[str, Callable[[], object]],
-    settings: Settings,
-    *,
-    samples: Mapping[str, int] | int,
+    calls: Mapping[str, Callable[[], object]], settings: Settings, *, samples: Mapping[str, int] | int
 ) -> dict[str, dict[str, Any]]:
     """Time calls against each other.
 
@@ -77,7 +74,7 @@ def compare(
     """
     torch.set_num_threads(settings.threads)
     err.print(f"measuring {', '.join(calls)}", markup=False)
-    warm_up(calls, calls_each=min(3, settings.rounds))
+    warm_up(calls, calls_each=min(10, settings.rounds))
     times = interleave(calls, seconds=settings.seconds, rounds=settings.rounds)
     base = times[next(iter(calls))]
     return {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -87,7 +88,9 @@ def _roofline(workshop: Workshop, specs: dict[str, Spec]) -> Table:
     sides = {name: random.standard_normal((_SIDE, _SIDE), np.float32) for name in "ab"}
     large, copied = np.ones(_COPIED, np.float32), np.empty(_COPIED, np.float32)
     feeds = {name: workshop.feeds(spec, batch=1) for name, spec in specs.items()}
-    calls = {name: partial(workshop.open(spec), feeds[name]) for name, spec in specs.items()}
+    calls: dict[str, Callable[[], object]] = {
+        name: partial(workshop.open(spec), feeds[name]) for name, spec in specs.items()
+    }
     calls["product"] = partial(open_graph(product, settings), sides)
     calls["copy"] = partial(np.copyto, copied, large)
     found = compare(calls, settings, samples=1)

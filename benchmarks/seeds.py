@@ -39,7 +39,7 @@ def seeds(
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe.")] = None,
 ) -> None:
     """Train with each seed and print the page of all of them."""
-    what = {"recipe": recipe, "settings": settings or []}
+    what: dict[str, Any] = {"recipe": recipe, "settings": settings or []}
     known = _read(kept, what) if kept is not None and kept.exists() else what | {"machines": {}}
     found = [_train(recipe, seed, runs / f"{recipe}-seed{seed}", settings or []) for seed in range(count)]
     machine = describe_machine()
@@ -156,9 +156,9 @@ def page(known: dict[str, Any]) -> str:
 
 
 def _spread(seeds: Sequence[dict[str, Any]]) -> str:
-    values = [seed["accuracy"] for seed in seeds]
-    named = {"mean": statistics.mean, "median": statistics.median, "lowest": min, "highest": max}
-    return ", ".join(f"{name} {_percent(figure(values))}" for name, figure in named.items())
+    values = sorted(seed["accuracy"] for seed in seeds)
+    middle = f"mean {_percent(statistics.mean(values))}, median {_percent(statistics.median(values))}"
+    return f"{middle}, lowest {_percent(values[0])}, highest {_percent(values[-1])}"
 
 
 def _percent(share: float | None) -> str:

@@ -42,10 +42,7 @@ def test_targets_are_those_of_the_project() -> None:
 def test_verdicts() -> None:
     results = {
         "fp32-ratio": {
-            "values": {
-                "fp32-vit-1": {"value": 1.01, "error": 0.002},
-                "fp32-vit-8": {"value": 1.05, "error": None},
-            },
+            "values": {"fp32-vit-1": {"value": 1.01, "error": 0.002}, "fp32-vit-8": {"value": 1.05, "error": None}},
             "not_run": {"fp32-swin-1": "no Swin"},
         },
         "device-process": {"values": {"process-time": {"value": 0.6, "error": 0.1}}, "not_run": {}},
