@@ -7,7 +7,6 @@ python -m benchmarks fp32-ratio --out fp32.json       # one of them
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import os
 import shlex
@@ -80,19 +79,19 @@ def _command(names: Sequence[str]) -> Callable[..., None]:
             if value not in known:
                 raise UsageError(name, received=value, expected=" or ".join(known))
         usual, rounds, processes = _LENGTHS["tiny" if size == "tiny" else "quick" if quick else "full"]
-        settings = Settings(
-            folder=Path(),
-            size=size,
-            form=form,
-            threads=threads,
-            seconds=usual if seconds is None else seconds,
-            rounds=rounds,
-            few=quick,
-            processes=processes,
-            bundle=bundle,
-        )
         with tempfile.TemporaryDirectory(prefix="mope-benchmarks-") as temporary:
-            run(names, dataclasses.replace(settings, folder=work or Path(temporary)), to=to)
+            settings = Settings(
+                folder=work or Path(temporary),
+                size=size,
+                form=form,
+                threads=threads,
+                seconds=usual if seconds is None else seconds,
+                rounds=rounds,
+                few=quick,
+                processes=processes,
+                bundle=bundle,
+            )
+            run(names, settings, to=to)
 
     return command
 
@@ -102,16 +101,8 @@ for _name, _about in BENCHMARKS.items():
 app.command("all", help="All of these.")(_command(list(BENCHMARKS)))
 
 
-def run(names: Sequence[str], settings: Settings, *, to: Path | None) -> dict[str, Any]:
+def run(names: Sequence[str], settings: Settings, *, to: Path | None) -> None:
     """Run benchmarks one after the other; the report is written anew after each, so that an interruption loses one.
-
-    Args:
-        names: keys of :data:`BENCHMARKS`.
-        settings: how.
-        to: the report's JSON file, if one is wanted.
-
-    Returns:
-        The report.
 
     Raises:
         MopeError: one or more of them failed; the others ran.
@@ -152,7 +143,6 @@ def run(names: Sequence[str], settings: Settings, *, to: Path | None) -> dict[st
         err.print(f"wrote {to} and {to.with_suffix('.md')}", markup=False)
     if failed:
         raise MopeError("; ".join(failed))
-    return report
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,13 +18,13 @@ class Group:
         graphs: name in the table → graph; ratios are to the first.
         cells: of the columns before those names. An encoder's kind is shown by its name.
         batches: batch size → the target that it is about, or None.
-        judged: the graphs that those targets are about; the least ratio counts.
+        judged: the graphs that those targets are about, by default all but the first; the least ratio counts.
     """
 
     graphs: Mapping[str, Spec]
     cells: tuple[str, ...] = ()
     batches: Mapping[int, str | None] = field(default_factory=lambda: {1: None})
-    judged: tuple[str, ...] = ("MoPE",)
+    judged: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,6 @@ COMPARISONS = {
             Group(
                 {"bare BERT": Spec(kind="bare-main", main="text"), "MoPE, y given": Spec(kind="given-y", main="text")},
                 batches={1: "text-main", 8: None},
-                judged=("MoPE, y given",),
             ),
         ),
         text_length=16,
@@ -129,11 +128,7 @@ COMPARISONS = {
         columns=("precision",),
         base="fp32",
         groups=(
-            Group(
-                {name: Spec(precision=name) for name in ("fp32", "int8-dynamic", "int8")},
-                batches={1: "int8-speed"},
-                judged=("int8-dynamic", "int8"),
-            ),
+            Group({name: Spec(precision=name) for name in ("fp32", "int8-dynamic", "int8")}, batches={1: "int8-speed"}),
         ),
         needs_int8=True,
     ),
@@ -148,7 +143,6 @@ COMPARISONS = {
                 {f"K={experts}": Spec(experts=experts, top_k=top_k) for experts in (16, 256)},
                 (routing,),
                 {1: f"experts-{routing}"},
-                judged=("K=256",),
             )
             for routing, top_k in (("top1", 1), ("soft", 0))
         ),
@@ -160,8 +154,6 @@ COMPARISONS = {
         title="exported against eager",
         columns=("",),
         base="eager",
-        groups=(
-            Group({"eager": Spec(eager=True), "exported": Spec()}, batches={1: "eager-ratio"}, judged=("exported",)),
-        ),
+        groups=(Group({"eager": Spec(eager=True), "exported": Spec()}, batches={1: "eager-ratio"}),),
     ),
 }

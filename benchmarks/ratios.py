@@ -31,8 +31,8 @@ def ratios(workshop: Workshop, comparison: Comparison) -> Result:
                 size = [f"{workshop.graph(graphs[name]).stat().st_size / 1e6:,.1f}"] if comparison.sizes else []
                 rows.append((*first, *latency_columns(row), f"{row['ratio']['value']:.3f}", *size))
             if target is not None:
-                judged = (found[name]["ratio"] for name in group.judged if name in found)
-                values[target] = min(judged, key=lambda ratio: ratio["value"])
+                judged = group.judged or list(found)[1:]
+                values[target] = min((found[name]["ratio"] for name in judged), key=lambda ratio: ratio["value"])
     here = int8_instructions()
     missing = comparison.needs_int8 and not here
     columns = (*comparison.columns, *LATENCY, f"÷ {comparison.base}", *(("MB",) if comparison.sizes else ()))

@@ -44,7 +44,8 @@ def seeds(
     found = [_train(recipe, seed, runs / f"{recipe}-seed{seed}", settings or []) for seed in range(count)]
     machine = describe_machine()
     name = f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB, {machine['system']}"
-    known["machines"][name] = summarise(found)
+    shared = {key: value for key, value in found[0][0].items() if key in ("split", "parameters", "baselines")}
+    known["machines"][name] = shared | {"seeds": [_summary(*one) for one in found]}
     text = page(known)
     out.print(text, markup=False)
     if kept is not None:
@@ -57,14 +58,12 @@ def _read(path: Path, what: dict[str, Any]) -> dict[str, Any]:
     """Earlier figures of the same recipe."""
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-        same = {key: known[key] for key in what} == what and isinstance(known["machines"], dict)
+        if isinstance(known["machines"], dict) and {key: known[key] for key in what} == what:
+            return known
     except (OSError, ValueError, KeyError, TypeError):
-        same = False
-    if not same:
-        raise UsageError(
-            "--json", received=path, expected=f"figures of {what['recipe']} with the same --set", todo="name a new file"
-        )
-    return known
+        pass
+    wanted = f"figures of {what['recipe']} with the same --set"
+    raise UsageError("--json", received=path, expected=wanted, todo="name a new file")
 
 
 def _train(recipe: str, seed: int, run: Path, settings: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -76,42 +75,22 @@ def _train(recipe: str, seed: int, run: Path, settings: list[str]) -> tuple[dict
         call = [sys.executable, "-m", "train", recipe, f"seed={seed}", f"run.dir={run}", f"baselines={baselines}"]
         if subprocess.run([*call, *settings], check=False).returncode:
             raise MopeError(f"seed {seed} failed", todo="see its message above")
-    evaluation, described = (
-        json.loads((run / name).read_text(encoding="utf-8")) for name in ("evaluation.json", "run.json")
-    )
+    files = (run / name for name in ("evaluation.json", "run.json"))
+    evaluation, described = (json.loads(file.read_text(encoding="utf-8")) for file in files)
     return evaluation, described
 
 
-def summarise(found: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
-    """What the page shows of one machine, from the evaluation and the description of the runs of seeds 0, 1, …"""
-    first = found[0][0]
-    seeds = []
-    for evaluation, run in found:
-        routing = evaluation.get("routing", {})
-        used = ", ".join(map(str, routing.get("used_experts", [])))
-        seeds.append(
-            {
-                "accuracy": evaluation["accuracy"],
-                "by": {
-                    name: group["accuracy"] for by in evaluation.get("by", {}).values() for name, group in by.items()
-                },
-                "validation": next(value for name, value in run["metrics"]["validation"].items() if name != "epoch"),
-                "experts": used and f"{used} of {routing['experts']}",
-                "seconds": run["seconds"]["training"],
-            }
-        )
+def _summary(evaluation: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows of one seed."""
+    routing = evaluation.get("routing", {})
+    used = ", ".join(map(str, routing.get("used_experts", [])))
+    groups = (item for by in evaluation.get("by", {}).values() for item in by.items())
     return {
-        "split": first["split"],
-        "parameters": first["parameters"],
-        "seeds": seeds,
-        "baselines": [
-            {
-                "name": f"{head['name']}, {head['head']}",
-                "accuracy": head["accuracy"]["mean"],
-                "parameters": head["parameters"],
-            }
-            for head in first.get("baselines", [])
-        ],
+        "accuracy": evaluation["accuracy"],
+        "by": {name: group["accuracy"] for name, group in groups},
+        "validation": next(value for name, value in run["metrics"]["validation"].items() if name != "epoch"),
+        "experts": used and f"{used} of {routing['experts']}",
+        "seconds": run["seconds"]["training"],
     }
 
 
@@ -133,25 +112,21 @@ def page(known: dict[str, Any]) -> str:
     ]
     for name, machine in machines.items():
         groups = sorted({group for seed in machine["seeds"] for group in seed.get("by", {})})
-        rows = [
-            (
-                number,
-                _percent(seed["accuracy"]),
-                *(_percent(seed["by"].get(group)) for group in groups),
-                _percent(seed.get("validation")),
-                seed.get("experts") or "–",
-                f"{seed['seconds']:.0f}" if "seconds" in seed else "–",
-            )
-            for number, seed in enumerate(machine["seeds"])
-        ]
         columns = ("seed", "accuracy", *groups, "validation", "experts in use per layer", "training s")
+        rows = []
+        for number, seed in enumerate(machine["seeds"]):
+            shares = [seed["accuracy"], *(seed["by"].get(group) for group in groups), seed.get("validation")]
+            took = f"{seed['seconds']:.0f}" if "seconds" in seed else "–"
+            rows.append((number, *map(_percent, shares), seed.get("experts") or "–", took))
         lines += ["", f"## {name}", "", *markdown_table(columns, rows)]
         if len(rows) > 1:
             lines += ["", f"{_spread(machine['seeds']).capitalize()}."]
-        if machine.get("baselines"):
+        if heads := machine.get("baselines"):
             lines += ["", "The same frozen encoders without conditioning, mean of each head's own seeds:", ""]
-            heads = [(h["name"], _percent(h["accuracy"]), f"{h['parameters']:,}") for h in machine["baselines"]]
-            lines += markdown_table(("baseline", "accuracy", "trained parameters"), heads)
+            cells = [
+                (f"{h['name']}, {h['head']}", _percent(h["accuracy"]["mean"]), f"{h['parameters']:,}") for h in heads
+            ]
+            lines += markdown_table(("baseline", "accuracy", "trained parameters"), cells)
     return "\n".join(lines) + "\n"
 
 

@@ -49,8 +49,8 @@ def training_step(workshop: Workshop) -> Result:
         }
         for name, row in found.items():
             peak = f"{peaks[name] / 2**20:,.0f}" if name in peaks else "–"
-            encoder, ratio = settings.encoders.names[image], f"{row['ratio']['value']:.3f}"
-            rows.append((encoder, name, *latency_columns(row), ratio, peak))
+            ratio = f"{row['ratio']['value']:.3f}"
+            rows.append((settings.encoders.names[image], name, *latency_columns(row), ratio, peak))
         token, prefix = "step, token form", "step, prefix form"
         if image == "swin":
             value = found[prefix]["p50_ms"] / found[token]["p50_ms"]
