@@ -7,33 +7,31 @@ python -m benchmarks fp32-ratio --out fp32.json       # one of them
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import os
 import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from benchmarks.comparisons import COMPARISONS
 from benchmarks.settings import FORMS, SIZES, Settings
 from mope_deploy.console import err, out, run_app
 from mope_deploy.errors import MopeError, UsageError
 
+if TYPE_CHECKING:
+    from benchmarks.graphs import Workshop
+    from benchmarks.result import Result
+
 __all__ = ["BENCHMARKS", "app", "main"]
 
-# name → what it measures. Module and function have the same name; imported when run: some need what others do not.
-BENCHMARKS = {
-    "fp32-ratio": "Exported MoPE ÷ bare encoder pair, fp32, batch 1 and 8.",
-    "text-main": "Prompted BERT with its image feature given ÷ bare BERT.",
-    "cached-y": "MoPE with its text feature given ÷ image encoder alone.",
-    "int8-ratio": "Exported MoPE ÷ bare encoder pair, both in int8.",
-    "int8-speed": "Exported MoPE in int8 ÷ in fp32.",
-    "experts-ratio": "K = 256 ÷ K = 16, top-1 and soft.",
-    "eager-ratio": "Exported MoPE ÷ eager PyTorch.",
+# name → what it measures: the comparisons, then modules that have a function of the same name.
+BENCHMARKS = {name: comparison.help for name, comparison in COMPARISONS.items()} | {
     "device-process": "A new process up to its first prediction: time and memory.",
     "training-step": "One training step: time and memory.",
     "growth": "Latency against batch size, text length, K and L.",
@@ -76,9 +74,24 @@ def _command(names: Sequence[str]) -> Callable[..., None]:
             raise UsageError("--out", received=to, expected="a file ending in .json, in a folder that is there")
         if work is not None and not work.is_dir():
             raise UsageError("--work", received=work, expected="a folder")
-        settings = _settings(size, form, threads=threads, seconds=seconds, quick=quick, bundle=bundle)
+        size = size or ("small" if quick else "base")
+        for name, value, known in (("--size", size, SIZES), ("--form", form, FORMS)):
+            if value not in known:
+                raise UsageError(name, received=value, expected=" or ".join(known))
+        usual, rounds, processes = _LENGTHS["tiny" if size == "tiny" else "quick" if quick else "full"]
         with tempfile.TemporaryDirectory(prefix="mope-benchmarks-") as temporary:
-            run(names, dataclasses.replace(settings, folder=work or Path(temporary)), to=to)
+            settings = Settings(
+                folder=work or Path(temporary),
+                size=size,
+                form=form,
+                threads=threads,
+                seconds=usual if seconds is None else seconds,
+                rounds=rounds,
+                few=quick,
+                processes=processes,
+                bundle=bundle,
+            )
+            run(names, settings, to=to)
 
     return command
 
@@ -88,16 +101,8 @@ for _name, _about in BENCHMARKS.items():
 app.command("all", help="All of these.")(_command(list(BENCHMARKS)))
 
 
-def run(names: Sequence[str], settings: Settings, *, to: Path | None) -> dict[str, Any]:
+def run(names: Sequence[str], settings: Settings, *, to: Path | None) -> None:
     """Run benchmarks one after the other; the report is written anew after each, so that an interruption loses one.
-
-    Args:
-        names: keys of :data:`BENCHMARKS`.
-        settings: how.
-        to: the report's JSON file, if one is wanted.
-
-    Returns:
-        The report.
 
     Raises:
         MopeError: one or more of them failed; the others ran.
@@ -138,7 +143,6 @@ def run(names: Sequence[str], settings: Settings, *, to: Path | None) -> dict[st
         err.print(f"wrote {to} and {to.with_suffix('.md')}", markup=False)
     if failed:
         raise MopeError("; ".join(failed))
-    return report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -146,30 +150,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_app(app, argv, name="python -m benchmarks")
 
 
-def _settings(
-    size: str | None, form: str, *, threads: int, seconds: float | None, quick: bool, bundle: Path | None
-) -> Settings:
-    from benchmarks.graphs import check_form
+def _function(name: str) -> Callable[[Workshop], Result]:
+    """The benchmark of that name, imported here: some need what others do not."""
+    if name in COMPARISONS:
+        from benchmarks.ratios import ratios
 
-    size = size or ("small" if quick else "base")
-    if size not in SIZES:
-        raise UsageError("--size", received=size, expected=" or ".join(SIZES))
-    check_form(form)
-    default, rounds, processes = _LENGTHS["tiny" if size == "tiny" else "quick" if quick else "full"]
-    return Settings(
-        folder=Path(),
-        size=size,
-        form=form,
-        threads=threads,
-        seconds=default if seconds is None else seconds,
-        rounds=rounds,
-        few=quick,
-        processes=processes,
-        bundle=bundle,
-    )
-
-
-def _function(name: str) -> Callable[..., Any]:
+        return partial(ratios, comparison=COMPARISONS[name])
     module = name.replace("-", "_")
     return getattr(importlib.import_module(f"benchmarks.{module}"), module)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from pathlib import Path
-from typing import Any
 
 from benchmarks.child import run_child
 from benchmarks.graphs import Workshop
@@ -57,8 +57,7 @@ def device_process(workshop: Workshop) -> Result:
         stages["all"].append(moments[-1] - before)
         peaks.append(found["peak"])
     rows = tuple((name, f"{statistics.median(v):.3f}", f"{min(v):.3f}", f"{max(v):.3f}") for name, v in stages.items())
-    beyond = (statistics.median(peaks) - size) / 1e6
-    middle, error = statistics.median(stages["all"]), _error(stages["all"])
+    beyond = [(peak - size) / 1e6 for peak in peaks]
     return Result(
         about=f"A new process: start Python, import mope_deploy, load a bundle ({bundle.manifest.name}, "
         f"{graph.precision}, {size / 1e6:.1f} MB) in ONNX Runtime, predict one golden sample. Medians of "
@@ -66,8 +65,8 @@ def device_process(workshop: Workshop) -> Result:
         f"{statistics.median(peaks) / 1e6:,.0f} MB.",
         tables=(Table("device process", ("stage", "median s", "least s", "greatest s"), rows),),
         values={
-            "process-time": {"value": middle, "error": error},
-            "process-memory": {"value": beyond, "error": _error([peak / 1e6 for peak in peaks])},
+            target: {"value": statistics.median(values), "error": _error(values)}
+            for target, values in (("process-time", stages["all"]), ("process-memory", beyond))
         },
     )
 
@@ -79,21 +78,9 @@ def _error(values: list[float]) -> float | None:
 
 def _golden_sample(bundle: Bundle) -> str:
     """The first one as JSON of :meth:`Predictor.predict`'s arguments."""
-    import json
-
-    from mope_deploy.data import open_samples
-
-    manifest = bundle.manifest
-    modalities = (manifest.main, *manifest.complementary)
-    rows = open_samples(
-        bundle.file(manifest.golden.samples),
-        multi_label=manifest.task.multi_label,
-        require_label=False,
-        modalities=modalities,
-    )
-    sample = next(iter(rows))
-    given: dict[str, Any] = {name: getattr(sample, name) for name in modalities}
-    return json.dumps({name: str(value) for name, value in given.items()})
+    sample = next(iter(bundle.golden_samples()))
+    modalities = (bundle.manifest.main, *bundle.manifest.complementary)
+    return json.dumps({name: str(value) for name in modalities if (value := getattr(sample, name)) is not None})
 
 
 def _make_bundle(folder: Path) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from functools import cached_property
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from benchmarks.settings import NotRun, Size
+from benchmarks.settings import Size
 from mope_deploy.model import EncoderSpec, MoPE, MoPEConfig
 from mope_deploy.model.backbones import FrozenEncoder
 from mope_deploy.model.backbones.sources import LoadedEncoder
@@ -29,24 +28,14 @@ _POSITIONS = 512
 
 
 class Encoders:
-    """The frozen encoders of one size, each built when it is first asked for and shared from then on.
-
-    Args:
-        size: theirs.
-    """
+    """The frozen encoders of one size, each built when it is first asked for and shared from then on."""
 
     def __init__(self, size: Size) -> None:
         self.size = size
         self._images: dict[str, FrozenEncoder] = {}
 
     def image(self, kind: str) -> FrozenEncoder:
-        """A ``"vit"`` or a ``"swin"``.
-
-        Raises:
-            NotRun: there is no such encoder family here.
-        """
-        if find_spec(f"mope_deploy.model.backbones.{kind}") is None:
-            raise NotRun(f"no encoder family {kind} in this release")
+        """A ``"vit"`` or a ``"swin"``."""
         if kind not in self._images:
             args = dict(self.size.vit if kind == "vit" else self.size.swin)
             torch.manual_seed(0)
@@ -67,26 +56,9 @@ class Encoders:
     def mope(
         self, *, image: str = "vit", main: str = "image", experts: int = 16, top_k: int = 0, prompt_length: int = 6
     ) -> MoPE:
-        """A MoPE over both, freshly initialised.
-
-        Args:
-            image: kind of the image encoder.
-            main: ``"image"`` or ``"text"``, the modality that is prompted layer by layer.
-            experts, top_k, prompt_length: K, how many of them are kept (0: dense), L.
-
-        Raises:
-            NotRun: as :meth:`image`.
-        """
+        """A MoPE over both, freshly initialised: kind of the image encoder, modality that is prompted, K, top-k, L."""
         encoders = {"image": self.image(image), "text": self.text}
-        specs = {
-            name: EncoderSpec(
-                modality=name,
-                source="embedded:random",
-                prompts=4 if name == "text" != main else 0,
-                max_length=_POSITIONS if name == "text" else None,
-            )
-            for name in encoders
-        }
+        specs = {name: _spec(name, prompts=4 if name == "text" != main else 0) for name in encoders}
         other = "text" if main == "image" else "image"
         config = MoPEConfig(
             main=specs[main],
@@ -139,12 +111,11 @@ class BarePair(nn.Module):
         super().__init__()
         self.main = BareEncoder(main)
         self.complementary = nn.ModuleDict()
-        width = main.backbone.feature_width
+        width = self.main.feature_width
         if complementary is not None:
-            self.complementary[complementary.backbone.modality] = nn.ModuleDict(
-                {"backbone": BareEncoder(complementary)}
-            )
-            width += complementary.backbone.feature_width
+            other = BareEncoder(complementary)
+            self.complementary[other.modality] = nn.ModuleDict({"backbone": other})
+            width += other.feature_width
         self.head = nn.Linear(width, len(LABELS))
 
     def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor]:
@@ -154,11 +125,13 @@ class BarePair(nn.Module):
         return (self.head(torch.cat(features, dim=-1)),)
 
 
+def _spec(modality: str, *, prompts: int = 0) -> EncoderSpec:
+    length = _POSITIONS if modality == "text" else None
+    return EncoderSpec(modality=modality, source="embedded:random", prompts=prompts, max_length=length)
+
+
 def _frozen(family: str, loaded: LoadedEncoder, modality: str) -> FrozenEncoder:
-    spec = EncoderSpec(
-        modality=modality, source="embedded:random", max_length=_POSITIONS if modality == "text" else None
-    )
-    frozen = import_module(f"mope_deploy.model.backbones.{family}").wrap(loaded, spec)
+    frozen = import_module(f"mope_deploy.model.backbones.{family}").wrap(loaded, _spec(modality))
     frozen.backbone.requires_grad_(False).eval()
     return frozen
 

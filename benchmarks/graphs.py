@@ -6,16 +6,14 @@ Every kind goes through ``export.graph.to_onnx`` and ``export.precision``, so th
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -23,61 +21,25 @@ from torch import Tensor, nn
 import export
 import mope_deploy
 from benchmarks.encoders import BarePair, Encoders
-from benchmarks.settings import FORMS, TEXT_LENGTH, Settings, Size
+from benchmarks.measuring import Feeds, describe_graph, eager_call, open_graph
+from benchmarks.settings import TEXT_LENGTH, Settings, Size, Spec
 from export.graph.exporter_config import EXAMPLE_BATCH, EXAMPLE_LENGTH, exporter_config
-from export.graph.files import save
 from export.graph.split import split
-from export.graph.static import StaticMoPE, to_static
-from export.graph.to_onnx import trace
+from export.graph.static import to_static
+from export.graph.to_onnx import save, trace
 from export.precision import lowering
 from export.precision.check import DYNAMIC_OPS
 from mope_deploy.console import err
-from mope_deploy.errors import UsageError
+from mope_deploy.files import whole_file
 from mope_deploy.manifest import conditions_name
 from mope_deploy.model import MoPE
 
-__all__ = ["Spec", "Workshop", "check_form", "make_feeds", "static_model"]
+__all__ = ["Workshop", "make_feeds"]
 
 _INPUTS = {"image": ("pixel_values",), "text": ("input_ids", "attention_mask")}
 _AXES = {"input_ids": {0: "batch", 1: "text_length"}, "attention_mask": {0: "batch", 1: "text_length"}}
 _CALIBRATION = (2, 2)  # batches, samples in each: ranges of random weights have no meaning, only their number counts
 _VERSIONS = ("torch", "timm", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
-
-
-@dataclass(frozen=True)
-class Spec:
-    """One graph.
-
-    Attributes:
-        kind: ``mope``; ``bare``, both encoders without prompts and a linear head; ``bare-main``, the main encoder alone
-            and its head; ``given-y``, the main file of a MoPE in parts (``mope-export --split``), which is given y and
-            all that depends on y alone.
-        image: ``vit`` or ``swin``.
-        main: ``image`` or ``text``.
-        experts, top_k, prompt_length: of a MoPE.
-        precision: ``fp32``, ``int8-dynamic`` or ``int8``.
-    """
-
-    kind: str = "mope"
-    image: str = "vit"
-    main: str = "image"
-    experts: int = 16
-    top_k: int = 0
-    prompt_length: int = 6
-    precision: str = "fp32"
-
-    @property
-    def name(self) -> str:
-        """For files and tables."""
-        parts = [self.kind, f"{self.image}-main" if self.main == "image" else f"text-main-{self.image}"]
-        if self.kind in ("mope", "given-y"):
-            parts.append(f"K{self.experts}-L{self.prompt_length}-{f'top{self.top_k}' if self.top_k else 'soft'}")
-        return "-".join([*parts, self.precision])
-
-    @property
-    def complementary(self) -> str:
-        """The modality that is not the main one."""
-        return "text" if self.main == "image" else "image"
 
 
 class Workshop:
@@ -91,28 +53,31 @@ class Workshop:
         self.settings = settings
         self.encoders = Encoders(settings.encoders)
         self._state = _state_of_the_code()
-        self._widths: dict[Spec, int] = {}
 
     def graph(self, spec: Spec) -> Path:
         """The ONNX file.
 
         Raises:
-            NotRun: an encoder family that is not there.
             ExportError: the exporter failed.
         """
         key = hashlib.sha256(f"{self._state} {self.settings.size} {self.settings.form}".encode()).hexdigest()[:12]
         path = self.settings.folder / f"{spec.name}-{self.settings.size}-{self.settings.form}-{key}.onnx"
         if not path.is_file():
             err.print(f"exporting {spec.name}", markup=False)
-            temporary = path.with_name(f".{path.name}")
-            if spec.kind == "given-y":
-                self._split(self.graph(replace(spec, kind="mope")), spec, temporary)
-            elif spec.precision == "fp32":
-                self._export(spec, temporary)
-            else:
-                self._lower(self.graph(replace(spec, precision="fp32")), spec, temporary)
-            os.replace(temporary, path)
+            with whole_file(path) as temporary:
+                if spec.kind == "given-y":
+                    self._split(self.graph(replace(spec, kind="mope")), spec, temporary)
+                elif spec.precision == "fp32":
+                    self._export(spec, temporary)
+                else:
+                    self._lower(self.graph(replace(spec, precision="fp32")), spec, temporary)
         return path
+
+    def open(self, spec: Spec) -> Callable[[Feeds], object]:
+        """What runs the graph, or the eager module, on :meth:`feeds`. Raises as :meth:`graph`."""
+        if spec.eager:
+            return eager_call(self.model(spec).eval())
+        return open_graph(self.graph(spec), self.settings, precision=spec.precision)
 
     def model(self, spec: Spec) -> nn.Module:
         """The eager module that the graph is exported from, the same values each time: a MoPE, or bare encoders."""
@@ -137,22 +102,17 @@ class Workshop:
         names = [*_INPUTS[spec.main], *(_INPUTS[spec.complementary] if spec.kind in ("mope", "bare") else ())]
         feeds = {name: made[name] for name in names}
         if spec.kind == "given-y":
-            shape = (batch, self._width(spec))
-            feeds[conditions_name(spec.complementary)] = np.random.default_rng(seed).standard_normal(shape, np.float32)
+            given = conditions_name(spec.complementary)
+            inputs = describe_graph(self.graph(spec), spec.precision).inputs
+            (width,) = (int(tensor.shape[1]) for tensor in inputs if tensor.name == given)
+            feeds[given] = np.random.default_rng(seed).standard_normal((batch, width), np.float32)
         return feeds
-
-    def _width(self, spec: Spec) -> int:
-        """Values that the main file is given for each sample."""
-        if spec not in self._widths:
-            inputs = onnx.load(self.graph(spec), load_external_data=False).graph.input
-            given = next(tensor for tensor in inputs if tensor.name == conditions_name(spec.complementary))
-            self._widths[spec] = given.type.tensor_type.shape.dim[1].dim_value
-        return self._widths[spec]
 
     def _export(self, spec: Spec, path: Path) -> None:
         module = self.model(spec)
         if isinstance(module, MoPE):
-            save(trace(static_model(module, self.settings.form), exporter_config(module)), path)
+            static = to_static(module, fold="token" if self.settings.form == "token" else "auto")
+            save(trace(static, exporter_config(module)), path)
             return
         save(trace(module, _Interface(self, spec, module.output_names)), path)  # type: ignore[arg-type]
 
@@ -171,7 +131,7 @@ class Workshop:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             inputs = {spec.complementary: _INPUTS[spec.complementary]}
             cut = split(source, Path(folder), inputs, probes, extra_ops=dynamic)
-            os.replace(cut.main[0], path)
+            cut.main[0].replace(path)
 
 
 class _Interface:
@@ -189,18 +149,6 @@ class _Interface:
         return self._examples
 
 
-def static_model(model: MoPE, form: str) -> StaticMoPE:
-    """The exporter's rewrite of a model: in prefix form folded as the exporter does by default, or in token form."""
-    check_form(form)
-    return to_static(model, fold="token" if form == "token" else "auto")
-
-
-def check_form(form: str) -> None:
-    """Raise :class:`UsageError` unless there is such a form."""
-    if form not in FORMS:
-        raise UsageError("the form", received=repr(form), expected=" or ".join(FORMS))
-
-
 def make_feeds(size: Size, *, batch: int, text_length: int = TEXT_LENGTH, seed: int = 0) -> dict[str, NDArray[Any]]:
     """All three inputs of a pair of encoders."""
     random = np.random.default_rng(seed)
@@ -214,13 +162,9 @@ def make_feeds(size: Size, *, batch: int, text_length: int = TEXT_LENGTH, seed: 
 def _state_of_the_code() -> str:
     """Changes when anything does that decides what a graph looks like."""
     digest = hashlib.sha256(" ".join(f"{name}={version(name)}" for name in _VERSIONS).encode())
-    for file in _sources():
+    here = [Path(__file__).with_name(name) for name in ("encoders.py", "graphs.py", "settings.py")]
+    for package in (export, mope_deploy):
+        here += sorted(Path(package.__path__[0]).rglob("*.py"))
+    for file in here:
         digest.update(file.read_bytes())
     return digest.hexdigest()
-
-
-def _sources() -> Iterator[Path]:
-    for package in (export, mope_deploy):
-        assert package.__file__ is not None
-        yield from sorted(Path(package.__file__).parent.rglob("*.py"))
-    yield from (Path(__file__).with_name(name) for name in ("encoders.py", "graphs.py", "settings.py"))

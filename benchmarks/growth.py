@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from benchmarks.graphs import Spec, Workshop
-from benchmarks.measuring import compare, graph_call, open_graph
+from benchmarks.graphs import Workshop
+from benchmarks.measuring import compare
 from benchmarks.result import LATENCY, Curve, Result, Table, latency_columns
-from benchmarks.settings import Settings
+from benchmarks.settings import Spec
 
 __all__ = ["growth"]
 
@@ -19,15 +20,12 @@ _POINTS = {
     "K": ((4, 16, 64, 256), (16, 256)),
     "L": ((2, 6, 12, 24), (6, 24)),
 }
+_SHOWN = ("p50_ms", "p95_ms", "p99_ms", "samples_per_s")
 
 
 def growth(workshop: Workshop) -> Result:
     """A curve for each quantity; batch size and text length also of the bare pair."""
-    curves = [_sizes(workshop, "batch size"), _sizes(workshop, "text length")]
-    curves += [
-        _models(workshop, "K", lambda value, top_k: Spec(experts=value, top_k=top_k)),
-        _models(workshop, "L", lambda value, top_k: Spec(prompt_length=value, top_k=top_k)),
-    ]
+    curves = [_curve(workshop, quantity) for quantity in _POINTS]
     rows = tuple((curve.quantity, name, f"{p:.3f}") for curve in curves for name, p in curve.exponents.items())
     fitted = Table("exponents", ("quantity", "series", "p in p50 ∝ x^p"), rows)
     names = workshop.settings.encoders.names
@@ -39,46 +37,32 @@ def growth(workshop: Workshop) -> Result:
     )
 
 
-def _sizes(workshop: Workshop, quantity: str) -> Curve:
-    """One graph of each kind on inputs of several sizes."""
+def _curve(workshop: Workshop, quantity: str) -> Curve:
+    """Sizes are varied on one graph of each kind; K and L have a graph for each value, all with the same weights."""
     settings = workshop.settings
-    specs = {"MoPE": Spec(), "bare pair": Spec(kind="bare")}
-    calls, samples = {}, {}
-    for name, spec in specs.items():
-        session = open_graph(workshop.graph(spec), settings)
-        for value in _values(settings, quantity):
-            size = {"batch": value} if quantity == "batch size" else {"batch": 1, "text_length": value}
-            calls[f"{name}, {value}"] = graph_call(session, workshop.feeds(spec, **size))
-            samples[f"{name}, {value}"] = size["batch"]
-    found = compare(calls, settings, samples=samples)
-    series = {name: [(value, f"{name}, {value}") for value in _values(settings, quantity)] for name in specs}
-    return _curve(quantity, series, found)
-
-
-def _models(workshop: Workshop, quantity: str, spec_of: Any) -> Curve:
-    """A graph for each value."""
-    settings = workshop.settings
-    kinds = {"dense": 0} if settings.few else {"dense": 0, "top-1": 1}
-    series: dict[str, list[tuple[int, str]]] = {}
-    found: dict[str, Any] = {}
-    for kind, top_k in kinds.items():  # one after the other: every graph in memory has all the weights
-        calls = {}
-        for value in _values(settings, quantity):
-            spec = spec_of(value, top_k)
-            name = f"{kind}, {quantity}={value}"
-            calls[name] = graph_call(open_graph(workshop.graph(spec), settings), workshop.feeds(spec, batch=1))
-            series.setdefault(kind, []).append((value, name))
-        found |= compare(calls, settings, samples=1)
-    return _curve(quantity, series, found)
-
-
-def _curve(quantity: str, series: Mapping[str, list[tuple[int, str]]], found: Mapping[str, Mapping[str, Any]]) -> Curve:
-    keys = ("p50_ms", "p95_ms", "p99_ms", "samples_per_s")
-    points = {
-        name: tuple({"x": float(value), **{key: found[call][key] for key in keys}} for value, call in calls)
-        for name, calls in series.items()
-    }
-    return Curve(f"latency against {quantity}", quantity, points)
+    values = _POINTS[quantity][1 if settings.few else 0]
+    found: dict[str, dict[str, Any]] = {}
+    if quantity in ("batch size", "text length"):
+        calls, samples = {}, {}
+        for name, spec in (("MoPE", Spec()), ("bare pair", Spec(kind="bare"))):
+            run = workshop.open(spec)
+            for value in values:
+                size = {"batch": value} if quantity == "batch size" else {"batch": 1, "text_length": value}
+                calls[f"{name}, {value}"] = partial(run, workshop.feeds(spec, **size))
+                samples[f"{name}, {value}"] = size["batch"]
+        found = compare(calls, settings, samples=samples)
+    else:
+        for name, top_k in (("dense", 0),) if settings.few else (("dense", 0), ("top-1", 1)):
+            calls = {}  # of one series at a time: gigabytes
+            for value in values:
+                spec = replace(Spec(top_k=top_k), **{"experts" if quantity == "K" else "prompt_length": value})
+                calls[f"{name}, {value}"] = partial(workshop.open(spec), workshop.feeds(spec, batch=1))
+            found |= compare(calls, settings, samples=1)
+    series: dict[str, tuple[dict[str, float], ...]] = {}
+    for call, row in found.items():
+        name, _, x = call.rpartition(", ")
+        series[name] = (*series.get(name, ()), {"x": float(x), **{key: row[key] for key in _SHOWN}})
+    return Curve(f"latency against {quantity}", quantity, series)
 
 
 def _table(curve: Curve) -> Table:
@@ -86,8 +70,3 @@ def _table(curve: Curve) -> Table:
         (name, f"{point['x']:g}", *latency_columns(point)) for name, points in curve.series.items() for point in points
     )
     return Table(curve.title, ("series", curve.quantity, *LATENCY), rows)
-
-
-def _values(settings: Settings, quantity: str) -> tuple[int, ...]:
-    many, few = _POINTS[quantity]
-    return few if settings.few else many

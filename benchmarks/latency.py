@@ -8,24 +8,22 @@ ratio of medians is the figure to quote. Preprocessing is left out of both.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import torch
 import typer
-from numpy.typing import NDArray
 
 from benchmarks.machine import describe_machine
+from benchmarks.measuring import compare, eager_call
+from benchmarks.settings import Settings
 from mope_deploy import load
-from mope_deploy.bench.timing import interleave, warm_up
 from mope_deploy.console import out, run_app
-from mope_deploy.data import open_samples
+from mope_deploy.files import json_bytes, write_file
 from mope_deploy.model import MoPE
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-_WARM_UP = 10
 
 
 @app.command()
@@ -38,49 +36,27 @@ def latency(
     to: Annotated[Path | None, typer.Option("--json", help="Also write the figures there.")] = None,
 ) -> None:
     """Measure p50 and p95 of eager PyTorch and of the bundle, interleaved."""
-    figures = measure(run, bundle, batch=batch, seconds=seconds, threads=threads)
-    if to is not None:
-        to.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    for name in ("eager", "bundle"):
-        row = figures[name]
-        out.print(f"{name:<8} p50 {row['p50_ms']:.2f} ms   p95 {row['p95_ms']:.2f} ms   ({row['calls']} calls)")
-    out.print(f"bundle ÷ eager, ratio of medians: {figures['ratio_of_medians']:.2f}")
-
-
-def measure(run: Path, bundle: Path, *, batch: int, seconds: float, threads: int) -> dict[str, Any]:
-    """The figures of both, JSON-ready, with the machine they were measured on."""
-    torch.set_num_threads(threads)
-    model = MoPE.from_pretrained(run / "best")
+    model = MoPE.from_pretrained(run / "best").eval()
     predictor = load(bundle, threads=threads)
-    rows = list(open_samples(predictor.bundle.file(predictor.bundle.manifest.golden.samples), require_label=False))
-    raw = [{"image": row.image, "text": row.text} for row in (rows * batch)[:batch]]
-    arrays = model.preprocessing.collate(raw)
-    tensors = {name: torch.from_numpy(value) for name, value in arrays.items()}
-
-    @torch.inference_mode()
-    def eager() -> None:
-        model(tensors)
-
-    def exported() -> None:
-        predictor.session.run(arrays, ("logits",))
-
-    calls = {"eager": eager, "bundle": exported}
-    warm_up(calls, calls_each=_WARM_UP)
-    taken = interleave(calls, seconds=seconds)
-    figures: dict[str, Any] = {name: _summary(values) for name, values in taken.items()}
-    ratio = figures["bundle"]["p50_ms"] / figures["eager"]["p50_ms"]
-    return figures | {
-        "ratio_of_medians": ratio,
+    raw = [{"image": row.image, "text": row.text} for row in predictor.bundle.golden_samples()]
+    arrays = model.preprocessing.collate((raw * batch)[:batch])
+    calls: dict[str, Callable[[], object]] = {
+        "eager": partial(eager_call(model), arrays),
+        "bundle": partial(predictor.session.run, arrays, ("logits",)),
+    }
+    rows = compare(calls, Settings(folder=run, threads=threads, seconds=seconds), samples=batch)
+    figures: dict[str, Any] = rows | {
+        "ratio_of_medians": rows["bundle"]["ratio"]["value"],
         "batch": batch,
         "text_length": int(arrays["input_ids"].shape[1]),
         "threads": threads,
         "machine": describe_machine(),
     }
-
-
-def _summary(values: NDArray[np.float64]) -> dict[str, float]:
-    p50, p95 = np.percentile(values, [50, 95])
-    return {"p50_ms": float(p50), "p95_ms": float(p95), "calls": len(values)}
+    if to is not None:
+        write_file(to, json_bytes(figures))
+    for name, row in rows.items():
+        out.print(f"{name:<8} p50 {row['p50_ms']:.2f} ms   p95 {row['p95_ms']:.2f} ms   ({row['calls']} calls)")
+    out.print(f"bundle ÷ eager, ratio of medians: {figures['ratio_of_medians']:.2f}")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import onnxruntime as ort
+import onnx
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -14,45 +14,53 @@ from torch import nn
 from benchmarks.settings import Settings
 from mope_deploy.bench.timing import interleave, ratio_of_medians, summary, warm_up
 from mope_deploy.console import err
+from mope_deploy.engines.onnxruntime.cpu import cpu_settings
+from mope_deploy.engines.onnxruntime.session import OnnxRuntimeSession
+from mope_deploy.manifest import Graph, TensorSpec, Tolerance
 
-__all__ = ["compare", "eager_call", "graph_call", "open_graph"]
+__all__ = ["Feeds", "compare", "describe_graph", "eager_call", "open_graph"]
 
-_WARM_UP = 3
-
-
-def open_graph(path: Path, settings: Settings, *, profile: Path | None = None) -> ort.InferenceSession:
-    """ONNX Runtime on the CPU; ``profile`` is the prefix of a file that it writes where time went."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = settings.threads, 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry(
-        "session.use_device_allocator_for_initializers", "1"
-    )  # as mope_deploy.engines.onnxruntime.session
-    options.log_severity_level = 4
-    if profile is not None:
-        options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+Feeds: TypeAlias = Mapping[str, NDArray[Any]]
 
 
-def graph_call(session: ort.InferenceSession, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
-    """One call of a graph for its logits."""
-    given = dict(feeds)
-    return lambda: session.run(["logits"], given)
+def open_graph(path: Path, settings: Settings, *, precision: str = "fp32") -> Callable[[Feeds], object]:
+    """A graph's logits on arrays by name: in ONNX Runtime on the CPU, opened as a device opens it, threads apart."""
+    cpu = cpu_settings(threads=settings.threads, spinning=False)
+    session = OnnxRuntimeSession(path, describe_graph(path, precision), cpu=cpu)
+    return lambda feeds: session.run(feeds, ("logits",))
 
 
-def eager_call(module: nn.Module, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
-    """One call of a module."""
-    tensors = {name: torch.from_numpy(array) for name, array in feeds.items()}
+def describe_graph(path: Path, precision: str) -> Graph:
+    """What a manifest says of a graph, read from the file."""
+    model = onnx.load(path)
+    inputs, outputs = (tuple(map(_tensor, values)) for values in (model.graph.input, model.graph.output))
+    return Graph(
+        name="model",
+        file=path.name,
+        data=(),
+        precision=precision,
+        opset=model.opset_import[0].version,
+        ir_version=model.ir_version,
+        runs_on="any",
+        inputs=inputs,
+        outputs=outputs,
+        tolerance=Tolerance(logits=0.0, routing=0.0),
+        gate=None,
+    )
 
-    def call() -> object:
-        with torch.inference_mode():
-            return module(tensors)
+
+def eager_call(module: nn.Module) -> Callable[[Feeds], object]:
+    """What runs a module on arrays by name."""
+
+    @torch.inference_mode()
+    def call(feeds: Feeds) -> object:
+        return module({name: torch.from_numpy(array) for name, array in feeds.items()})
 
     return call
 
 
 def compare(
-    calls: Mapping[str, Callable[[], object]], settings: Settings, *, samples: Mapping[str, int] | int, base: str = ""
+    calls: Mapping[str, Callable[[], object]], settings: Settings, *, samples: Mapping[str, int] | int
 ) -> dict[str, dict[str, Any]]:
     """Time calls against each other.
 
@@ -60,18 +68,23 @@ def compare(
         calls: by name.
         settings: for how long.
         samples: in each call, by name or of all.
-        base: of ratios; by default the first call.
 
     Returns:
-        Name → the summary of :mod:`mope_deploy.bench.timing` and ``ratio``, to ``base``.
+        Name → the summary of :mod:`mope_deploy.bench.timing` and ``ratio``, to the first call.
     """
     torch.set_num_threads(settings.threads)
     err.print(f"measuring {', '.join(calls)}", markup=False)
-    warm_up(calls, calls_each=min(_WARM_UP, settings.rounds))
+    warm_up(calls, calls_each=min(10, settings.rounds))
     times = interleave(calls, seconds=settings.seconds, rounds=settings.rounds)
-    base = base or next(iter(calls))
+    base = times[next(iter(calls))]
     return {
         name: summary(found, samples=samples if isinstance(samples, int) else samples[name])
-        | {"ratio": ratio_of_medians(found, times[base]).to_dict()}
+        | {"ratio": ratio_of_medians(found, base).to_dict()}
         for name, found in times.items()
     }
+
+
+def _tensor(value: onnx.ValueInfoProto) -> TensorSpec:
+    tensor = value.type.tensor_type
+    shape = tuple(axis.dim_param or axis.dim_value for axis in tensor.shape.dim)
+    return TensorSpec(name=value.name, dtype=onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name, shape=shape)

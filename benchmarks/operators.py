@@ -9,17 +9,21 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import torch
 from onnx import TensorProto, helper
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.graphs import Spec, Workshop
-from benchmarks.measuring import compare, graph_call, open_graph
+from benchmarks.graphs import Workshop
+from benchmarks.measuring import compare, open_graph
 from benchmarks.result import Result, Table
+from benchmarks.settings import Spec
 
 __all__ = ["operators"]
 
@@ -53,11 +57,15 @@ def _share(name: str, bare: float, mope: float) -> tuple[str, ...]:
 
 def _profile(workshop: Workshop, spec: Spec) -> Counter[str]:
     """Operator → microseconds in one run, the median of several."""
-    prefix = workshop.settings.folder / f"profile-{spec.name}"
-    session = open_graph(workshop.graph(spec), workshop.settings, profile=prefix)
-    call = graph_call(session, workshop.feeds(spec, batch=1))
+    options = ort.SessionOptions()  # those of benchmarks.measuring's sessions, which cannot be asked for a profile
+    options.intra_op_num_threads, options.log_severity_level = workshop.settings.threads, 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    options.enable_profiling, options.profile_file_prefix = True, str(workshop.settings.folder / f"profile-{spec.name}")
+    session = ort.InferenceSession(str(workshop.graph(spec)), options, providers=["CPUExecutionProvider"])
+    feeds = workshop.feeds(spec, batch=1)
     for _ in range(1 + _RUNS):
-        call()
+        session.run(["logits"], feeds)
     file = Path(session.end_profiling())
     events = json.loads(file.read_text(encoding="utf-8"))
     file.unlink()
@@ -78,14 +86,13 @@ def _roofline(workshop: Workshop, specs: dict[str, Spec]) -> Table:
     onnx.save(_product(), product)
     random = np.random.default_rng(0)
     sides = {name: random.standard_normal((_SIDE, _SIDE), np.float32) for name in "ab"}
-    large, copied = random.standard_normal(_COPIED, np.float32), np.empty(_COPIED, np.float32)
-    multiply = open_graph(product, settings)
-    calls = {
-        name: graph_call(open_graph(workshop.graph(spec), settings), workshop.feeds(spec, batch=1))
-        for name, spec in specs.items()
+    large, copied = np.ones(_COPIED, np.float32), np.empty(_COPIED, np.float32)
+    feeds = {name: workshop.feeds(spec, batch=1) for name, spec in specs.items()}
+    calls: dict[str, Callable[[], object]] = {
+        name: partial(workshop.open(spec), feeds[name]) for name, spec in specs.items()
     }
-    calls["product"] = lambda: multiply.run(None, sides)
-    calls["copy"] = lambda: np.copyto(copied, large)
+    calls["product"] = partial(open_graph(product, settings), sides)
+    calls["copy"] = partial(np.copyto, copied, large)
     found = compare(calls, settings, samples=1)
     rate = 2 * _SIDE**3 / found["product"]["p50_ms"] * 1e3  # operations a second
     reading = 2 * large.nbytes / found["copy"]["p50_ms"] * 1e3  # bytes a second; a copy reads and writes
@@ -93,28 +100,17 @@ def _roofline(workshop: Workshop, specs: dict[str, Spec]) -> Table:
     table = 4 * settings.encoders.bert["vocab_size"] * settings.encoders.bert["hidden_size"]
     rows = []
     for name, spec in specs.items():
-        module, feeds = workshop.model(spec).eval().requires_grad_(False), workshop.feeds(spec, batch=1)
-        counter = FlopCounterMode(display=False)
-        with torch.no_grad(), counter:
-            module({key: torch.from_numpy(array) for key, array in feeds.items()})
+        module = workshop.model(spec).eval().requires_grad_(False)  # what it trains needs a graph of gradients to count
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            module({key: torch.from_numpy(array) for key, array in feeds[name].items()})
         operations, weights = counter.get_total_flops(), workshop.graph(spec).stat().st_size - table
-        computing, moving = operations / rate * 1e3, weights / reading * 1e3
-        taken = found[name]["p50_ms"]
-        least = max(computing, moving)
-        rows.append(
-            (
-                name,
-                f"{operations / 1e9:,.2f}",
-                f"{weights / 1e6:,.1f}",
-                f"{computing:.2f}",
-                f"{moving:.2f}",
-                f"{taken:.2f}",
-                f"{taken / least:.2f}",
-            )
-        )
-    title = f"roofline: {rate / 1e9:,.0f} GFLOP/s, {reading / 1e9:,.1f} GB/s"
+        times = [operations / rate * 1e3, weights / reading * 1e3, found[name]["p50_ms"]]
+        shown = (f"{time:.2f}" for time in (*times, times[2] / max(times[:2])))
+        rows.append((name, f"{operations / 1e9:,.2f}", f"{weights / 1e6:,.1f}", *shown))
     return Table(
-        title, ("graph", "GFLOP", "weights MB", "computing ms", "reading ms", "p50 ms", "÷ roofline"), tuple(rows)
+        f"roofline: {rate / 1e9:,.0f} GFLOP/s, {reading / 1e9:,.1f} GB/s",
+        ("graph", "GFLOP", "weights MB", "computing ms", "reading ms", "p50 ms", "÷ roofline"),
+        tuple(rows),
     )
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
+import io
 import re
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,9 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from mope_deploy.errors import MopeError
+from mope_deploy.files import json_bytes, write_file
 
-__all__ = ["markdown", "section", "target_lines", "write_report"]
+__all__ = ["markdown", "markdown_table", "section", "target_lines", "write_report"]
 
 
 def write_report(path: Path, report: Mapping[str, Any]) -> list[Path]:
@@ -29,21 +27,20 @@ def write_report(path: Path, report: Mapping[str, Any]) -> list[Path]:
         MopeError: one cannot be written.
     """
     plots = {f"{path.stem}-{_slug(c['title'])}.svg": c for r in report["results"].values() for c in r.get("curves", ())}
-    try:
-        for name, curve in plots.items():
-            _write(path.with_name(name), _plot(path.parent / f".{secrets.token_hex(4)}.svg", curve))
-        page = path.with_suffix(".md")
-        _write(page, markdown(report, plots=tuple(plots)).encode("utf-8"))
-        _write(path, (json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8"))
-    except OSError as error:
-        raise MopeError(f"{path} cannot be written", received=error.strerror) from error
+    for name, curve in plots.items():
+        write_file(path.with_name(name), _plot(curve))
+    page = path.with_suffix(".md")
+    write_file(page, markdown(report, plots=tuple(plots)))
+    write_file(path, json_bytes(report))
     return [path, page, *(path.with_name(name) for name in plots)]
 
 
 def markdown(report: Mapping[str, Any], *, plots: Sequence[str] = ()) -> str:
     """The page: machine, targets, then every benchmark's tables."""
     lines = ["# Benchmarks", "", f"Made by `{report['command']}`.", *_how(report), "", "## Targets", ""]
-    lines += _table(("target", "at most", "measured", "verdict"), [_target_cells(row) for row in report["targets"]])
+    lines += markdown_table(
+        ("target", "at most", "measured", "verdict"), [_target_cells(row) for row in report["targets"]]
+    )
     for name, result in report["results"].items():
         lines += ["", *section(name, result, plots=plots)]
     return "\n".join(lines) + "\n"
@@ -57,7 +54,7 @@ def section(name: str, result: Mapping[str, Any], *, plots: Sequence[str] = ()) 
         return
     yield result["about"]
     for table in result["tables"]:
-        yield from ("", f"**{table['title']}**", "", *_table(table["columns"], table["rows"]))
+        yield from ("", f"**{table['title']}**", "", *markdown_table(table["columns"], table["rows"]))
     for curve in result["curves"]:
         for plot in plots:
             if plot.endswith(f"-{_slug(curve['title'])}.svg"):
@@ -99,7 +96,7 @@ def _target_cells(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
     return row["what"], most, measured, verdict + (f" ({row['note']})" if row["note"] else "")
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
     """Markdown; a column of numbers is set to the right."""
 
     def is_number(column: int) -> bool:
@@ -112,7 +109,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[st
         yield f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in row)} |"
 
 
-def _plot(temporary: Path, curve: Mapping[str, Any]) -> bytes:
+def _plot(curve: Mapping[str, Any]) -> bytes:
     """p50, p95 and p99 on the left, throughput on the right, both axes logarithmic."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     FigureCanvasSVG(figure)
@@ -133,22 +130,10 @@ def _plot(temporary: Path, curve: Mapping[str, Any]) -> bytes:
         axes.set_title(what, fontsize=10, loc="left")
         axes.grid(alpha=0.3)
     latency.legend(fontsize=8)
-    try:
-        with rc_context({"svg.fonttype": "none"}):  # text stays text
-            figure.savefig(temporary, metadata={"Date": None})
-        return temporary.read_bytes()
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all. Raises :class:`OSError`."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    drawn = io.BytesIO()
+    with rc_context({"svg.fonttype": "none"}):  # text stays text
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+    return drawn.getvalue()
 
 
 def _slug(title: str) -> str:

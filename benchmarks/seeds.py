@@ -1,25 +1,30 @@
-"""Train a recipe with several seeds and report every one of them, beside its baselines.
+"""Train a recipe with several seeds and report every one of them, machine by machine, beside the baselines.
 
-    python -m benchmarks.seeds digits-ve --seeds 5 --markdown docs/results.md
+    python -m benchmarks.seeds digits-ve --seeds 5 --json docs/results.json --markdown docs/results.md
 
-A seed sets initial values, the order of rows and dropout; data and encoders stay the same. Finished seeds are kept in
---runs and not trained again.
+A seed sets initial values, the order of rows and dropout; data and encoders stay the same. A processor that adds in
+another order trains another model from the same seed: so every figure belongs to a machine. ``--json`` keeps those of
+all machines; this one's are replaced. Finished seeds are kept in --runs and not trained again.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from benchmarks.machine import describe_machine
+from benchmarks.report import markdown_table
 from mope_deploy.console import err, out, run_app
-from mope_deploy.errors import MopeError
+from mope_deploy.errors import MopeError, UsageError
+from mope_deploy.files import json_bytes, write_file
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -29,19 +34,40 @@ def seeds(
     recipe: Annotated[str, typer.Argument(help="A recipe's name or file.")] = "digits-ve",
     count: Annotated[int, typer.Option("--seeds", min=1, help="Seeds 0, 1, …")] = 5,
     runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/seeds"),
-    markdown: Annotated[Path | None, typer.Option(help="Write the table there.")] = None,
+    kept: Annotated[Path | None, typer.Option("--json", help="Figures of all machines; this one's go there.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the page there.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe.")] = None,
 ) -> None:
-    """Train with each seed and print the table of all of them."""
+    """Train with each seed and print the page of all of them."""
+    what: dict[str, Any] = {"recipe": recipe, "settings": settings or []}
+    known = _read(kept, what) if kept is not None and kept.exists() else what | {"machines": {}}
     found = [_train(recipe, seed, runs / f"{recipe}-seed{seed}", settings or []) for seed in range(count)]
-    page = _page(recipe, found)
-    out.print(page, markup=False)
+    machine = describe_machine()
+    name = f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB, {machine['system']}"
+    shared = {key: value for key, value in found[0][0].items() if key in ("split", "parameters", "baselines")}
+    known["machines"][name] = shared | {"seeds": [_summary(*one) for one in found]}
+    text = page(known)
+    out.print(text, markup=False)
+    if kept is not None:
+        write_file(kept, json_bytes(known))
     if markdown is not None:
-        markdown.write_text(page, encoding="utf-8")
+        write_file(markdown, text)
 
 
-def _train(recipe: str, seed: int, run: Path, settings: list[str]) -> dict[str, Any]:
-    """The evaluation and the described run of one seed."""
+def _read(path: Path, what: dict[str, Any]) -> dict[str, Any]:
+    """Earlier figures of the same recipe."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(known["machines"], dict) and {key: known[key] for key in what} == what:
+            return known
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    wanted = f"figures of {what['recipe']} with the same --set"
+    raise UsageError("--json", received=path, expected=wanted, todo="name a new file")
+
+
+def _train(recipe: str, seed: int, run: Path, settings: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """One seed's ``evaluation.json`` and ``run.json``."""
     if not (run / "evaluation.json").is_file():
         err.print(f"seed {seed}: training into {run}", markup=False)
         # The baselines do not depend on MoPE's seed: once is enough.
@@ -49,66 +75,69 @@ def _train(recipe: str, seed: int, run: Path, settings: list[str]) -> dict[str, 
         call = [sys.executable, "-m", "train", recipe, f"seed={seed}", f"run.dir={run}", f"baselines={baselines}"]
         if subprocess.run([*call, *settings], check=False).returncode:
             raise MopeError(f"seed {seed} failed", todo="see its message above")
-    evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
-    described = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    return {"seed": seed, "evaluation": evaluation, "run": described}
+    files = (run / name for name in ("evaluation.json", "run.json"))
+    evaluation, described = (json.loads(file.read_text(encoding="utf-8")) for file in files)
+    return evaluation, described
 
 
-def _page(recipe: str, found: list[dict[str, Any]]) -> str:
-    first = found[0]["evaluation"]
-    groups = sorted(next(iter(first.get("by", {}).values()), {}))
-    field = next(iter(first.get("by", {})), "")
+def _summary(evaluation: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows of one seed."""
+    routing = evaluation.get("routing", {})
+    used = ", ".join(map(str, routing.get("used_experts", [])))
+    groups = (item for by in evaluation.get("by", {}).values() for item in by.items())
+    return {
+        "accuracy": evaluation["accuracy"],
+        "by": {name: group["accuracy"] for name, group in groups},
+        "validation": next(value for name, value in run["metrics"]["validation"].items() if name != "epoch"),
+        "experts": used and f"{used} of {routing['experts']}",
+        "seconds": run["seconds"]["training"],
+    }
+
+
+def page(known: dict[str, Any]) -> str:
+    """The Markdown page of all machines' figures; what was not kept of a run is a dash."""
+    machines = known["machines"]
+    every = [seed for machine in machines.values() for seed in machine["seeds"]]
+    first = next(iter(machines.values()))
+    changes = [f"--set={change}" for change in known["settings"]]
     lines = [
-        f"# {recipe}: {len(found)} seeds, all of them",
+        f"# {known['recipe']}: {len(every)} runs, all of them",
         "",
-        f"Made by `python -m benchmarks.seeds {recipe} --seeds {len(found)}`.",
+        f"Made by `{shlex.join(['python', '-m', 'benchmarks.seeds', known['recipe'], *changes])}`.",
         f"Accuracy in % on the {first['split']} split.",
         f"MoPE trains {first['parameters']['trained']:,} of {first['parameters']['total']:,} parameters.",
+        "A processor that adds in another order trains another model from the same seed: to be expected is a range.",
         "",
-        _row(["seed", "accuracy", *groups, "validation", "experts in use per layer", "training s"]),
-        _row(["---", *["---:"] * (len(groups) + 2), "---", "---:"]),
+        f"All runs: {_spread(every)}.",
     ]
-    for one in found:
-        evaluation, run = one["evaluation"], one["run"]
-        by = evaluation.get("by", {}).get(field, {})
-        validation = next(value for name, value in run["metrics"]["validation"].items() if name != "epoch")
-        used = evaluation.get("routing", {}).get("used_experts", [])
-        experts = evaluation.get("routing", {}).get("experts", 0)
-        lines.append(
-            _row(
-                [
-                    str(one["seed"]),
-                    _percent(evaluation["accuracy"]),
-                    *(_percent(by[name]["accuracy"]) for name in groups),
-                    _percent(validation),
-                    ", ".join(map(str, used)) + (f" of {experts}" if used else ""),
-                    f"{run['seconds']['training']:.0f}",
-                ]
-            )
-        )
-    accuracies = [one["evaluation"]["accuracy"] for one in found]
-    spread = f"mean {_percent(statistics.mean(accuracies))}, median {_percent(statistics.median(accuracies))}"
-    lines += ["", f"{spread}, lowest {_percent(min(accuracies))}, highest {_percent(max(accuracies))}.", ""]
-    if first.get("baselines"):
-        lines += ["The same frozen encoders without conditioning, mean of each head's own seeds:", ""]
-        lines += [_row(["baseline", "accuracy", "trained parameters"]), _row(["---", "---:", "---:"])]
-        for head in first["baselines"]:
-            name = f"{head['name']}, {head['head']}"
-            lines.append(_row([name, _percent(head["accuracy"]["mean"]), f"{head['parameters']:,}"]))
-        lines.append("")
-    machine = describe_machine()
-    lines += [
-        f"Machine: {machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB, {machine['system']}."
-    ]
+    for name, machine in machines.items():
+        groups = sorted({group for seed in machine["seeds"] for group in seed.get("by", {})})
+        columns = ("seed", "accuracy", *groups, "validation", "experts in use per layer", "training s")
+        rows = []
+        for number, seed in enumerate(machine["seeds"]):
+            shares = [seed["accuracy"], *(seed["by"].get(group) for group in groups), seed.get("validation")]
+            took = f"{seed['seconds']:.0f}" if "seconds" in seed else "–"
+            rows.append((number, *map(_percent, shares), seed.get("experts") or "–", took))
+        lines += ["", f"## {name}", "", *markdown_table(columns, rows)]
+        if len(rows) > 1:
+            lines += ["", f"{_spread(machine['seeds']).capitalize()}."]
+        if heads := machine.get("baselines"):
+            lines += ["", "The same frozen encoders without conditioning, mean of each head's own seeds:", ""]
+            cells = [
+                (f"{h['name']}, {h['head']}", _percent(h["accuracy"]["mean"]), f"{h['parameters']:,}") for h in heads
+            ]
+            lines += markdown_table(("baseline", "accuracy", "trained parameters"), cells)
     return "\n".join(lines) + "\n"
 
 
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _spread(seeds: Sequence[dict[str, Any]]) -> str:
+    values = sorted(seed["accuracy"] for seed in seeds)
+    middle = f"mean {_percent(statistics.mean(values))}, median {_percent(statistics.median(values))}"
+    return f"{middle}, lowest {_percent(values[0])}, highest {_percent(values[-1])}"
 
 
-def _percent(share: float) -> str:
-    return f"{share:.1%}"[:-1]
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"[:-1]
 
 
 if __name__ == "__main__":

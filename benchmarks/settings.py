@@ -1,4 +1,4 @@
-"""What the suite is asked for, and the encoder sizes that it knows."""
+"""What the suite is asked for: how to measure, encoders of which size, and which graph."""
 
 from __future__ import annotations
 
@@ -7,14 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FORMS", "SIZES", "TEXT_LENGTH", "NotRun", "Settings", "Size"]
+__all__ = ["FORMS", "SIZES", "TEXT_LENGTH", "Settings", "Size", "Spec"]
 
 TEXT_LENGTH = 32  # tokens, as the targets say
 FORMS = ("token", "prefix")
-
-
-class NotRun(Exception):
-    """Why a figure cannot be had here; it is reported, not an error."""
 
 
 @dataclass(frozen=True)
@@ -35,43 +31,35 @@ class Size:
     names: Mapping[str, str]
 
 
+def _bert(width: int, layers: int, heads: int, words: int) -> dict[str, int]:
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": width * 4,
+        "vocab_size": words,
+    }
+
+
 SIZES = {
     "tiny": Size(
         vit={"embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 8, "img_size": 32},
         swin={"embed_dim": 16, "depths": (1, 1), "num_heads": (2, 4), "window_size": 4, "img_size": 32},
-        bert={
-            "hidden_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "intermediate_size": 64,
-            "vocab_size": 100,
-        },
+        bert=_bert(32, layers=1, heads=2, words=100),
         image=32,
         names={"vit": "ViT of 1×32", "swin": "Swin of 2×16", "text": "BERT of 1×32"},
     ),
     "small": Size(
         vit={"embed_dim": 384, "depth": 2, "num_heads": 6},
         swin={"embed_dim": 96, "depths": (1, 1, 2, 1), "num_heads": (3, 6, 12, 24), "window_size": 7},
-        bert={
-            "hidden_size": 384,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 6,
-            "intermediate_size": 1536,
-            "vocab_size": 1000,
-        },
+        bert=_bert(384, layers=2, heads=6, words=1000),
         image=224,
         names={"vit": "ViT-S/16 of 2 layers", "swin": "Swin-T of 5 layers", "text": "BERT of 2×384"},
     ),
     "base": Size(
         vit={},
         swin={},
-        bert={
-            "hidden_size": 768,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-            "intermediate_size": 3072,
-            "vocab_size": 30_522,
-        },
+        bert=_bert(768, layers=12, heads=12, words=30_522),
         image=224,
         names={"vit": "ViT-B/16", "swin": "Swin-B", "text": "BERT-base"},
     ),
@@ -108,3 +96,41 @@ class Settings:
     def encoders(self) -> Size:
         """The encoders of :attr:`size`."""
         return SIZES[self.size]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One graph, or the eager module that it is exported from.
+
+    Attributes:
+        kind: ``mope``; ``bare``, both encoders without prompts and a linear head; ``bare-main``, the main encoder alone
+            and its head; ``given-y``, the main file of a MoPE in parts (``mope-export --split``), which is given y and
+            all that depends on y alone.
+        image: ``vit`` or ``swin``.
+        main: ``image`` or ``text``.
+        experts, top_k, prompt_length: of a MoPE.
+        precision: ``fp32``, ``int8-dynamic`` or ``int8``.
+        eager: the module, in PyTorch.
+    """
+
+    kind: str = "mope"
+    image: str = "vit"
+    main: str = "image"
+    experts: int = 16
+    top_k: int = 0
+    prompt_length: int = 6
+    precision: str = "fp32"
+    eager: bool = False
+
+    @property
+    def name(self) -> str:
+        """For files and tables."""
+        parts = [self.kind, f"{self.image}-main" if self.main == "image" else f"text-main-{self.image}"]
+        if self.kind in ("mope", "given-y"):
+            parts.append(f"K{self.experts}-L{self.prompt_length}-{f'top{self.top_k}' if self.top_k else 'soft'}")
+        return "-".join([*parts, self.precision])
+
+    @property
+    def complementary(self) -> str:
+        """The modality that is not the main one."""
+        return "text" if self.main == "image" else "image"

@@ -69,8 +69,7 @@ def judge(results: Mapping[str, Mapping[str, Any]], *, size: str, chosen: Iterab
     for target in TARGETS:
         result = results.get(target.benchmark, {})
         found = result.get("values", {}).get(target.name)
-        row: dict[str, Any] = {"name": target.name, "what": target.what, "benchmark": target.benchmark}
-        row |= {"limit": target.limit, "unit": target.unit}
+        row = {key: getattr(target, key) for key in ("name", "what", "benchmark", "limit", "unit")}
         row |= {"value": None, "error": None, "verdict": "not run", "by": None, "note": ""}
         if found is None:
             unasked = f"python -m benchmarks {target.benchmark} was not asked for"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from torch import nn
 
 from benchmarks.child import run_child
 from benchmarks.encoders import Encoders
-from benchmarks.graphs import Spec, Workshop, make_feeds
-from benchmarks.measuring import compare, eager_call
+from benchmarks.graphs import Workshop, make_feeds
+from benchmarks.measuring import compare
 from benchmarks.result import LATENCY, Result, Table, latency_columns
-from benchmarks.settings import FORMS, SIZES, NotRun
+from benchmarks.settings import FORMS, SIZES, Spec
 from mope_deploy.model import MoPE, importance_loss
 from mope_deploy.model.backbones import Form
 
@@ -23,7 +24,6 @@ __all__ = ["peak_of_steps", "training_step"]
 BATCH, EXPERTS = 4, 16
 _IMPORTANCE = 0.01  # its weight in the loss
 _STEPS = 3
-_TARGETS = ("training-time", "training-memory")
 _CODE = """
 import json, sys
 from benchmarks.training_step import peak_of_steps
@@ -34,15 +34,10 @@ print(json.dumps({"bytes": peak_of_steps(*sys.argv[1:4], threads=int(sys.argv[4]
 def training_step(workshop: Workshop) -> Result:
     """A step of each form against the bare encoders' forward pass, for a ViT and for a Swin, batch 4."""
     settings, rows, values = workshop.settings, [], {}
-    not_run: dict[str, str] = {}
+    feeds = make_feeds(settings.encoders, batch=BATCH)
     for image in ("vit", "swin"):
-        try:
-            pair = workshop.model(Spec(kind="bare", image=image)).eval()
-        except NotRun as reason:
-            not_run |= dict.fromkeys(_TARGETS, str(reason))
-            continue
-        feeds = make_feeds(settings.encoders, batch=BATCH)
-        calls: dict[str, Callable[[], object]] = {"bare pair, forward": eager_call(pair, feeds)}
+        pair = workshop.open(Spec(kind="bare", image=image, eager=True))
+        calls: dict[str, Callable[[], object]] = {"bare pair, forward": partial(pair, feeds)}
         for form in FORMS:
             calls[f"step, {form} form"] = step(_model(workshop.encoders, image), feeds, form)
         found = compare(calls, settings, samples=BATCH)
@@ -54,8 +49,8 @@ def training_step(workshop: Workshop) -> Result:
         }
         for name, row in found.items():
             peak = f"{peaks[name] / 2**20:,.0f}" if name in peaks else "–"
-            encoder, ratio = settings.encoders.names[image], f"{row['ratio']['value']:.3f}"
-            rows.append((encoder, name, *latency_columns(row), ratio, peak))
+            ratio = f"{row['ratio']['value']:.3f}"
+            rows.append((settings.encoders.names[image], name, *latency_columns(row), ratio, peak))
         token, prefix = "step, token form", "step, prefix form"
         if image == "swin":
             value = found[prefix]["p50_ms"] / found[token]["p50_ms"]
@@ -67,7 +62,6 @@ def training_step(workshop: Workshop) -> Result:
         f"loss, backward, AdamW. Peak: what {_STEPS} steps take beyond the loaded model, in a process of their own.",
         tables=(Table("training step", columns, tuple(rows)),),
         values=values,
-        not_run=not_run,
     )
 
 

@@ -1,9 +1,11 @@
-"""The benchmark suite on tiny encoders: what it compares, how it judges, what it writes. No test looks at a time."""
+"""The benchmark suite on tiny encoders: what it compares, and the command. No test looks at a time."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,13 @@ import pytest
 import torch
 
 from benchmarks import __main__ as suite
+from benchmarks.child import run_child
+from benchmarks.comparisons import COMPARISONS
 from benchmarks.encoders import BarePair, Encoders
-from benchmarks.graphs import Spec, Workshop, make_feeds
-from benchmarks.machine import describe_machine
-from benchmarks.report import write_report
-from benchmarks.result import Curve, Result, Table, exponent
-from benchmarks.settings import SIZES, NotRun, Settings
-from benchmarks.targets import TARGETS, judge
+from benchmarks.graphs import Workshop, make_feeds
+from benchmarks.result import Result
+from benchmarks.settings import SIZES, Settings, Spec
+from benchmarks.targets import TARGETS
 from benchmarks.training_step import step
 from mope_deploy.errors import MopeError
 from mope_deploy.model import MoPE
@@ -137,117 +139,6 @@ def test_a_training_step_trains_what_trains(form: Form, workshop: Workshop) -> N
     assert all(torch.equal(p, frozen[name]) for name, p in model.named_parameters() if name in frozen)
 
 
-# --- how it judges ---
-
-
-def test_targets_are_those_of_the_project() -> None:
-    limits = {target.name: target.limit for target in TARGETS}
-    assert len(limits) == len(TARGETS)
-    assert limits == {
-        "fp32-vit-1": 1.01,
-        "fp32-vit-8": 1.01,
-        "fp32-swin-1": 1.03,
-        "fp32-swin-8": 1.03,
-        "text-main": 1.05,
-        "int8-vit": 1.02,
-        "int8-swin": 1.05,
-        "int8-speed": 0.50,
-        "experts-top1": 1.01,
-        "experts-soft": 1.03,
-        "cached-y": 1.03,
-        "training-time": 0.95,
-        "training-memory": 1.00,
-        "process-time": 0.6,
-        "process-memory": 120.0,
-        "eager-ratio": None,
-    }
-    assert {target.benchmark for target in TARGETS} <= set(suite.BENCHMARKS)
-
-
-def test_verdicts() -> None:
-    results = {
-        "fp32-ratio": {
-            "values": {
-                "fp32-vit-1": {"value": 1.01, "error": 0.002},
-                "fp32-vit-8": {"value": 1.05, "error": None},
-            },
-            "not_run": {"fp32-swin-1": "no Swin"},
-        },
-        "device-process": {"values": {"process-time": {"value": 0.6, "error": 0.1}}, "not_run": {}},
-        "eager-ratio": {"values": {"eager-ratio": {"value": 0.5, "error": 0.1}}, "not_run": {}},
-        "int8-ratio": {"error": "it failed"},
-    }
-    rows = {row["name"]: row for row in judge(results, size="base", chosen=["fp32-ratio", "int8-ratio"])}
-    assert list(rows) == [target.name for target in TARGETS]
-    assert (rows["fp32-vit-1"]["verdict"], rows["fp32-vit-1"]["by"]) == ("met", None)
-    assert rows["fp32-vit-8"]["verdict"] == "missed"
-    assert rows["fp32-vit-8"]["by"] == pytest.approx(0.04)
-    assert (rows["fp32-swin-1"]["verdict"], rows["fp32-swin-1"]["note"]) == ("not run", "no Swin")
-    assert (rows["process-time"]["verdict"], rows["process-time"]["by"]) == ("missed", 0.0)  # below, not at
-    assert (rows["eager-ratio"]["verdict"], rows["eager-ratio"]["limit"]) == ("reported", None)
-    assert rows["int8-vit"]["note"] == "it failed"
-    assert "text-main was not asked for" in rows["text-main"]["note"]
-    rows = {row["name"]: row for row in judge(results, size="small", chosen=["fp32-ratio"])}
-    assert rows["fp32-vit-1"]["note"] == "of small encoders, which the target is not about"
-    assert rows["process-time"]["note"] == ""
-
-
-def test_exponents() -> None:
-    x = [1.0, 2.0, 4.0, 8.0]
-    assert exponent(x, [3 * value**1.5 for value in x]) == pytest.approx(1.5)
-    assert exponent(x, [7.0] * 4) == pytest.approx(0.0)
-    points = tuple({"x": value, "p50_ms": value**2, "p95_ms": 1.0, "p99_ms": 1.0, "samples_per_s": 1.0} for value in x)
-    curve = Curve("t", "K", {"many": points, "one": points[:1]})
-    assert curve.exponents == pytest.approx({"many": 2.0})
-
-
-# --- what it writes ---
-
-
-def report_of(results: dict[str, Result]) -> dict[str, Any]:
-    documents = {name: result.to_dict() for name, result in results.items()}
-    return {
-        "schema": 1,
-        "command": "python -m benchmarks all",
-        "machine": describe_machine(),
-        "settings": {"size": "tiny", "form": "token", "threads": 2, "rounds": 3, "seconds": 0.1},
-        "results": documents,
-        "targets": judge(documents, size="tiny", chosen=list(documents)),
-    }
-
-
-def test_a_report(tmp_path: Path) -> None:
-    points = tuple(
-        {"x": x, "p50_ms": 2.0 * x, "p95_ms": 3.0 * x, "p99_ms": 4.0 * x, "samples_per_s": 500 / x} for x in (1.0, 4.0)
-    )
-    result = Result(
-        about="A and B.",
-        tables=(Table("a | b", ("name", "ms"), (("x|y", "1.25"), ("z", "2.50"))),),
-        curves=(Curve("latency against K", "K", {"dense": points}),),
-        values={"experts-soft": {"value": 1.2, "error": 0.01}},
-        not_run={"experts-top1": "no top-1"},
-    )
-    files = write_report(tmp_path / "r.json", report_of({"experts-ratio": result}))
-    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(file.name for file in files)
-    assert [file.name for file in files] == ["r.json", "r.md", "r-latency-against-k.svg"]
-    document = json.loads(files[0].read_text())
-    assert document["results"]["experts-ratio"]["curves"][0]["exponents"] == {"dense": pytest.approx(1.0)}
-    page = files[1].read_text()
-    assert "| x\\|y | 1.25 |" in page
-    assert "| --- | ---: |" in page
-    assert "![latency against K](r-latency-against-k.svg)" in page
-    assert "| 1.03 | 1.200 ± 0.010 | missed by 0.170 (of tiny encoders" in page
-    assert "Not run: no top-1." in page
-    assert ">dense, p = 1.00</text>" in files[2].read_text()
-
-
-def test_the_machine() -> None:
-    found = describe_machine()
-    json.dumps(found, allow_nan=False)
-    assert {"cpu", "cores", "governor", "power_mode", "gpus", "int8_instructions", "versions", "load"} <= set(found)
-    assert found["cores"] >= 1
-
-
 # --- the command ---
 
 
@@ -283,30 +174,72 @@ def test_some_benchmarks_from_the_command_line(
     assert "wrote" in err
 
 
-def test_every_benchmark_gives_its_targets(workshop: Workshop) -> None:
-    """Those that need no process of their own and few graphs; the others are run below."""
-    for name in ("cached-y", "int8-ratio", "int8-speed", "eager-ratio", "growth", "operators"):
-        result = suite._function(name)(workshop)
-        json.dumps(result.to_dict(), allow_nan=False)
-        wanted = {target.name for target in TARGETS if target.benchmark == name}
-        assert set(result.values) | set(result.not_run) == wanted, name
-        assert result.tables
-        for table in result.tables:
-            assert table.rows
-            assert {len(row) for row in table.rows} == {len(table.columns)}
-    growing = suite._function("growth")(workshop)
-    assert [curve.quantity for curve in growing.curves] == ["batch size", "text length", "K", "L"]
-    assert all(len(points) == 2 for curve in growing.curves for points in curve.series.values())
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_every_comparison(name: str, workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is opened, and that all targets are judged, with static int8 too; nothing is exported for it."""
+    opened = []
+
+    def fake(spec: Spec) -> Callable[[object], object]:
+        opened.append(spec)
+        return lambda feeds: None
+
+    whole = Workshop(dataclasses.replace(workshop.settings, few=False))
+    monkeypatch.setattr(whole, "open", fake)
+    monkeypatch.setattr(whole, "feeds", lambda spec, **_: {})
+    monkeypatch.setattr(whole, "graph", lambda spec: Path(__file__))
+    monkeypatch.setattr("benchmarks.ratios.int8_instructions", lambda: ["i8mm"])
+    groups = COMPARISONS[name].groups
+    result = check(name, suite._function(name)(whole))
+    assert opened == [spec for group in groups for spec in group.graphs.values()]
+    assert len(result.tables[0].rows) == sum(len(group.graphs) * len(group.batches) for group in groups)
+    assert "{" not in result.about
+    # A comparison is fair where one thing alone is different.
+    for group in groups:
+        first, *others = group.graphs.values()
+        if name in ("fp32-ratio", "int8-ratio"):
+            assert [dataclasses.replace(spec, kind="bare") for spec in others] == [first]
 
 
+def test_int8_is_judged_where_the_cpu_has_it(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.ratios.int8_instructions", list)
+    result = check("int8-speed", suite._function("int8-speed")(workshop))
+    assert result.not_run == {"int8-speed": "this CPU has no VNNI"}
+    assert "int8 instructions: none." in result.about
+
+
+def check(name: str, result: Result) -> Result:
+    """It has a value for each of its targets, or a reason, and tables with all their cells."""
+    json.dumps(result.to_dict(), allow_nan=False)
+    wanted = {target.name for target in TARGETS if target.benchmark == name}
+    assert set(result.values) | set(result.not_run) == wanted
+    assert result.tables
+    for table in result.tables:
+        assert table.rows
+        assert {len(row) for row in table.rows} == {len(table.columns)}
+    return result
+
+
+# Of those that start several processes the first is real.
 @pytest.mark.slow
-def test_every_other_benchmark_gives_its_targets(workshop: Workshop) -> None:
-    for name in ("text-main", "experts-ratio", "device-process", "training-step", "memory"):
-        result = suite._function(name)(workshop)
-        wanted = {target.name for target in TARGETS if target.benchmark == name}
-        assert set(result.values) | set(result.not_run) == wanted, name
-        for table in result.tables:
-            assert {len(row) for row in table.rows} == {len(table.columns)}
+@pytest.mark.parametrize("name", [name for name in suite.BENCHMARKS if name != "fp32-ratio"])
+def test_every_other_benchmark(name: str, workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Really run, but for graphs that differ from another one in K, top-k or L alone: that one is measured twice."""
+    found: list[dict[str, Any]] = []
+
+    def once(*arguments: Any, **how: Any) -> dict[str, Any]:
+        found[:] = found or [run_child(*arguments, **how)]
+        return found[0]
+
+    for module in ("training_step", "memory"):
+        monkeypatch.setattr(f"benchmarks.{module}.run_child", once)
+    graph = workshop.graph
+    monkeypatch.setattr(
+        workshop, "graph", lambda spec: graph(dataclasses.replace(spec, experts=16, top_k=0, prompt_length=6))
+    )
+    result = check(name, suite._function(name)(workshop))
+    if name == "growth":
+        assert [curve.quantity for curve in result.curves] == ["batch size", "text length", "K", "L"]
+        assert all(len(points) == 2 for curve in result.curves for points in curve.series.values())
 
 
 def test_one_that_fails_does_not_stop_the_others(
@@ -351,8 +284,3 @@ def test_misuse(
     assert call(*arguments) == 2
     assert words in " ".join(capsys.readouterr().err.split())
     assert list(tmp_path.iterdir()) == []
-
-
-def test_what_is_not_there_is_not_run(workshop: Workshop) -> None:
-    with pytest.raises(NotRun, match="no encoder family resnet"):
-        workshop.encoders.image("resnet")
