@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mope_deploy.errors import DataError
 from mope_deploy.model import MoPE
-from mope_deploy.model.backbones import Backbone
+from mope_deploy.model.backbones import Encoder
 from mope_deploy.progress import track
 from train.data import MediaCache, Split
 
@@ -35,7 +35,7 @@ class Features:
     device: torch.device
     batch_size: int
 
-    def bare(self, backbone: Backbone, modality: str, split: Split) -> Tensor:
+    def bare(self, backbone: Encoder, modality: str, split: Split) -> Tensor:
         """Pooled features of the different inputs of a split, from an encoder without any prompt.
 
         Returns:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from export.limits import FOLDS
-from mope_deploy.model.backbones.prefix import Made, Projection
+from mope_deploy.model.backbones.prefix import PrefixKV, Projection
 
 __all__ = ["AppendedExperts", "Cost", "FoldedExperts", "LayerSize", "Mixture", "choose", "constants", "costs"]
 
@@ -205,7 +205,7 @@ class FoldedExperts(nn.Module):
         else:
             self.register_buffer("centred", centred.flatten(1).to(experts.dtype))
 
-    def forward(self, mixture: Mixture) -> Made:
+    def forward(self, mixture: Mixture) -> PrefixKV:
         """Keys and values, (B, L, inner) each."""
         rows = mixture.of(self.table).view(-1, 2 * self.length, self.inner)
         if self.form != "table":
@@ -213,7 +213,7 @@ class FoldedExperts(nn.Module):
             kv = kv / torch.sqrt(self._variance(mixture) + self.eps).view(-1, 1, self.length, 1) + self.offset
             rows = kv.view(-1, 2 * self.length, self.inner)
         # By slices: a split has no conversion to opset 17.
-        return Made((rows[:, : self.length],), (rows[:, self.length :],))
+        return PrefixKV((rows[:, : self.length],), (rows[:, self.length :],))
 
     def _variance(self, mixture: Mixture) -> Tensor:
         """Of each token of the mixture over its D features, (B, L)."""

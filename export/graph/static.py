@@ -18,6 +18,7 @@ import copy
 import itertools
 from collections import Counter
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +27,9 @@ from torch.nn.utils import parametrize
 from export.graph.folding import AppendedExperts, FoldedExperts, LayerSize, Mixture, choose, constants
 from mope_deploy.manifest import y_name
 from mope_deploy.model import MoPE
-from mope_deploy.model.backbones import Backbone
-from mope_deploy.model.backbones.prefix import Made, Projection
-from mope_deploy.model.mope import ComplementaryEncoder
+from mope_deploy.model.backbones import LayeredEncoder
+from mope_deploy.model.backbones.prefix import PrefixKV, Projection
+from mope_deploy.model.complementary import ComplementaryEncoder
 from mope_deploy.model.prompts import LayerPrompts, StaticPrompt
 from mope_deploy.model.router import Router
 from mope_deploy.preprocess import present_name
@@ -97,7 +98,7 @@ class StaticMoPE(nn.Module):
         self,
         *,
         input_names: tuple[str, ...],
-        main: Backbone,
+        main: LayeredEncoder,
         complementary: Mapping[str, StaticEncoder],
         layers: list[StaticLayer],
         mappers: Mapping[str, nn.Module],
@@ -166,7 +167,7 @@ class StaticEncoder(nn.Module):
 
     def __init__(self, trained: ComplementaryEncoder, fold: str) -> None:
         super().__init__()
-        self.backbone = trained.backbone
+        self.backbone = cast(LayeredEncoder, trained.backbone)  # layered wherever there are prompts
         self.prefix = fold != "token" and trained.backbone.has_prefix_form
         self.prompts = nn.ModuleList(
             StaticTokens(prompt, _projection(trained.backbone, i, fold))  # type: ignore[arg-type]
@@ -212,10 +213,10 @@ class StaticTokens(nn.Module):
             for name, constant in zip(("keys", "values"), constants(projection, tokens), strict=True):
                 self.register_buffer(name, constant.unsqueeze(0).contiguous())  # (1, L, inner)
 
-    def forward(self, batch: int) -> tuple[Tensor | None, Made | None]:
+    def forward(self, batch: int) -> tuple[Tensor | None, PrefixKV | None]:
         """Tokens (B, L, D), or keys and values; the other is None."""
         if self.folded:
-            return None, Made((self.keys.expand(batch, -1, -1),), (self.values.expand(batch, -1, -1),))
+            return None, PrefixKV((self.keys.expand(batch, -1, -1),), (self.values.expand(batch, -1, -1),))
         return self.tokens.unsqueeze(0).expand(batch, -1, -1), None
 
 
@@ -244,7 +245,7 @@ class StaticLayer(nn.Module):
 
     def forward(
         self, pooled_x: Tensor, y: Mapping[str, Tensor], mapped: list[Tensor]
-    ) -> tuple[Tensor | None, Made | None, Tensor | None]:
+    ) -> tuple[Tensor | None, PrefixKV | None, Tensor | None]:
         """The prompts of a batch.
 
         Args:
@@ -256,7 +257,7 @@ class StaticLayer(nn.Module):
             Tokens (B, P, D), keys and values of further prompts, routing (B, K); None where there are none.
         """
         tokens: list[Tensor] = []
-        kv: list[Made] = []
+        kv: list[PrefixKV] = []
         weights = None
         if self.static is not None:
             own, made = self.static(pooled_x.shape[0])
@@ -271,7 +272,7 @@ class StaticLayer(nn.Module):
                 tokens.append(self.dynamic(mixture))
         tokens += mapped
         tokens += [mapper(y[name])[pooled_x.shape[1]].unsqueeze(1) for name, mapper in self.mappers.items()]
-        made = Made(*(tuple(itertools.chain(*parts)) for parts in zip(*kv, strict=True))) if kv else None
+        made = PrefixKV(*(tuple(itertools.chain(*parts)) for parts in zip(*kv, strict=True))) if kv else None
         return (torch.cat(tokens, dim=1) if tokens else None), made, weights
 
 
@@ -310,7 +311,7 @@ class StaticRouter(nn.Module):
         return Mixture((values * hot).sum(dim=1), values, index)
 
 
-def _projection(backbone: Backbone, index: int, fold: str) -> Projection | None:
+def _projection(backbone: LayeredEncoder, index: int, fold: str) -> Projection | None:
     """How a layer makes keys and values, if anything is to be folded into it."""
     return backbone.projection(index) if backbone.has_prefix_form and fold not in ("token", "none") else None
 
@@ -325,7 +326,13 @@ def _form(layer: LayerPrompts, projection: Projection | None, fold: str) -> str:
 
 
 def _run(
-    backbone: Backbone, i: int, x: Tensor, prompts: Tensor | None, kv: Made | None, mask: Tensor | None, prefix: bool
+    backbone: LayeredEncoder,
+    i: int,
+    x: Tensor,
+    prompts: Tensor | None,
+    kv: PrefixKV | None,
+    mask: Tensor | None,
+    prefix: bool,
 ) -> Tensor:
     """Layer ``i`` with its prompts: as keys and values alone, or in token form."""
     if prefix and (prompts is not None or kv is not None):

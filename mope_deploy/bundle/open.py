@@ -53,7 +53,7 @@ class Bundle:
         Raises:
             UsageError: ``path`` is something else than a bundle: no folder, a checkpoint, a run.
             BundleError: unknown schema, a manifest that breaks the format, a file missing, altered or outside the
-            folder.
+                folder.
         """
         path = Path(path)
         _check_is_bundle(path)

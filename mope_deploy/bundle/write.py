@@ -30,7 +30,7 @@ def write_bundle(
         target: the folder to make.
         files: name inside the bundle → a file to copy, or its bytes.
         manifest: as in docs/bundle.md, without ``files`` and, if you like, without ``format``, ``schema`` and
-        ``created``.
+            ``created``.
         overwrite: replace a bundle that is there. Anything else than a bundle is never replaced.
 
     Raises:

@@ -87,10 +87,6 @@ class MoPE(nn.Module):
         return cast("dict[str, ComplementaryEncoder]", dict(self.complementary.items()))
 
     @property
-    def task(self) -> SingleLabel | MultiLabel:
-        return self.config.make_task()
-
-    @property
     def input_names(self) -> tuple[str, ...]:
         """Names of the inputs, the main modality's first."""
         names = list(self.main.input_names)

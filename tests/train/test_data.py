@@ -54,8 +54,15 @@ def test_a_batch_is_to_the_last_bit_what_the_device_computes(tiny: Path, preproc
 def test_every_picture_and_text_is_kept_once(tiny: Path, preprocessing: Preprocessing) -> None:
     split = split_of(tiny)
     samples = list(open_samples(tiny / "train.jsonl"))
-    assert len(split.values["image"]) == len(set(split.values["image"])) == len({sample.image for sample in samples}) == 30
-    assert len(split.values["text"]) == len(set(split.values["text"])) == len({sample.text for sample in samples}) < len(split)
+    assert (
+        len(split.values["image"]) == len(set(split.values["image"])) == len({sample.image for sample in samples}) == 30
+    )
+    assert (
+        len(split.values["text"])
+        == len(set(split.values["text"]))
+        == len({sample.text for sample in samples})
+        < len(split)
+    )
     assert [split.values["text"][i] for i in split.columns["text"]] == [sample.text for sample in samples]
     images = cache(preprocessing)
     assert images.get(split.values["image"][0]) is images.get(split.values["image"][0])
