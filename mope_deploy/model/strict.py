@@ -18,7 +18,6 @@ from mope_deploy.fields import nearest, shown
 __all__ = ["Listed", "Strict", "dotted_keys", "problems", "refused", "unknown_key"]
 
 T = TypeVar("T")
-_RENAMED = {"multi_label": "task: multi-label"}
 Listed = Annotated[tuple[T, ...], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
 """A tuple of any length, which JSON and YAML write as a list."""
 
@@ -65,7 +64,7 @@ def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
 
 def unknown_key(key: str, model: type[BaseModel]) -> str:
     """The phrase that says that ``model`` has no dotted ``key``, with the one that was probably meant."""
-    hint = _RENAMED.get(key.rpartition(".")[2]) or _nearest_key(key, list(dotted_keys(model)))
+    hint = _nearest_key(key, list(dotted_keys(model)))
     name = key if key.isprintable() and len(key) <= 80 else shown(key)
     return f"unknown key {name}" + (f" (did you mean {hint}?)" if hint else "")
 

@@ -64,13 +64,13 @@ def test_the_paper_s_defaults() -> None:
                 "temperature": False,
                 "routing_seed": 2**32,
                 "missing": ["audio"],
-                "multi_label": True,
+                "multi_labels": True,
             },
             (
                 "main: received prompts 2, expected 0|labels: received 'abc', expected a list|at most experts = 2|"
                 "d_x: received 1.5, expected integer|d_y: received True|temperature: received False, expected number|"
                 "routing_seed: received 4294967296|missing: received audio, expected some of text|"
-                r"unknown key multi_label \(did you mean task: multi-label\?\)"
+                "unknown key multi_labels"
             ),
         ),
     ],
