@@ -79,12 +79,6 @@ class MoPEGraph:
         made |= tensors_of({name: spec for name, spec in (("audio", self.audio), ("video", self.video)) if spec})
         return {name: made[name] for name in self.input_names}
 
-    @property
-    def example_audio(self) -> int:
-        """Samples of the clip that is traced: enough for a few frames, and a size that no other axis has."""
-        assert self.audio is not None
-        return min(self.audio.max_samples, 5 * self.audio.min_samples + 3)
-
     @classmethod
     def of(cls, model: MoPE, *, routing_output: bool = True) -> MoPEGraph:
         """The description of ``model``; models without dynamic prompts have no routing to put out."""
@@ -113,9 +107,10 @@ class DummyMediaInputGenerator(DummyInputGenerator):
         self, task: str, normalized_config: NormalizedConfig, *, batch_size: int = EXAMPLE_BATCH, **shapes: Any
     ) -> None:
         self.task, self.graph = task, normalized_config.config
-        self.sizes = {"batch": batch_size}
-        if self.graph.audio is not None:
-            self.sizes["audio_length"] = shapes.get("audio_length") or self.graph.example_audio
+        self.sizes, audio = {"batch": batch_size}, self.graph.audio
+        if audio is not None:  # enough for a few frames, and a size that no other axis has
+            short = min(audio.max_samples, 5 * audio.min_samples + 3)
+            self.sizes["audio_length"] = shapes.get("audio_length") or short
 
     def generate(
         self, input_name: str, framework: str = "pt", int_dtype: str = "int64", float_dtype: str = "fp32"
