@@ -11,7 +11,13 @@ from typing import Any
 
 from optimum.exporters.base import ExporterConfig
 from optimum.exporters.tasks import TasksManager
-from optimum.utils import DummyInputGenerator, DummyTextInputGenerator, DummyVisionInputGenerator, NormalizedConfig
+from optimum.utils import (
+    DTYPE_MAPPER,
+    DummyInputGenerator,
+    DummyTextInputGenerator,
+    DummyVisionInputGenerator,
+    NormalizedConfig,
+)
 from tokenizers import Tokenizer
 
 from mope_deploy.model import MoPE
@@ -66,39 +72,29 @@ class MoPEGraph:
     @property
     def tensors(self) -> Tensors:
         """Every input in the graph's order: name → dtype and axes."""
-        made: Tensors = {
-            "input_ids": ("int64", ("batch", "text_length")),
-            "attention_mask": ("int64", ("batch", "text_length")),
-        }
+        made: Tensors = dict.fromkeys(("input_ids", "attention_mask"), ("int64", ("batch", "text_length")))
         if self.image_size is not None:
             made["pixel_values"] = ("float32", ("batch", self.num_channels, *self.image_size))
         made |= {present_name(name): ("int64", ("batch",)) for name in self.missing}
-        made |= tensors_of({"audio": self.audio} if self.audio else {})
-        made |= tensors_of({"video": self.video} if self.video else {})
+        made |= tensors_of({name: spec for name, spec in (("audio", self.audio), ("video", self.video)) if spec})
         return {name: made[name] for name in self.input_names}
-
-    @property
-    def example_audio(self) -> int:
-        """Samples of the clip that is traced: enough for a few frames, and a size that no other axis has."""
-        assert self.audio is not None
-        return min(self.audio.max_samples, 5 * self.audio.min_samples + 3)
 
     @classmethod
     def of(cls, model: MoPE, *, routing_output: bool = True) -> MoPEGraph:
         """The description of ``model``; models without dynamic prompts have no routing to put out."""
-        image, text = model.preprocessing.image, model.preprocessing.text
+        made = model.preprocessing
         return cls(
             input_names=model.input_names,
-            image_size=None if image is None else (image.height, image.width),
-            vocab_size=_vocab_size(model.preprocessing.tokenizer),
-            max_length=None if text is None else text.max_length,
+            image_size=None if made.image is None else (made.image.height, made.image.width),
+            vocab_size=None if made.tokenizer is None else Tokenizer.from_str(made.tokenizer).get_vocab_size(),
+            max_length=None if made.text is None else made.text.max_length,
             num_labels=len(model.config.labels),
             num_layers=model.main.depth,
             num_experts=model.config.experts,
             routing_output=routing_output and model.config.dynamic,
-            audio=model.preprocessing.audio,
-            video=model.preprocessing.video,
-            missing=model.preprocessing.missing,
+            audio=made.audio,
+            video=made.video,
+            missing=made.missing,
         )
 
 
@@ -111,9 +107,10 @@ class DummyMediaInputGenerator(DummyInputGenerator):
         self, task: str, normalized_config: NormalizedConfig, *, batch_size: int = EXAMPLE_BATCH, **shapes: Any
     ) -> None:
         self.task, self.graph = task, normalized_config.config
-        self.sizes = {"batch": batch_size}
-        if self.graph.audio is not None:
-            self.sizes["audio_length"] = shapes.get("audio_length") or self.graph.example_audio
+        self.sizes, audio = {"batch": batch_size}, self.graph.audio
+        if audio is not None:  # enough for a few frames, and a size that no other axis has
+            short = min(audio.max_samples, 5 * audio.min_samples + 3)
+            self.sizes["audio_length"] = shapes.get("audio_length") or short
 
     def generate(
         self, input_name: str, framework: str = "pt", int_dtype: str = "int64", float_dtype: str = "fp32"
@@ -122,14 +119,9 @@ class DummyMediaInputGenerator(DummyInputGenerator):
         dtype, shape = self.graph.tensors[input_name]
         sizes = [self.sizes[axis] if isinstance(axis, str) else axis for axis in shape]
         if dtype == "int64":
-            return self.constant_tensor(sizes, value=1, dtype=_int64(framework), framework=framework)
+            int64 = (DTYPE_MAPPER.pt if framework == "pt" else DTYPE_MAPPER.np)(dtype)
+            return self.constant_tensor(sizes, value=1, dtype=int64, framework=framework)
         return self.random_float_tensor(sizes, -2.0, 2.0, framework=framework, dtype=float_dtype)
-
-
-def _int64(framework: str) -> Any:
-    from optimum.utils import DTYPE_MAPPER
-
-    return DTYPE_MAPPER.pt("int64") if framework == "pt" else DTYPE_MAPPER.np("int64")
 
 
 class MoPEExporterConfig(ExporterConfig):
@@ -167,8 +159,7 @@ class MoPEExporterConfig(ExporterConfig):
     @property
     def outputs(self) -> dict[str, dict[int, str]]:
         """Dynamic axes of every output by name."""
-        names = ("logits", "routing") if self.graph.routing_output else ("logits",)
-        return {name: {0: "batch"} for name in names}
+        return {name: {0: "batch"} for name in self.output_shapes}
 
     @property
     def input_shapes(self) -> dict[str, tuple[str, tuple[int | str, ...]]]:
@@ -179,11 +170,10 @@ class MoPEExporterConfig(ExporterConfig):
     @property
     def output_shapes(self) -> dict[str, tuple[str, tuple[int | str, ...]]]:
         """ONNX Runtime's type and the axes of every output by name."""
-        sizes: dict[str, tuple[str, tuple[int | str, ...]]] = {
-            "logits": ("tensor(float)", ("batch", self.graph.num_labels)),
-            "routing": ("tensor(float)", ("batch", self.graph.num_layers, self.graph.num_experts)),
-        }
-        return {name: sizes[name] for name in self.outputs}
+        shapes: dict[str, tuple[int | str, ...]] = {"logits": ("batch", self.graph.num_labels)}
+        if self.graph.routing_output:
+            shapes["routing"] = ("batch", self.graph.num_layers, self.graph.num_experts)
+        return {name: ("tensor(float)", shape) for name, shape in shapes.items()}
 
     @property
     def values_override(self) -> None:
@@ -206,7 +196,3 @@ def exporter_config(model: MoPE, *, routing_output: bool = True) -> MoPEExporter
         "onnx", model_type=MODEL_TYPE, task=TASK, library_name="transformers"
     )
     return constructor(MoPEGraph.of(model, routing_output=routing_output))
-
-
-def _vocab_size(tokenizer: str | None) -> int | None:
-    return None if tokenizer is None else Tokenizer.from_str(tokenizer).get_vocab_size()

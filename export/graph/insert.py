@@ -29,21 +29,18 @@ def add_node(
     before: ir.Node | None = None,
     after: ir.Node | None = None,
     dtype: ir.DataType | None = None,
-    shape: ir.Shape | None = None,
     attributes: Mapping[str, int] | None = None,
 ) -> ir.Value:
-    """Put a node of one output at the end of a graph, or beside another node.
+    """Put a node of one output at the end of a graph, or beside another node, and return that output.
 
     Args:
         output: name of what it makes.
         name: of the node.
-        dtype: of the output; None to leave it to inference.
-        shape: of the output.
-
-    Returns:
-        The output.
+        dtype: of the output of an operator that keeps its first input's shape; None to leave both to inference.
     """
-    made = ir.Value(name=output, shape=shape, type=None if dtype is None else ir.TensorType(dtype))
+    made = ir.Value(name=output)
+    if dtype is not None:
+        made.type, made.shape = ir.TensorType(dtype), inputs[0].shape
     node = ir.node(op, inputs, dict(attributes or {}), outputs=[made], name=name)
     if before is not None:
         graph.insert_before(before, node)

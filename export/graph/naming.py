@@ -11,7 +11,6 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
-from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -79,21 +78,16 @@ def _origin(value: ir.Value, module: nn.Module, scope: str) -> str | None:
     """The name of the tensor of module ``scope`` (or of a module around it) that ``value`` was folded from."""
     if value.const_value is None or value.const_value.size < 2 or value.const_value.dtype != ir.DataType.FLOAT:
         return None
+    try:
+        holder = module.get_submodule(scope)
+    except AttributeError:
+        return None
     array = value.const_value.numpy()
-    for name, tensor in _tensors(module, scope):
+    for its_name, held in (*holder.named_parameters(recurse=False), *holder.named_buffers(recurse=False)):
+        name, tensor = f"{scope}.{its_name}" if scope else its_name, held.detach().cpu().numpy()
         if tensor.size == array.size:
             if array.ndim == 2 and tensor.shape == array.shape[::-1] and np.array_equal(tensor.T, array):
                 return f"{name}.T"
             if np.array_equal(tensor.reshape(-1), array.reshape(-1)):
                 return name
     return None
-
-
-def _tensors(module: nn.Module, scope: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Tensors held directly by the module called ``scope``."""
-    try:
-        holder = module.get_submodule(scope)
-    except AttributeError:
-        return
-    for name, tensor in (*holder.named_parameters(recurse=False), *holder.named_buffers(recurse=False)):
-        yield (f"{scope}.{name}" if scope else name), tensor.detach().cpu().numpy()

@@ -18,7 +18,6 @@ import copy
 import itertools
 from collections import Counter
 from collections.abc import Mapping
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -51,22 +50,7 @@ def to_static(model: MoPE, *, routing_output: bool = True, fold: str = "auto") -
     tensors = (*model.parameters(), *model.buffers())
     twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})  # other modules around the same tensors
     _fold_parametrisations(twin)
-    complementary = twin.complementary_encoders()
-    static = StaticMoPE(
-        input_names=model.input_names,
-        main=twin.main,
-        complementary={name: StaticEncoder(encoder, fold) for name, encoder in complementary.items()},
-        layers=[
-            StaticLayer(layer, _projection(twin.main, i, fold), fold)  # type: ignore[arg-type]
-            for i, layer in enumerate(twin.layers)
-        ],
-        mappers=dict(twin.mappers.items()),
-        head=twin.head,
-        stand_ins=dict(twin.stand_ins.items()),
-        routing_output=routing_output and model.config.dynamic,
-        prefix=fold != "token",
-    )
-    return static.eval()
+    return StaticMoPE(twin, fold=fold, routing_output=routing_output).eval()
 
 
 def folding_of(model: MoPE, fold: str) -> str:
@@ -87,6 +71,11 @@ def folding_of(model: MoPE, fold: str) -> str:
 class StaticMoPE(nn.Module):
     """The whole model with static routing.
 
+    Args:
+        trained: the model as trained; this module takes over its parts.
+        fold: how prompts enter the layers.
+        routing_output: see :func:`to_static`.
+
     Attributes:
         input_names: what ``forward`` reads from its dict.
         output_names: names of the tuple it returns: ``logits`` and, if asked for, ``routing``.
@@ -94,33 +83,23 @@ class StaticMoPE(nn.Module):
         prefix: whether prompts enter the layers of the main encoder as keys and values alone.
     """
 
-    def __init__(
-        self,
-        *,
-        input_names: tuple[str, ...],
-        main: LayeredEncoder,
-        complementary: Mapping[str, StaticEncoder],
-        layers: list[StaticLayer],
-        mappers: Mapping[str, nn.Module],
-        head: nn.Module,
-        stand_ins: Mapping[str, Tensor],
-        routing_output: bool,
-        prefix: bool,
-    ) -> None:
+    def __init__(self, trained: MoPE, *, fold: str, routing_output: bool) -> None:
         super().__init__()
-        self.input_names = input_names
-        self.output_names = ("logits", "routing") if routing_output else ("logits",)
-        self.main = main
+        self.input_names = trained.input_names
+        self.output_names = ("logits", "routing") if routing_output and trained.config.dynamic else ("logits",)
         self.shows_y = False
-        self.prefix = prefix and main.has_prefix_form
+        self.main = trained.main
+        self.complementary = nn.ModuleDict(
+            {name: StaticEncoder(encoder, fold) for name, encoder in trained.complementary_encoders().items()}
+        )
+        self.layers = nn.ModuleList(
+            StaticLayer(layer, _projection(self.main, i, fold), fold)  # type: ignore[arg-type]
+            for i, layer in enumerate(trained.layers)
+        )
+        self.prefix = fold != "token" and self.main.has_prefix_form
         if self.prefix:
-            for i in range(main.depth):  # a weight each for queries, keys and values
-                main.separate(i)
-        self.complementary = nn.ModuleDict(complementary)
-        self.layers = nn.ModuleList(layers)
-        self.mappers = nn.ModuleDict(mappers)
-        self.head = head
-        self.stand_ins = nn.ParameterDict(stand_ins)
+            _separate(self.main)
+        self.mappers, self.head, self.stand_ins = trained.mappers, trained.head, trained.stand_ins
 
     @property
     def y_names(self) -> tuple[str, ...]:
@@ -167,15 +146,14 @@ class StaticEncoder(nn.Module):
 
     def __init__(self, trained: ComplementaryEncoder, fold: str) -> None:
         super().__init__()
-        self.backbone = cast(LayeredEncoder, trained.backbone)  # layered wherever there are prompts
+        self.backbone = trained.backbone
         self.prefix = fold != "token" and trained.backbone.has_prefix_form
         self.prompts = nn.ModuleList(
             StaticTokens(prompt, _projection(trained.backbone, i, fold))  # type: ignore[arg-type]
             for i, prompt in enumerate(trained.prompts)
         )
         if self.prefix and len(self.prompts):
-            for i in range(self.backbone.depth):
-                self.backbone.separate(i)
+            _separate(self.backbone)
         self.standardise = trained.standardise
         if trained.standardise:
             self.register_buffer("y_mean", trained.y_mean)
@@ -311,6 +289,12 @@ class StaticRouter(nn.Module):
         return Mixture((values * hot).sum(dim=1), values, index)
 
 
+def _separate(backbone: LayeredEncoder) -> None:
+    """A weight each for queries, keys and values in every layer, which all run in prefix form."""
+    for index in range(backbone.depth):
+        backbone.separate(index)
+
+
 def _projection(backbone: LayeredEncoder, index: int, fold: str) -> Projection | None:
     """How a layer makes keys and values, if anything is to be folded into it."""
     return backbone.projection(index) if backbone.has_prefix_form and fold not in ("token", "none") else None
@@ -326,13 +310,7 @@ def _form(layer: LayerPrompts, projection: Projection | None, fold: str) -> str:
 
 
 def _run(
-    backbone: LayeredEncoder,
-    i: int,
-    x: Tensor,
-    prompts: Tensor | None,
-    kv: PrefixKV | None,
-    mask: Tensor | None,
-    prefix: bool,
+    backbone: LayeredEncoder, i: int, x: Tensor, prompts: Tensor | None, kv: PrefixKV | None, mask: Tensor | None, prefix: bool
 ) -> Tensor:
     """Layer ``i`` with its prompts: as keys and values alone, or in token form."""
     if prefix and (prompts is not None or kv is not None):

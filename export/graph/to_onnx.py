@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 
 import onnx_ir as ir
@@ -18,6 +15,7 @@ from torch import nn
 from export.graph.exporter_config import MoPEExporterConfig
 from export.graph.files import SMALL
 from export.graph.naming import name_after_modules
+from export.graph.quiet import quiet
 from export.graph.static import StaticMoPE
 from export.limits import DEFAULT_OPSET, MAX_IR_VERSION
 from export.options import check_opset
@@ -45,7 +43,7 @@ def trace(static: StaticMoPE, config: MoPEExporterConfig, *, opset: int = DEFAUL
     shown, pooled = (static.showing_y(), static.y_names) if isinstance(static, StaticMoPE) else (static, ())
     examples = config.generate_dummy_inputs(framework="pt")
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():  # it tells of axes that share a name
             program = torch.onnx.export(
                 shown,
                 kwargs={"inputs": examples},
@@ -119,19 +117,3 @@ def _check_interface(model: ir.Model, config: MoPEExporterConfig) -> None:
             found = {axis: size for axis, size in enumerate(shape) if not size.isdigit()}
             if found != wanted[value.name or ""]:
                 raise ExportError(f"dynamic axes of {value.name}", received=found, expected=wanted[value.name or ""])
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """torch's exporter tells about its own steps and about axes that share a name: nothing a user can act on."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

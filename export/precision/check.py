@@ -57,37 +57,29 @@ def check_types(
     _check_products(file, source or file.layout)
     _check_edges(file)
     _check_stored_once(file)
+    wanted = {p.name for p in file.layout.products.values() if not file.keeps(p.name)}
+    wanted &= set(products) if products is not None else wanted
     if precision in HALVES:
         _check_half(file, HALVES[precision])
         _check_casts(file)
-        return file.counts()
-    _refuse_types(file, HALVES.values(), precision)
-    wanted = {p.name for p in file.layout.products.values() if not file.keeps(p.name)}
-    wanted &= set(products) if products is not None else wanted
-    if precision == "int8":
+    elif precision == "int8":
+        _refuse_types(file, HALVES.values(), precision)
         _check_int8(file, wanted)
     else:
+        _refuse_types(file, HALVES.values(), precision)
         if any(node.op_type in _QUANTISING for node in file.graph):
             raise ExportError(f"{path.name} quantises and is called {precision}")
         _check_dynamic(file, wanted if precision == "int8-dynamic" else set())
-    return file.counts()
+    return dict(Counter(file.multiplies(node).name for node, _ in file.multiplying()))
 
 
 def output_axis(node: ir.Node) -> int:
     """Which axis of a product's matrix counts its output channels: [in, out], or [out, in] for a Gemm with transB."""
-    attribute = node.attributes.get("transB")
-    return 0 if node.op_type == "Gemm" and attribute is not None and attribute.as_int() else 1
+    return 0 if node.op_type == "Gemm" and node.attributes.get_int("transB") else 1
 
 
 class _File:
-    """One file as read back.
-
-    Args:
-        graph: its graph.
-        opset: of the standard operators.
-        types: element types as inferred.
-        keep: layers and products to be fp32.
-    """
+    """One file as read back, its element types as inferred, and the layers and products that were to stay fp32."""
 
     def __init__(self, graph: ir.Graph, opset: int, types: Mapping[str, ir.DataType], keep: frozenset[str]) -> None:
         self.graph, self.opset, self.types, self.keep = graph, opset, types, keep
@@ -113,10 +105,6 @@ class _File:
             home = self.layout.home(node)
             if home is not None and node.op_type in PRODUCTS:
                 yield node, home
-
-    def counts(self) -> dict[str, int]:
-        """Products of the encoders by the type they multiply."""
-        return dict(Counter(self.multiplies(node).name for node, _ in self.multiplying()))
 
     def multiplies(self, node: ir.Node) -> ir.DataType:
         """The type a product multiplies: int8 where both operands come out of a DequantizeLinear."""
@@ -154,10 +142,10 @@ def _check_casts(file: _File) -> None:
     """No cast undoes another."""
     for node in file.graph:
         before = node.inputs[0].producer() if node.op_type == "Cast" and node.inputs[0] is not None else None
-        if before is not None and before.op_type == "Cast" and len(set(file.floats(before) + file.floats(node))) > 1:
-            floats = [file.type(before.inputs[0]), file.type(node.inputs[0]), file.type(node.outputs[0])]
-            if all(type in _FLOATS for type in floats):
-                raise _wrong(node, "casts what was cast", " → ".join(t.name for t in floats if t), "one cast at most")
+        if before is not None and before.op_type == "Cast":
+            types = [file.type(value) for value in (*before.inputs, *node.inputs, *node.outputs)]
+            if len(set(types)) > 1 and all(type in _FLOATS for type in types):
+                raise _wrong(node, "casts what was cast", " → ".join(t.name for t in types if t), "one cast at most")
 
 
 def _check_stored_once(file: _File) -> None:
@@ -248,8 +236,7 @@ def _check_activation(file: _File, quantise: ir.Node, dequantise: ir.Node) -> No
 def _check_weight(file: _File, product: ir.Node, dequantise: ir.Node) -> None:
     codes = dequantise.inputs[0]
     axis = output_axis(product)
-    attribute = dequantise.attributes.get("axis")
-    found = attribute.as_int() if attribute is not None else 1
+    found = dequantise.attributes.get_int("axis", 1)
     scale = _symmetric(dequantise)
     if codes is None or not codes.is_initializer() or codes.const_value is None:
         raise _wrong(dequantise, "dequantises something that is no stored weight", codes and codes.name, "INT8 codes")

@@ -10,15 +10,14 @@ quantisation itself costs. Static int8 does not do that.
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from export.graph.files import check_file, read
+from export.graph.quiet import quiet
 from export.limits import EMBED_LIMIT, MAX_IR_VERSION
 from export.precision.check import DYNAMIC_OPS, check_types
 from export.precision.layout import layout
@@ -61,7 +60,7 @@ class DynamicLowering:
         del model.graph.value_info[:]  # it fails on declarations that dynamo's graphs have
         data = path.with_name(path.name + ".data")
         large = sum(tensor.ByteSize() for tensor in model.graph.initializer) > EMBED_LIMIT
-        with _quiet():
+        with quiet():  # it asks for a preprocessing that changes nothing here
             quantize_dynamic(
                 model,
                 path,
@@ -91,14 +90,3 @@ def _tidy(path: Path) -> None:
         model.opset_import.remove(opset)
     model.producer_name = "mope-deploy"
     onnx.save(model, path)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """It asks for a preprocessing that changes nothing here, on the root logger."""
-    level = logging.root.level
-    logging.root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.root.setLevel(level)

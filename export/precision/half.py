@@ -61,7 +61,14 @@ class HalfLowering:
             for name, value in model.graph.initializers.items()
             if name in self._float32 and not _fits(value.const_value, self._half)
         }
-        self.unfit = self._products_that_do_not_fit(model.graph)
+        unfit = (
+            module_of(node)
+            for node in model.graph
+            if node.op_type in PRODUCTS
+            and self._layout.home(node) is not None
+            and any(value is not None and value.name in self._unfit for value in node.inputs)
+        )
+        self.unfit = tuple(dict.fromkeys(unfit))  # products with a weight that half cannot hold stay fp32
         strays = {t for t in types.values() if t in (*HALVES.values(), DataType.DOUBLE)}
         if strays:
             raise ExportError(f"{graph.name} is not an fp32 graph", received=", ".join(sorted(t.name for t in strays)))
@@ -85,19 +92,8 @@ class HalfLowering:
 
     def _rewritten(self, kept: Collection[str]) -> ir.Model:
         model = read(self._source)
-        _Rewrite(model, self._layout, self._half, kept, float32=self._float32, unfit=self._unfit).apply()
+        _Rewrite(model, self._layout, self._half, kept=kept, float32=self._float32, unfit=self._unfit).apply()
         return model
-
-    def _products_that_do_not_fit(self, graph: ir.Graph) -> tuple[str, ...]:
-        """Modules one of whose products has a weight that half cannot hold, in graph order: they stay fp32."""
-        found = [
-            module_of(node)
-            for node in graph
-            if node.op_type in PRODUCTS
-            and self._layout.home(node) is not None
-            and any(value is not None and value.name in self._unfit for value in node.inputs)
-        ]
-        return tuple(dict.fromkeys(found))
 
     def _kept(self, keep: Collection[str]) -> frozenset[str]:
         everything = {name for layer in self.layers for name in (layer, *self.products(layer))}
@@ -108,15 +104,12 @@ class HalfLowering:
 
 
 class _Rewrite:
-    """One rewriting of one graph in place.
+    """One rewriting of an fp32 graph in place.
 
     Args:
-        model: the fp32 graph.
-        layout: its layers.
-        half: FLOAT16 or BFLOAT16.
         kept: layers and modules to leave in fp32.
         float32: names of its fp32 tensors.
-        unfit: names of constants that half cannot hold.
+        unfit: names of those constants that half cannot hold.
     """
 
     def __init__(
@@ -124,13 +117,13 @@ class _Rewrite:
         model: ir.Model,
         layout: Layout,
         half: DataType,
-        kept: Collection[str],
         *,
+        kept: Collection[str],
         float32: Collection[str],
         unfit: Collection[str],
     ) -> None:
-        self.graph, self.layout, self.half, self.kept = model.graph, layout, half, kept
-        self.opset, self.float32, self.unfit = model.opset_imports[""], float32, unfit
+        self.graph, self.opset = model.graph, model.opset_imports[""]
+        self.layout, self.half, self.kept, self.float32, self.unfit = layout, half, kept, float32, unfit
         self.made: dict[str | None, DataType] = {}  # type of each float tensor that a node makes
         self.node_type: dict[ir.Node, DataType] = {}
         self.casts: dict[tuple[ir.Value, DataType], ir.Value] = {}
@@ -153,8 +146,9 @@ class _Rewrite:
                 if value.name in self.made:
                     value.dtype = self.made[value.name]
         for i, value in enumerate(self.graph.outputs):
-            if value.dtype == self.half:
-                self.graph.outputs[i] = self._as_output(value)
+            if value.dtype == self.half:  # outputs stay fp32 under the names they have
+                name, value.name = value.name or "", f"{value.name}.{_SUFFIX[self.half]}"
+                self.graph.outputs[i] = _cast_behind(self.graph, value, _FLOAT, name)
 
     def _decide(self, node: ir.Node) -> DataType:
         """The type that ``node`` computes in."""
@@ -208,36 +202,9 @@ class _Rewrite:
     def _cast(self, value: ir.Value, to: DataType, *, before: ir.Node) -> ir.Value:
         """``value`` in another type; one cast for all its users."""
         if (value, to) not in self.casts:
-            producer = value.producer()
-            module = module_of(producer if producer is not None else before)
-            self.casts[value, to] = add_node(
-                self.graph,
-                "Cast",
-                [value],
-                f"{value.name}.{_SUFFIX[to]}",
-                name=f"{module}/Cast" if module else "Cast",
-                after=producer,
-                before=self.graph[0] if producer is None else None,
-                dtype=to,
-                shape=value.shape,
-                attributes={"to": to},
-            )
+            module = module_of(value.producer() or before)
+            self.casts[value, to] = _cast_behind(self.graph, value, to, f"{value.name}.{_SUFFIX[to]}", module)
         return self.casts[value, to]
-
-    def _as_output(self, value: ir.Value) -> ir.Value:
-        """The graph's outputs stay fp32 under the names they have."""
-        name, value.name = value.name or "", f"{value.name}.{_SUFFIX[self.half]}"
-        return add_node(
-            self.graph,
-            "Cast",
-            [value],
-            name,
-            name="Cast",
-            after=value.producer(),
-            dtype=_FLOAT,
-            shape=value.shape,
-            attributes={"to": _FLOAT},
-        )
 
 
 def _emulate(graph: ir.Graph, half: DataType) -> None:
@@ -255,17 +222,18 @@ def _emulate(graph: ir.Graph, half: DataType) -> None:
                 value.dtype = _FLOAT
                 if node.op_type in MOVING_OPS:
                     continue  # values that were rounded before
-                rounded = _cast_behind(graph, value, half)
-            back = _cast_behind(graph, rounded, _FLOAT)
+                rounded = _cast_behind(graph, value, half, f"{value.name}.rounded")
+            back = _cast_behind(graph, rounded, _FLOAT, f"{value.name}.back")
             for user, i in users:
                 user.replace_input_with(i, back)
 
 
-def _cast_behind(graph: ir.Graph, value: ir.Value, to: DataType) -> ir.Value:
-    name = f"{value.name}.rounded" if to != _FLOAT else f"{value.name}.back"
-    after = value.producer()
+def _cast_behind(graph: ir.Graph, value: ir.Value, to: DataType, name: str, module: str = "") -> ir.Value:
+    """``value`` in another type under another name, right behind what makes it."""
+    after, its_name = value.producer(), f"{module}/Cast" if module else "Cast"
+    before = graph[0] if after is None else None
     return add_node(
-        graph, "Cast", [value], name, name="Cast", after=after, dtype=to, shape=value.shape, attributes={"to": to}
+        graph, "Cast", [value], name, name=its_name, before=before, after=after, dtype=to, attributes={"to": to}
     )
 
 

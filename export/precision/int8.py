@@ -8,7 +8,7 @@ GELU and softmax are not touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +103,8 @@ class Int8Lowering:
                 name=f"{module}/Quantize",
                 before=node,
                 dtype=ir.DataType.INT8,
-                shape=value.shape,
             )
-            known[name] = _dequantised(graph, node, [codes, scale, zero], value, f"{module}/Dequantize")
+            known[name] = _dequantised(node, [codes, scale, zero], name, f"{module}/Dequantize")
         node.replace_input_with(0, known[name])
 
 
@@ -142,24 +141,19 @@ def _quantise_weight_of(graph: ir.Graph, node: ir.Node, known: dict[str, ir.Valu
             add_weight(graph, f"{name}.scale", scales),
             add_weight(graph, f"{name}.zero", np.zeros(scales.shape, np.int8)),
         ]
-        known[name] = _dequantised(graph, node, operands, value, f"{module_of(node)}/DequantizeWeight", axis=axis)
+        known[name] = _dequantised(node, operands, name, f"{module_of(node)}/DequantizeWeight", {"axis": axis})
     node.replace_input_with(1, known[name])
 
 
 def _dequantised(
-    graph: ir.Graph, node: ir.Node, operands: list[ir.Value], value: ir.Value, name: str, **attributes: int
+    reader: ir.Node, operands: Sequence[ir.Value], name: str, its_name: str, attributes: Mapping[str, int] | None = None
 ) -> ir.Value:
-    """``value`` again, of its codes, scale and zero-point; made right before ``node``, its first reader."""
+    """The tensor ``name`` again, of its codes, scale and zero-point, by a node in front of its first reader."""
+    graph, output = reader.graph, f"{name}.dequantised"
+    assert isinstance(graph, ir.Graph)
+    float32 = ir.DataType.FLOAT
     return add_node(
-        graph,
-        "DequantizeLinear",
-        operands,
-        f"{value.name}.dequantised",
-        name=name,
-        before=node,
-        dtype=ir.DataType.FLOAT,
-        shape=value.shape,
-        attributes=attributes,
+        graph, "DequantizeLinear", operands, output, name=its_name, before=reader, dtype=float32, attributes=attributes
     )
 
 
