@@ -39,7 +39,7 @@ from tests.families.row import (
 )
 from tests.tiny import bert_folder, vit_folder
 
-__all__ = ["FAMILIES", "FUSED_GRAPHS", "GRAPHS", "MAIN", "PRECISIONS", "PREFIX_FORM", "Family", "by_name", "partner"]
+__all__ = ["FAMILIES", "FUSED_GRAPHS", "GRAPHS", "MAIN", "PRECISIONS", "Family", "by_name", "partner"]
 
 # What TensorRT-RTX builds of every row's graph in these tests.
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -299,7 +299,6 @@ FAMILIES += (
 )
 
 MAIN = tuple(family for family in FAMILIES if family.main)
-PREFIX_FORM = tuple(family for family in FAMILIES if family.prefix_form)
 
 
 def by_name(name: str) -> Family:
