@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.families.table import FAMILIES, MAIN, PRECISIONS, PREFIX_FORM, Family
+from tests.families.table import FAMILIES, MAIN, PRECISIONS, Family
 
 PAGE = Path(__file__).parents[2] / "docs" / "encoders.md"
 
@@ -61,7 +61,7 @@ def _line(family: Family) -> str:
         bool(PRECISIONS),
         "int8" in PRECISIONS,
         family.fused,
-        family.name in PREFIX_FORM,
+        family.prefix_form,
     )
     cells = (family.name, family.covers, family.modality, *("yes" if claim else "–" for claim in claims))
     return f"| {' | '.join(cells)} |"

@@ -23,7 +23,8 @@ from mope_deploy.model.backbones.sources import LoadedEncoder
 from mope_deploy.model.build import assemble
 from mope_deploy.preprocess import Preprocessing, TextSpec
 from tests.families.conftest import inputs_of
-from tests.families.table import by_name, image_folder
+from tests.families.row import image_folder
+from tests.families.table import by_name
 from tests.families.test_family import close, run_oracle, sample
 from tests.tiny import LABELS, timm_folder
 

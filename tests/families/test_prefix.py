@@ -21,12 +21,12 @@ from mope_deploy.model.backbones.prefix import PrefixKV
 from mope_deploy.model.backbones.videomae import VideoMAEEncoder
 from mope_deploy.model.backbones.vit import ViTEncoder
 from tests.families.conftest import inputs_of
-from tests.families.table import MAIN, PREFIX_FORM, Family, by_name, partner
+from tests.families.table import MAIN, Family, by_name, partner
 from tests.families.test_family import close, double, run_oracle
 from tests.tiny import timm_folder
 
 mains = pytest.mark.parametrize("family", MAIN, ids=lambda family: family.name)
-PREFIXED = [family for family in MAIN if family.name in PREFIX_FORM]
+PREFIXED = [family for family in MAIN if family.prefix_form]
 prefixed = pytest.mark.parametrize("family", PREFIXED, ids=lambda family: family.name)
 Models = Callable[..., MoPE]
 Folders = Callable[[Family], Path]
@@ -42,7 +42,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 @mains
 def test_the_table_says_which_families_have_it(family: Family, folder: Folders) -> None:
-    assert backbone_of(family, folder).has_prefix_form == (family.name in PREFIX_FORM)
+    assert backbone_of(family, folder).has_prefix_form == (family.prefix_form)
 
 
 @prefixed
@@ -124,7 +124,10 @@ def states(backbone: LayeredEncoder, family: Family) -> dict[str, Tensor]:
 @prefixed
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_it_rounds_no_more_than_the_token_form(family: Family, dtype: torch.dtype, folder: Folders) -> None:
-    """A tolerance earned: error against float64 at most twice that of the token form, over hundreds of values."""
+    """A tolerance earned: error against float64 at most twice that of the token form, over hundreds of values.
+
+    Root mean squares: with SSE, AVX2 and AVX-512 kernels their ratio is 0.88 to 1.11.
+    """
     backbone = backbone_of(family, folder)
     exact = copy.deepcopy(backbone.to(dtype)).double()  # the same weights, already rounded
     inputs = states(backbone, family)

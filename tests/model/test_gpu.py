@@ -48,8 +48,9 @@ def test_computes_what_the_cpu_computes(options: dict[str, object], vit: Path, b
             continue
         assert right.numel() >= 128
         assert ours.device.type == "cuda"
-        allowed = 4 * (theirs.double() - right).abs().max() + 1e-7 * right.abs().max()
-        assert (ours.cpu().double() - right).abs().max() <= allowed, name
+        # Root mean squares: the largest of few roundings differs by twice from one processor to another.
+        allowed = 4 * (theirs.double() - right).norm() + 1e-7 * right.norm()
+        assert (ours.cpu().double() - right).norm() <= allowed, name
     assert torch.equal(found.logits.argmax(-1).cpu(), cpu.logits.argmax(-1))
     if found.routing is not None and cpu.routing is not None:
         assert torch.equal(found.routing.argmax(-1).cpu(), cpu.routing.argmax(-1))

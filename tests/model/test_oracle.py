@@ -69,7 +69,10 @@ def test_equals_the_oracle_in_float64(name: str, vit: Path, bert: Path) -> None:
 
 
 def test_float32_error_is_that_of_plain_pytorch(vit: Path, bert: Path) -> None:
-    """A tolerance earned: at most twice the error that plain PyTorch makes at the same precision, over 192 values."""
+    """A tolerance earned from the error of plain PyTorch at the same precision: root mean squares of 192 values.
+
+    Not the largest of them: that ratio of two roundings is 4.4 on one processor and 1.7 on another.
+    """
     model = tiny_model(vit, bert)
     inputs = tiny_inputs(batch=64)
     logits, _ = run_oracle(model, inputs)
@@ -82,9 +85,10 @@ def test_float32_error_is_that_of_plain_pytorch(vit: Path, bert: Path) -> None:
         double = plain(
             encoder(inputs["pixel_values"].double()), model.head.classifier.weight, model.head.classifier.bias
         )
-    baseline = float((single - double).abs().max() / double.abs().max())
-    error = float(np.abs(ours - logits).max() / np.abs(logits).max())
-    # The conditioned model runs the text encoder, the router and the mapper besides: three such chains.
+    baseline = float((single - double).norm() / double.norm())
+    error = float(np.linalg.norm(ours - logits) / np.linalg.norm(logits))
+    # The conditioned model runs the text encoder, the router and the mapper besides: three such chains. Measured:
+    # 1.2 to 2.3 with SSE, AVX2 and AVX-512 kernels.
     assert error <= 2 * 3 * baseline
 
 
