@@ -18,6 +18,7 @@ import copy
 import itertools
 from collections import Counter
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -146,10 +147,10 @@ class StaticEncoder(nn.Module):
 
     def __init__(self, trained: ComplementaryEncoder, fold: str) -> None:
         super().__init__()
-        self.backbone = trained.backbone
-        self.prefix = fold != "token" and trained.backbone.has_prefix_form
+        self.backbone = cast(LayeredEncoder, trained.backbone)  # layered wherever there are prompts
+        self.prefix = fold != "token" and self.backbone.has_prefix_form
         self.prompts = nn.ModuleList(
-            StaticTokens(prompt, _projection(trained.backbone, i, fold))  # type: ignore[arg-type]
+            StaticTokens(prompt, _projection(self.backbone, i, fold))  # type: ignore[arg-type]
             for i, prompt in enumerate(trained.prompts)
         )
         if self.prefix and len(self.prompts):
@@ -310,7 +311,13 @@ def _form(layer: LayerPrompts, projection: Projection | None, fold: str) -> str:
 
 
 def _run(
-    backbone: LayeredEncoder, i: int, x: Tensor, prompts: Tensor | None, kv: PrefixKV | None, mask: Tensor | None, prefix: bool
+    backbone: LayeredEncoder,
+    i: int,
+    x: Tensor,
+    prompts: Tensor | None,
+    kv: PrefixKV | None,
+    mask: Tensor | None,
+    prefix: bool,
 ) -> Tensor:
     """Layer ``i`` with its prompts: as keys and values alone, or in token form."""
     if prefix and (prompts is not None or kv is not None):
