@@ -84,7 +84,9 @@ def run_baselines(
     sets = {f"{name} only": [name] for name in modalities} | {"late concatenation": modalities}
     heads: dict[str, Callable[[_Problem, int], dict[str, Any]]] = {"linear": _linear, "mlp": _mlp}
     found = []
-    for name, parts, kind in track([(*item, kind) for item in sets.items() for kind in heads], what="training baselines"):
+    for name, parts, kind in track(
+        [(*item, kind) for item in sets.items() for kind in heads], what="training baselines"
+    ):
         rows = [np.concatenate([split[part] for part in parts], axis=1) for split in of_splits]
         scaler = StandardScaler().fit(rows[0])
         problem = _Problem([scaler.transform(split) for split in rows], targets, task, metric)
