@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+import mope_deploy
 from mope_deploy.console import err, out, run_app
 from mope_deploy.errors import UsageError
 from mope_deploy.extras import require
@@ -20,7 +21,7 @@ __all__ = ["app", "main"]
 
 INTERRUPTED = 130
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app = typer.Typer(rich_markup_mode=None)
 
 _HELP = """Train a MoPE model on frozen encoders.
 
@@ -55,7 +56,11 @@ def train(
     ] = False,
     show: Annotated[bool, typer.Option("--show", help="Print the recipe with every value and stop.")] = False,
     list_recipes: Annotated[bool, typer.Option("--list", help="List the shipped recipes and stop.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> int:
+    if version:
+        out.print(f"mope-deploy {mope_deploy.__version__}", markup=False)
+        return 0
     require("pydantic", extra="train", purpose="training")
     require("yaml", extra="train", purpose="training")
     from train.recipe import check_recipe, read_recipe, shipped_recipes, to_yaml
@@ -72,7 +77,7 @@ def train(
     if values is None and resume is None:
         raise UsageError("no recipe given", expected="a YAML file or a shipped name", todo="see --list and --help")
     if resume is None:
-        assert values is not None
+        assert values is not None  # or the error above
         recipe = check_recipe(values, overrides, what=f"recipe {source}")
         if recipe.resume:
             if recipe.run.dir is None:

@@ -49,7 +49,7 @@ class Usage:
     used: NDArray[np.int64]
 
     def summary(self) -> dict[str, Any]:
-        """JSON-ready: experts in all, in use per layer, and the mean weights of each class; null where it has no sample."""
+        """JSON-ready: experts in all, in use per layer, and each class's mean weights; None where it has no sample."""
         rows = zip(self.names[: self.classes], self.mean.round(4), strict=False)
         return {
             "experts": self.mean.shape[-1],

@@ -92,20 +92,18 @@ class Loop:
         self._resumed = state
         if state is not None:
             self._load(state.training())
-        self._start_log()
+        # What is logged is summed as tensors: reading them in each step would wait for the GPU.
+        self._zero = torch.zeros((), device=machine.device)
+        self._logged, self._loss, self._importance = self.progress.step, self._zero, self._zero
 
     def train(self) -> bool:
         """Train to the end; False if an interruption came first, after a resume state was written."""
-        lines = ProgressLines(self.metric, step=self.progress.step, steps=self.steps, epochs=self.epochs)
-        metrics = None
-        if self.machine.writes:
-            metrics = Metrics(self.run, step=self.progress.step, tensorboard=self.recipe.train.tensorboard)
-        self.lines, self.metrics = lines, metrics
-        with self.interruption.postponed(), lines:
+        step, tensorboard = self.progress.step, self.recipe.train.tensorboard
+        self.lines = ProgressLines(self.metric, step=step, steps=self.steps, epochs=self.epochs)
+        self.metrics = Metrics(self.run, step=step, tensorboard=tensorboard) if self.machine.writes else None
+        with self.interruption.postponed(), self.lines, self.metrics or nullcontext():
             while not self._done() and not self.interruption.received:
                 self._epoch(self.progress.step // self.steps_per_epoch)
-        if metrics is not None:
-            metrics.close()
         return self._done()
 
     def step(self, batches: list[dict[str, Any]]) -> None:
@@ -116,7 +114,6 @@ class Loop:
                 out = self.objective(**batch)
                 loss = out["loss"] / len(batches)
                 self.accelerator.backward(loss)
-            # Tensors until they are logged: reading them in each step would wait for the GPU.
             self._loss = self._loss + loss.detach()
             self._importance = self._importance + out["importance"] / len(batches)
         # Of the trained parameters alone: looking through the frozen ones costs more than the clipping.
@@ -162,11 +159,6 @@ class Loop:
         patience = self.recipe.train.early_stopping
         return self.progress.step >= self.steps or (patience is not None and self.progress.since_best >= patience)
 
-    def _start_log(self) -> None:
-        self._logged = self.progress.step
-        self._loss = self._importance = torch.zeros((), device=self.machine.device)
-        self._norm: Any = None
-
     def _log(self) -> None:
         """Record what has been trained since the last time."""
         steps = self.progress.step - self._logged
@@ -183,7 +175,7 @@ class Loop:
                 values[f"lr_{group['name']}"] = float(rate)
         self.lines.loss(loss)
         self._write("train", values)
-        self._start_log()
+        self._logged, self._loss, self._importance = self.progress.step, self._zero, self._zero
 
     @torch.no_grad()
     def _validate(self) -> None:
@@ -248,7 +240,7 @@ class Loop:
             batches,
             batch_size=size,
             sampler=sampler,
-            collate_fn=Batches.ready,
+            collate_fn=Batches.ready,  # type: ignore[arg-type]
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=not self.machine.cpu,

@@ -162,6 +162,6 @@ class _Dumper(yaml.SafeDumper):
 
 
 for _class in (_StrictLoader, _Dumper):
-    _class.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    _class.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
     )

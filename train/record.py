@@ -19,7 +19,7 @@ PLAIN_EVERY_S = 15.0
 
 
 class Metrics:
-    """One JSON object per log step in ``RUN/metrics.jsonl``, and the same for TensorBoard.
+    """One JSON object per log step in ``RUN/metrics.jsonl``, and the same for TensorBoard; closed by ``with``.
 
     Args:
         run: where it is written.
@@ -45,8 +45,10 @@ class Metrics:
                 self._board.add_scalar(f"{'eval' if kind == 'validation' else kind}/{name}", value, step)
             self._board.flush()
 
-    def close(self) -> None:
-        """Finish TensorBoard's files."""
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         if self._board is not None:
             self._board.close()
 

@@ -119,7 +119,7 @@ class ResumeState:
 
     def _load(self, name: str) -> dict[str, Any]:
         try:
-            return torch.load(self.folder / name, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+            return torch.load(self.folder / name, map_location="cpu", weights_only=True)
         except (RuntimeError, ValueError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
             raise CheckpointError(f"{self.folder / name} cannot be read: {error}") from error
 

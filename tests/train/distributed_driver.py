@@ -5,37 +5,32 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import Any
 
+import pytest
+import torch.distributed as dist
 from accelerate.state import AcceleratorState
 
-import train.run
-from train.callbacks import ProgressLines
+from tests.train.tools import signal_at
 from train.recipe import load_recipe
+from train.run import fit
 from train.run_folder import open_run
 
 
-class StopTheSecond(ProgressLines):
-    """Sends SIGTERM to process 1 during step 10."""
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 9 and os.environ["RANK"] == "1":
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-def main(recipe: str, port: str) -> int:
-    train.run.ProgressLines = StopTheSecond  # type: ignore[misc]
-    first = train.run.fit(load_recipe(recipe), command="first")
+def main(recipe: str, meeting_point: str) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        if os.environ["RANK"] == "1":
+            signal_at(patch, 9, signal.SIGTERM)
+        first = fit(load_recipe(recipe), command="first")
     assert first.status == "interrupted", first.status
-    # A process that starts anew: no state of accelerate's, and a meeting point of its own.
+    # As processes that start anew: no state of accelerate's, and a meeting point of their own, which is no port.
     AcceleratorState._reset_state(reset_partial_state=True)
-    os.environ |= {"MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "False"}
-    train.run.ProgressLines = ProgressLines  # type: ignore[misc]
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=size)
     run, again = open_run(first.run.folder, recipe=None, overrides=())
-    second = train.run.fit(again, command="second", resume=run)
+    second = fit(again, command="second", resume=run)
     assert second.status == "finished", second.status
     # Only the process that writes evaluates.
-    assert bool(second.evaluation) == (os.environ["RANK"] == "0")
+    assert bool(second.evaluation) == (rank == 0)
     return 0
 
 

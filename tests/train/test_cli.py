@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+import mope_deploy
 from mope_deploy.console import run_app
 from train.cli import app
 
@@ -105,6 +106,7 @@ def test_a_label_that_only_validation_has(main: Main, source: Path, values: dict
 
 def test_list_show_and_dry_run_write_nothing(main: Main, source: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
+    assert main("--version") == (0, f"mope-deploy {mope_deploy.__version__}\n", "")
     code, printed, _ = main("--list")
     assert code == 0
     assert "digits-ve" in printed

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 import torch
@@ -13,35 +11,19 @@ from PIL import Image
 
 from mope_deploy.data import open_samples
 from mope_deploy.errors import DataError, UsageError
-from mope_deploy.model.backbones import load_encoder
-from mope_deploy.model.config import EncoderSpec
-from mope_deploy.preprocess import ImageSpec, Preprocessing, TextSpec
+from mope_deploy.preprocess import Preprocessing
+from mope_deploy.task import MultiLabel, SingleLabel
 from tests.tiny import LABELS
-from tests.train.conftest import write_rows
+from tests.train.tools import split_of, write_rows
 from train.config import DataSection
 from train.data import Batches, MediaCache, Split, drop_bad_files, find_splits, hold_out, read_split
 
 
-@pytest.fixture(scope="module")
-def preprocessing(tiny: Path) -> Preprocessing:
-    image = load_encoder(EncoderSpec(modality="image", source=f"dir:{tiny / 'vit'}")).preprocess
-    text = load_encoder(EncoderSpec(modality="text", source=f"dir:{tiny / 'bert'}"))
-    assert isinstance(image, ImageSpec)
-    assert isinstance(text.preprocess, TextSpec)
-    return Preprocessing(image=image, text=text.preprocess, tokenizer=text.tokenizer)
-
-
-def split_of(tiny: Path, name: str = "train", **options: object) -> Split:
-    return read_split(name, tiny / f"{name}.jsonl", task=SingleLabel(LABELS), **options)  # type: ignore[arg-type]
-
-
-def cache(preprocessing: Preprocessing, limit_mb: int = 16) -> MediaCache:
-    return MediaCache(preprocessing, limit_mb=limit_mb)
-
-
-def test_a_batch_is_to_the_last_bit_what_the_device_computes(tiny: Path, preprocessing: Preprocessing) -> None:
+def test_a_batch_is_to_the_last_bit_what_the_device_computes(
+    tiny: Path, preprocessing: Preprocessing, media: MediaCache
+) -> None:
     rows = [7, 0, 41, 7, 59]
-    batch = Batches(split_of(tiny), preprocessing, cache(preprocessing)).__getitems__(rows)
+    batch = Batches(split_of(tiny), media).__getitems__(rows)
     samples = list(open_samples(tiny / "train.jsonl"))
     expected = preprocessing.collate([samples[i].load(preprocessing) for i in rows])
     assert batch["inputs"].keys() == expected.keys()
@@ -51,7 +33,7 @@ def test_a_batch_is_to_the_last_bit_what_the_device_computes(tiny: Path, preproc
     assert batch["labels"].tolist() == [LABELS.index(samples[i].label) for i in rows]  # type: ignore[arg-type]
 
 
-def test_every_picture_and_text_is_kept_once(tiny: Path, preprocessing: Preprocessing) -> None:
+def test_every_picture_and_text_is_kept_once(tiny: Path, media: MediaCache) -> None:
     split = split_of(tiny)
     samples = list(open_samples(tiny / "train.jsonl"))
     assert (
@@ -64,15 +46,14 @@ def test_every_picture_and_text_is_kept_once(tiny: Path, preprocessing: Preproce
         < len(split)
     )
     assert [split.values["text"][i] for i in split.columns["text"]] == [sample.text for sample in samples]
-    images = cache(preprocessing)
-    assert images.get(split.values["image"][0]) is images.get(split.values["image"][0])
+    assert media.get(split.values["image"][0]) is media.get(split.values["image"][0])
 
 
 def test_the_image_cache_keeps_to_its_bound_and_gives_the_same_pictures(
     tiny: Path, preprocessing: Preprocessing
 ) -> None:
     split = split_of(tiny)
-    small = cache(preprocessing)
+    small = MediaCache(preprocessing, limit_mb=16)
     small.room = 4 * 32 * 24 * 3
     assert small.check(split.values["image"], what="decoding", threads=2) == {}
     assert len(small) == 4
@@ -82,22 +63,21 @@ def test_the_image_cache_keeps_to_its_bound_and_gives_the_same_pictures(
     assert MediaCache(preprocessing, limit_mb=1).room == 2**20
 
 
-def test_features_take_the_place_of_the_inputs_they_were_made_from(tiny: Path, preprocessing: Preprocessing) -> None:
+def test_features_take_the_place_of_the_inputs_they_were_made_from(tiny: Path, media: MediaCache) -> None:
     split = split_of(tiny)
     y = {"text": torch.arange(len(split.values["text"]), dtype=torch.float32)[:, None].expand(-1, 3)}
-    batch = Batches(split, cache(preprocessing), y=y).__getitems__([5, 2])
+    batch = Batches(split, media, y=y).__getitems__([5, 2])
     assert batch["inputs"].keys() == {"pixel_values"}
     assert batch["y"]["text"][:, 0].tolist() == split.columns["text"][[5, 2]].tolist()
 
 
-def test_multi_label_targets(tmp_path: Path, tiny: Path, preprocessing: Preprocessing) -> None:
+def test_multi_label_targets(tmp_path: Path, tiny: Path, media: MediaCache) -> None:
     picture = str(tiny / "images" / "train-0.png")
     rows = [{"image": picture, "text": "red", "label": label} for label in (["b"], [], ["c", "a"])]
-    split = read_split("train", write_rows(tmp_path / "m.jsonl", rows), labels=("a", "b", "c"), multi_label=True)
+    split = read_split("train", write_rows(tmp_path / "m.jsonl", rows), task=MultiLabel(("a", "b", "c")))
     assert split.targets.tolist() == [[False, True, False], [False] * 3, [True, False, True]]
-    labels = Batches(split, cache(preprocessing)).__getitems__([2, 0])["labels"]
-    assert labels.dtype == torch.float32
-    assert labels.tolist() == [[1, 0, 1], [0, 1, 0]]
+    labels = Batches(split, media).__getitems__([2, 0])["labels"]
+    assert labels.tolist() == [[True, False, True], [False, True, False]]
 
 
 BAD = [
@@ -125,13 +105,13 @@ def bad_file(folder: Path, line: str) -> Path:
 
 @pytest.mark.parametrize(("line", "message"), BAD)
 def test_a_bad_row_is_named_by_file_and_line_or_skipped(
-    tmp_path: Path, preprocessing: Preprocessing, line: str, message: str
+    tmp_path: Path, media: MediaCache, line: str, message: str
 ) -> None:
     path = bad_file(tmp_path, line)
 
     def read(*, skip_bad: bool) -> Split:
         split = read_split("train", path, task=SingleLabel(LABELS), skip_bad=skip_bad)
-        bad = cache(preprocessing).check(split.values["image"], what="decoding", threads=1)
+        bad = media.check(split.values["image"], what="decoding", threads=1)
         return drop_bad_files(split, bad, skip_bad=skip_bad)
 
     with pytest.raises(DataError) as caught:
@@ -145,7 +125,7 @@ def test_a_bad_row_is_named_by_file_and_line_or_skipped(
     assert message.removeprefix(":2: ") in kept.skipped[0]
 
 
-def test_a_file_without_usable_rows(tmp_path: Path, preprocessing: Preprocessing) -> None:
+def test_a_file_without_usable_rows(tmp_path: Path, media: MediaCache) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text("\n\n")
     with pytest.raises(DataError, match=r"empty.jsonl has nothing to use for test; received no rows"):
@@ -153,7 +133,7 @@ def test_a_file_without_usable_rows(tmp_path: Path, preprocessing: Preprocessing
     path = tmp_path / "rows.jsonl"
     path.write_text(bad_file(tmp_path, BAD[6][0]).read_text().splitlines()[1])
     split = read_split("train", path, task=SingleLabel(LABELS), skip_bad=True)
-    bad = cache(preprocessing).check(split.values["image"], what="decoding", threads=1)
+    bad = media.check(split.values["image"], what="decoding", threads=1)
     with pytest.raises(DataError, match="nothing to use for train"):
         drop_bad_files(split, bad, skip_bad=True)
 
@@ -175,7 +155,7 @@ def test_held_out_rows_share_no_picture_with_the_rest_and_repeat_with_the_seed(t
     again = hold_out(split, fraction=0.2, seed=1)[1].columns["line"].tolist()
     other = hold_out(split, fraction=0.2, seed=2)[1].columns["line"].tolist()
     assert again == held.columns["line"].tolist() != other
-    assert held.where(0) == f"{split.source}:{held.column('line')[0]}"
+    assert held.where(0) == f"{split.source}:{held.columns['line'][0]}"
 
 
 def test_one_picture_cannot_be_held_out(tiny: Path) -> None:
@@ -192,79 +172,3 @@ def test_missing_files_are_all_named_at_once(tiny: Path, tmp_path: Path) -> None
     assert "a.jsonl" in str(caught.value)
     assert "data.test=b.jsonl" in str(caught.value)
     assert "validation" not in str(caught.value)
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Path:
-    """A data set in the hub's own layout, with class numbers and stored pictures; a folder is read as an id is."""
-    rng = np.random.default_rng(0)
-    features = datasets.Features(
-        {
-            "photo": datasets.Image(),
-            "caption": datasets.Value("string"),
-            "kind": datasets.ClassLabel(names=["cat", "dog"]),
-            "source": datasets.Value("string"),
-        }
-    )
-    for split, count in (("train", 6), ("test", 4)):
-        rows = {
-            "photo": [Image.fromarray(rng.integers(0, 255, (9, 7, 3), dtype=np.uint8)) for _ in range(count)],
-            "caption": [f"animal {i}" for i in range(count)],
-            "kind": [i % 2 for i in range(count)],
-            "source": ["web"] * count,
-        }
-        folder = tmp_path / "hub" / "data"
-        folder.mkdir(parents=True, exist_ok=True)
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}-00000-of-00001.parquet")
-    return tmp_path / "hub"
-
-
-def test_a_hub_data_set_becomes_rows_and_pictures_once(
-    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    columns = {"image": "photo", "text": "caption", "label": "kind"}
-    section = DataSection(hub=str(hub), columns=columns, root=str(tmp_path / "rows"))  # type: ignore[arg-type]
-    assert find_splits(section, task=SingleLabel(), fetch=False) is None
-    assert not (tmp_path / "rows").exists()
-    files = find_splits(section, task=SingleLabel())
-    assert files is not None
-    assert [name for name, _ in files.items()] == ["train", "test"]
-    samples = list(open_samples(files.train, labels=("cat", "dog")))
-    assert [(sample.text, sample.label) for sample in samples[:2]] == [("animal 0", "cat"), ("animal 1", "dog")]
-    assert samples[0].extra == {"source": "web"}
-    original = datasets.load_dataset(str(hub))["train"]
-    for sample, row in zip(samples, original, strict=True):
-        assert np.array_equal(np.asarray(Image.open(sample.image)), np.asarray(row["photo"]))  # type: ignore[arg-type]
-
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_: pytest.fail("fetched again"))
-    assert find_splits(section, task=SingleLabel()) == files
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {"columns": {"image": "phto", "text": "caption", "label": "kind"}},
-            "data.columns.image=phto (did you mean photo?)",
-        ),
-        ({"validation": "dev"}, "has no split 'dev'"),
-        ({"hub": "./nowhere"}, "the data set ./nowhere could not be loaded"),
-    ],
-)
-def test_a_hub_data_set_that_cannot_be_used(hub: Path, tmp_path: Path, change: dict[str, object], message: str) -> None:
-    columns = {"image": "photo", "text": "caption", "label": "kind"}
-    section = DataSection(**({"hub": str(hub), "columns": columns, "root": str(tmp_path / "rows")} | change))  # type: ignore[arg-type]
-    with pytest.raises(UsageError) as caught:
-        find_splits(section, task=SingleLabel())
-    assert message in str(caught.value)
-    assert not (tmp_path / "rows").exists()
-
-
-def test_a_folder_with_other_data_is_not_taken_for_the_hubs(hub: Path, tmp_path: Path) -> None:
-    columns = {"image": "photo", "text": "caption", "label": "kind"}
-    section = DataSection(hub=str(hub), columns=columns, root=str(tmp_path / "rows"))  # type: ignore[arg-type]
-    find_splits(section, task=SingleLabel())
-    other = section.model_copy(update={"columns": section.columns.model_copy(update={"text": "source"})})
-    with pytest.raises(UsageError, match="holds something else"):
-        find_splits(other, task=SingleLabel())
-    assert json.loads((tmp_path / "rows" / "hub.json").read_text())["request"]["columns"]["text"] == "caption"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,33 +16,21 @@ import yaml
 from safetensors.torch import load_file
 
 from mope_deploy.errors import ConfigError
-from tests.train.conftest import write_rows
+from tests.train.tools import logged, moved_rows, write_rows
 from train.config import Recipe
 from train.machine import set_up
 from train.run import fit
+from train.run_folder import Run
 
 # No randomness but the order of samples, and an importance loss that counts as much as the task's.
 PLAIN = {"noise": 0.0, "prompt_dropout": 0.0}
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def validations(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == "validation"]
 
 
 def test_two_processes_train_what_one_does(
     values: dict[str, Any], recipe: Callable[..., Recipe], tiny: Path, tmp_path: Path
 ) -> None:
     # 56 rows make 7 whole batches: the rest of a batch at an epoch's end would be filled up with repeated rows.
-    rows = [json.loads(line) for line in (tiny / "train.jsonl").read_text().splitlines()][:56]
-    rows = [row | {"image": str(tiny / row["image"])} for row in rows]
-    values["data"]["train"] = str(write_rows(tmp_path / "train.jsonl", rows))
+    values["data"]["train"] = str(write_rows(tmp_path / "train.jsonl", moved_rows(tiny / "train.jsonl")[:56]))
     values["model"] |= PLAIN
     values["train"] |= {"epochs": 2, "importance_weight": 1.0, "importance_threshold": 0.0}
     alone = fit(recipe(f"run.dir={tmp_path / 'alone'}"), command="test")
@@ -61,7 +48,7 @@ def test_two_processes_train_what_one_does(
         "2",
         str(driver),
         str(source),
-        str(free_port()),
+        str(tmp_path / "meeting point"),
     ]
     root = str(Path(__file__).parents[2])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
@@ -81,7 +68,7 @@ def test_two_processes_train_what_one_does(
     assert max(float((other[name] - value).abs().max()) for name, value in one.items()) > 0.01
 
     # 24 validation rows divide into 3 batches of 10, so the processes share them unevenly: none may count twice.
-    for found, expected in zip(validations(folder), validations(alone.run.folder), strict=True):
+    for found, expected in zip(logged(Run(folder), "validation"), logged(alone.run, "validation"), strict=True):
         assert (found["step"], found["accuracy"]) == (expected["step"], expected["accuracy"])
     assert done.stderr.count("parameters train") == 2, "one line a start: only the first process prints"
     assert "Warning" not in done.stderr

@@ -13,14 +13,15 @@ import torch
 
 from mope_deploy.errors import ConfigError, DataError
 from mope_deploy.model import MoPE, build_model
+from mope_deploy.task import SingleLabel
 from tests.media import audio_folder, tone
 from tests.tiny import bert_folder
-from tests.train.conftest import write_rows
+from tests.train.tools import write_rows
 from train.config import Recipe
 from train.data import Batches, MediaCache, find_splits, read_split
 from train.features import Features
 from train.recipe import check_recipe
-from train.run import _config, fit
+from train.run import fit
 
 
 @pytest.fixture(scope="module")
@@ -93,15 +94,14 @@ def test_batches_are_what_collate_makes_of_the_rows(sounds: Path, tmp_path: Path
     split = read_split(
         "train",
         files.train,
-        labels=("agree", "differ"),
-        task=SingleLabel(),
+        task=SingleLabel(("agree", "differ")),
         modalities=("text", "audio"),
         optional=("audio",),
     )
-    model = build_model(_config(made, split.labels))
+    model = build_model(made.model.model_copy(update={"labels": split.labels}))
     media = MediaCache(model.preprocessing, limit_mb=1)
     rows = np.arange(8)
-    batches = Batches(split, media, modalities=("text", "audio"))
+    batches = Batches(split, media)
     samples = [
         {
             name: None if index < 0 else model.preprocessing.load(name, split.values[name][index])
@@ -113,9 +113,9 @@ def test_batches_are_what_collate_makes_of_the_rows(sounds: Path, tmp_path: Path
     inputs = batches.inputs(rows)
     assert set(inputs) == set(expected) == set(model.input_names)
     assert all(np.array_equal(inputs[name].numpy(), expected[name]) for name in expected)
-    features = Features(model.preprocessing, media, torch.device("cpu"), batch_size=5)
+    features = Features(media, torch.device("cpu"), batch_size=5)
     y = {"audio": features.bare(model.complementary_encoders()["audio"].backbone, "audio", split)}
-    cached = Batches(split, media, modalities=("text", "audio"), y=y).__getitems__(rows.tolist())
+    cached = Batches(split, media, y=y).__getitems__(rows.tolist())
     assert set(cached["inputs"]) == {"input_ids", "attention_mask", "audio_present"}
     with torch.no_grad():
         whole, short = model(inputs).logits, model(cached["inputs"], y=cached["y"]).logits

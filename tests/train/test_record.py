@@ -51,5 +51,5 @@ def test_metrics_after_the_resume_state_are_dropped_and_a_cut_line_too(tmp_path:
     run = Run(tmp_path)
     lines = [json.dumps({"kind": "train", "step": step}) for step in (2, 4, 6)]
     run.metrics.write_text("\n".join(lines) + '\n{"kind": "tr')
-    Metrics(run, step=4, tensorboard=False).close()
+    Metrics(run, step=4, tensorboard=False)
     assert run.metrics.read_text() == "".join(f"{line}\n" for line in lines[:2])

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tests.train.test_data import split_of
+from tests.train.tools import split_of
 from train.evaluation import Predictions, Usage, evaluate, usage
 from train.report import confusion_picture, label_picture, usage_picture
 
@@ -24,11 +24,8 @@ def test_usage_is_the_mean_weight_of_each_class_group_and_layer(tiny: Path) -> N
     for layer in range(2):
         for k in range(5):
             for row, name in enumerate(found.names):
-                column = "label" if row < 3 else "group"
-                value = row if row < 3 else name
-                picked = [
-                    float(routing[i, layer, k]) for i, v in enumerate(split.columns[column].tolist()) if v == value
-                ]
+                column, value = (split.targets, row) if row < 3 else (split.columns["group"], name)
+                picked = [float(routing[i, layer, k]) for i, v in enumerate(column.tolist()) if v == value]
                 assert found.mean[row, layer, k] == pytest.approx(sum(picked) / len(picked), abs=1e-6)
 
 

@@ -73,7 +73,7 @@ class Batches(Dataset):
         return counts[self.split.columns["text"]]
 
     def longest_first(self) -> NDArray[np.int64]:
-        """The rows by the length of their texts: in a batch there is little padding, and what is too large shows at once.
+        """The rows by the length of their texts: little padding, and what is too large for memory shows at once.
 
         Of equally long ones, and where no text is encoded, the order is kept.
         """

@@ -51,7 +51,7 @@ def fetch_hub(section: DataSection, root: Path, *, task: Task, fetch: bool = Tru
     if not fetch:
         return None
     loaded = _load(section)
-    with whole_folder(root, error=DataError) as folder:
+    with whole_folder(root, error=DataError, sync=False) as folder:
         for name, rows in loaded.items():
             _write_split(rows, name, folder, section, task)
         (folder / INFO).write_bytes(json_bytes({"request": request, "splits": list(loaded)}))

@@ -10,9 +10,7 @@ The folder (docs/digits-ve.md)::
 
 from __future__ import annotations
 
-import hashlib
 import json
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from mope_deploy.errors import DataError, UsageError
+from mope_deploy.files import json_bytes, sha256, whole_folder
 from mope_deploy.progress import track
 from train.embedded.digits_ve.scenes import (
     COLOURS,
@@ -95,16 +94,8 @@ def ensure_digits_ve(
 
     if folder.exists() and not _is_empty_folder(folder):
         return _checked(folder, request)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
-            new = Path(name) / "new"
-            _write(new, request)
-            _rename(new, folder, request)
-    except OSError as error:
-        raise DataError(
-            f"cannot write digits-ve to {folder}", received=error, todo="name a folder you can write to"
-        ) from error
+    with whole_folder(folder, error=DataError, sync=False) as new:
+        _write(new, request)
     return folder
 
 
@@ -114,16 +105,6 @@ def _pictures(pairs: int) -> int:
 
 def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
-
-
-def _rename(new: Path, folder: Path, request: dict[str, Any]) -> None:
-    try:
-        new.rename(folder)
-    except OSError:
-        # Another process that was asked for the same was faster.
-        if not folder.is_dir() or _is_empty_folder(folder):
-            raise
-        _checked(folder, request)
 
 
 def _checked(folder: Path, request: dict[str, Any]) -> Path:
@@ -143,7 +124,7 @@ def _checked(folder: Path, request: dict[str, Any]) -> Path:
             todo=todo,
         )
     for file, digest in info.get("sha256", {}).items():
-        if not (folder / file).is_file() or _sha256(folder / file) != digest:
+        if not (folder / file).is_file() or sha256(folder / file) != digest:
             raise DataError(f"{folder / file} is missing or was altered", todo=todo)
     for split, count in request["pictures"].items():
         present = sum(1 for _ in (folder / "images" / split).glob("*.png"))
@@ -155,7 +136,6 @@ def _checked(folder: Path, request: dict[str, Any]) -> Path:
 
 
 def _write(folder: Path, request: dict[str, Any]) -> None:
-    folder.mkdir()
     scenes = (folder / "scenes.jsonl").open("w", encoding="utf-8", newline="\n")
     with scenes:
         for number, split in enumerate(SPLITS):
@@ -176,13 +156,9 @@ def _write(folder: Path, request: dict[str, Any]) -> None:
         "image": [IMAGE_SIZE, IMAGE_SIZE, 3],
         "source": _SOURCE,
         "licence": _LICENCE,
-        "sha256": {file: _sha256(folder / file) for file in files},
+        "sha256": {file: sha256(folder / file) for file in files},
     }
-    (folder / "info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    (folder / "info.json").write_bytes(json_bytes(info))
 
 
 _Row = tuple[str, list[dict[str, Any]], list[tuple[str, Hypothesis]]]

@@ -1,1 +1,1 @@
-"""Unimodal pretraining of the two tiny encoders that ship with the project: ``python -m train.embedded.pretrain vit|bert``."""
+"""Unimodal pretraining of the two tiny encoders that ship: ``python -m train.embedded.pretrain vit|bert``."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mope_deploy.errors import CheckpointError, UsageError
+from mope_deploy.files import json_bytes, whole_folder
 
 __all__ = ["check_target", "save_folder", "schedule"]
 
@@ -53,18 +52,7 @@ def save_folder(out: Path, files: Mapping[str, Mapping[str, object]], weights: M
         CheckpointError: the folder cannot be written.
     """
     tensors = {key: tensor.detach().contiguous() for key, tensor in weights.items()}
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as name:
-            new = Path(name) / "new"
-            new.mkdir()
-            for file, content in files.items():
-                (new / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-            (new / _WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
-            if out.exists():
-                out.rename(Path(name) / "old")
-            new.rename(out)
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write the encoder to {out}", received=error, todo="name a folder you can write to"
-        ) from error
+    with whole_folder(out, error=CheckpointError) as new:
+        for file, content in files.items():
+            (new / file).write_bytes(json_bytes(content))
+        (new / _WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))

@@ -11,16 +11,12 @@ import pytest
 import torch
 
 import train.evaluation
-from mope_deploy.preprocess import Preprocessing
 from tests.tiny import tiny_model
-from tests.train.conftest import write_rows
-from tests.train.test_data import split_of
+from tests.train.tools import NOUNS, split_of, write_rows
 from train.config import Recipe
-from train.data import Batches, LengthBuckets, MediaCache, Split
+from train.data import Batches, EpochOrder, MediaCache, Split
 from train.evaluation import predict
-from train.trainer import buckets
-
-WORDS = ["red", "blue", "card", "shows", "a", "seven", "two"]
+from train.loop import buckets
 
 
 @pytest.fixture
@@ -29,16 +25,12 @@ def split(tiny: Path, tmp_path: Path) -> Split:
     rng = np.random.default_rng(0)
     counts = np.minimum(1 + rng.geometric(0.3, 101), 13)
     image = str(next((tiny / "images").iterdir()))
-    rows = [{"image": image, "text": " ".join(rng.choice(WORDS, n)), "label": "neutral"} for n in counts]
+    rows = [{"image": image, "text": " ".join(rng.choice(NOUNS, n)), "label": "neutral"} for n in counts]
     return split_of(write_rows(tmp_path / "train.jsonl", rows).parent)
 
 
-def batches_of(split: Split, preprocessing: Preprocessing) -> Batches:
-    return Batches(split, MediaCache(preprocessing, limit_mb=1))
-
-
-def test_an_epoch_has_every_row_once_and_less_padding(split: Split, tiny: Path) -> None:
-    batches = batches_of(split, tiny_model(tiny / "vit", tiny / "bert").preprocessing)
+def test_an_epoch_has_every_row_once_and_less_padding(split: Split, media: MediaCache) -> None:
+    batches = Batches(split, media)
     lengths = batches.text_lengths()
     assert lengths.tolist() == [len(batches.inputs(np.array([row]))["input_ids"][0]) for row in range(101)]
 
@@ -47,25 +39,25 @@ def test_an_epoch_has_every_row_once_and_less_padding(split: Split, tiny: Path) 
         parts = [order[i : i + 8] for i in range(0, 101, 8)]
         return sum(batches.inputs(np.array(part))["input_ids"].numel() for part in parts)
 
-    sampler = LengthBuckets(lengths.tolist(), batch_size=8, seed=3)
-    epochs = []
-    for epoch in range(2):
-        sampler.set_epoch(epoch)
-        epochs.append(list(sampler))
-        assert sorted(epochs[-1]) == list(range(101)) != epochs[-1]
-    assert epochs[0] != epochs[1]
-    again = LengthBuckets(lengths.tolist(), batch_size=8, seed=3)
-    again.set_epoch(1)
-    torch.rand(3)  # the global state has no say
-    assert list(again) == epochs[1]
-    assert list(LengthBuckets(lengths.tolist(), batch_size=8, seed=9)) != epochs[0]
+    def order(epoch: int, *, seed: int = 3, plain: bool = False) -> list[int]:
+        torch.rand(3)  # the global state has no say
+        made = EpochOrder(101, batch_size=8, seed=seed, lengths=None if plain else lengths.tolist())
+        made.epoch = epoch
+        return list(made)
+
+    for plain in (False, True):
+        epochs = [order(epoch, plain=plain) for epoch in range(2)]
+        assert all(sorted(rows) == list(range(101)) != rows for rows in epochs)
+        assert epochs[0] != epochs[1] == order(1, plain=plain)
+        assert order(0, seed=9, plain=plain) != epochs[0]
+    epochs = [order(epoch) for epoch in range(2)]
     real, random = int(lengths.sum()), computed(np.random.default_rng(0).permutation(101).tolist())
-    assert all(computed(order) - real < 0.5 * (random - real) for order in epochs)
+    assert all(computed(rows) - real < 0.5 * (random - real) for rows in epochs)
 
 
 def test_predictions_come_in_the_order_of_the_rows(split: Split, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(tiny / "vit", tiny / "bert").eval()
-    batches = batches_of(split, model.preprocessing)
+    batches = Batches(split, MediaCache(model.preprocessing, limit_mb=1))
     seen: list[int] = []
     monkeypatch.setattr(
         train.evaluation,
