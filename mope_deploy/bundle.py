@@ -69,7 +69,7 @@ class Bundle:
         Raises:
             UsageError: ``path`` is something else than a bundle: no folder, a checkpoint, a run.
             BundleError: unknown schema, a manifest that breaks the format, a file missing, altered or outside the
-                folder.
+            folder.
         """
         path = Path(path)
         _check_is_bundle(path)
@@ -195,7 +195,7 @@ def write_bundle(
         target: the folder to make.
         files: name inside the bundle → a file to copy, or its bytes.
         manifest: as in docs/bundle.md, without ``files`` and, if you like, without ``format``, ``schema`` and
-            ``created``.
+        ``created``.
         overwrite: replace a bundle that is there. Anything else than a bundle is never replaced.
 
     Raises:
