@@ -73,11 +73,15 @@ def json_bytes(document: Mapping[str, Any]) -> bytes:
 
 
 @contextlib.contextmanager
-def whole_folder(target: str | os.PathLike[str], *, error: type[MopeError] = MopeError) -> Iterator[Path]:
+def whole_folder(
+    target: str | os.PathLike[str], *, error: type[MopeError] = MopeError, sync: bool = True
+) -> Iterator[Path]:
     """A new folder to fill, which takes the place of ``target`` when the block ends without an exception.
 
     Whether a folder that is there may be replaced is for the caller to ask first. The system renames one folder at a
     time: a process that is killed between the two leaves the old one beside ``target``, as ``.NAME.….old``.
+    ``sync=False`` does not wait for the disk: for thousands of small files that can be made again, where that takes
+    longer than to make them.
 
     Raises:
         MopeError: of class ``error``, where the system refuses; ``target`` is as it was.
@@ -88,9 +92,8 @@ def whole_folder(target: str | os.PathLike[str], *, error: type[MopeError] = Mop
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         yield temporary
-        for path in temporary.rglob("*"):
+        for path in (*temporary.rglob("*"), temporary) if sync else ():
             _sync(path)
-        _sync(temporary)
         _put_in_place(temporary, target)
     except OSError as failure:
         raise error(f"{target} cannot be written", received=reason(failure)) from failure

@@ -28,6 +28,7 @@ from sklearn.preprocessing import StandardScaler
 from mope_deploy.console import err
 from mope_deploy.metrics import report
 from mope_deploy.model import MoPE
+from mope_deploy.model.backbones import Encoder
 from mope_deploy.progress import track
 from mope_deploy.task import Task
 from train.data import Split, rows_of
@@ -96,7 +97,7 @@ def run_baselines(
 
 def unprompted_features(model: MoPE, split: Split, features: Features) -> dict[str, NDArray[np.float32]]:
     """Pooled features of every row from the bare encoders, {modality: (n, F)}, the main modality first."""
-    backbones = {model.config.main.modality: model.main}
+    backbones: dict[str, Encoder] = {model.config.main.modality: model.main}
     backbones |= {name: encoder.backbone for name, encoder in model.complementary_encoders().items()}
     return {
         name: rows_of(features.bare(backbone, name, split), split.columns[name]).numpy()

@@ -45,7 +45,7 @@ class Features:
         def run(inputs: Mapping[str, Tensor]) -> Tensor:
             x, mask = backbone.embed(inputs)
             for index in range(backbone.depth):
-                x = backbone.layer(index, x, None, mask)
+                x = backbone.run_layer(index, x, None, mask, form="token")
             return backbone.finish(x, mask)
 
         return self._encode(run, backbone.feature_width, modality, split)
