@@ -35,9 +35,6 @@ ABOVE = {  # who must not be imported by whom
     "examples": {"benchmarks", "tests"},
 }
 MOST_LINES = 400
-LONGER = {  # file → why it stays in one piece
-    "tests/families/table.py": "one row a family; docs/encoders.md is made of it",
-}
 
 
 def piece(name: str) -> str:
@@ -124,10 +121,7 @@ def test_init_files_only_re_export() -> None:
 
 def test_files_are_short() -> None:
     lines = {str(path.relative_to(ROOT)): path.read_bytes().count(b"\n") for path in files(*PACKAGES).values()}
-    none(
-        f"{name} has {n} lines, over {MOST_LINES}" for name, n in lines.items() if n > MOST_LINES and name not in LONGER
-    )
-    none(f"{name} is short by now: take it from LONGER" for name in LONGER if lines.get(name, 0) <= MOST_LINES)
+    none(f"{name} has {n} lines, over {MOST_LINES}" for name, n in lines.items() if n > MOST_LINES)
 
 
 # --- each check finds what is planted ---

@@ -52,7 +52,7 @@ def problem(values: dict[str, Any], *overrides: str) -> str:
         ("model.experts=true", "model.experts: received True, expected integer"),
         ("train.epochs=1.5", "train.epochs: received 1.5, expected integer"),
         ("optim.betas=0.9", "optim.betas: received 0.9, expected a list"),
-        ("model.multi_label=true", "unknown key model.multi_label (did you mean task: multi-label?)"),
+        ("model.taks=multi-label", "unknown key model.taks (did you mean model.task?)"),
     ],
 )
 def test_one_mistake_is_named_with_its_key(values: dict[str, Any], override: str, hint: str) -> None:
