@@ -50,10 +50,11 @@ class DebertaEncoder(LayeredText):
         positions = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)  # read by encoders that have them
         return self.encoder.embeddings(input_ids=ids, position_ids=positions, mask=mask), mask
 
-    def token_layer(self, index: int, rows: Tensor, shared: Tensor | None, P: int) -> Tensor:
-        """The library's own layer, whose attention reads queries of the text alone. → (B, N, D)."""
+    def layer(self, index: int, x: Tensor, prompts: Tensor | None, shared: Tensor | None) -> Tensor:
+        """The library's own layer, whose attention reads queries of the text alone. (B, N, D), (B, P, D) → (B, N, D)."""
         assert shared is not None
-        x = rows[:, : rows.shape[1] - P]
+        P = 0 if prompts is None else prompts.shape[1]
+        rows = x if prompts is None else torch.cat([x, prompts], dim=1)  # (B, N + P, D)
         place = torch.arange(x.shape[1], device=x.device)
         distances = self.rows[place[:, None] - place + self.rows.shape[0] // 2]  # of query i and key j, (N, N)
         unseen = blocked(prompts_unmasked(shared, P), x.dtype)  # (B, 1, 1, N + P)

@@ -21,7 +21,7 @@ def blocked(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 def prompts_unmasked(mask: Tensor, P: int) -> Tensor:
     """Which of [x ; prompts] may be attended to, from which of x may. (B, N) int64 → (B, N + P) int64."""
-    return mask if P == 0 else torch.cat([mask, mask.new_ones(len(mask), P)], dim=1)
+    return mask if P == 0 else torch.cat([mask, mask.new_ones(mask.shape[0], P)], dim=1)
 
 
 def prompts_seen(bias: Tensor, P: int) -> Tensor:
