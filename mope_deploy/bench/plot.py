@@ -19,16 +19,10 @@ _COLOURS = ("#3b6ea8", "#d08a36", "#5b9467", "#8a6fae")
 
 @dataclass(frozen=True)
 class Bar:
-    """One row.
+    """One row, in milliseconds."""
 
-    Attributes:
-        label: at its left.
-        group: rows of one group share a colour, which the legend names.
-        p50, p95, p99: milliseconds.
-    """
-
-    label: str
-    group: str
+    label: str  # at its left
+    group: str  # rows of one group share a colour, which the legend names
     p50: float
     p95: float
     p99: float
@@ -46,15 +40,9 @@ def matplotlib() -> ModuleType:
 
 
 def draw(title: str, bars: Sequence[Bar], *, form: str) -> bytes:
-    """The chart as a file.
+    """The chart as a file in the ``form`` ``"svg"`` or ``"png"``, bars from top to bottom.
 
-    Args:
-        title: above it; like every label taken as it is, never as a formula.
-        bars: from top to bottom.
-        form: ``"svg"`` or ``"png"``.
-
-    Raises:
-        MissingExtraError: see :func:`matplotlib`.
+    Title and labels are taken as they are, never as formulas. Raises as :func:`matplotlib`.
     """
     library = matplotlib()
     figure = library.figure.Figure(figsize=(8.6, 1.6 + 0.28 * len(bars)), dpi=200, layout="constrained")

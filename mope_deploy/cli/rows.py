@@ -28,7 +28,7 @@ def open_rows(predictor: Predictor, data: Path, *, require_label: bool, skip_bad
         task=predictor.task if require_label else TASKS[predictor.task.type](),
         require_label=require_label,
         skip_bad=skip_bad,
-        modalities=(manifest.main, *manifest.complementary),
+        modalities=manifest.modalities,
         optional=manifest.missing,
     )
 

@@ -95,12 +95,7 @@ def distributions() -> dict[str, str]:
 
 
 def provider_states(available: Sequence[str], device: Device) -> Iterator[tuple[str, str, Mapping[str, str]]]:
-    """(short name, whether it runs here or why not, the options it is or would be given) of each of our providers.
-
-    Args:
-        available: what this onnxruntime has.
-        device: this machine.
-    """
+    """(short name, whether it runs here or why not, the options it is or would be given) of each of our providers."""
     for short, name in PROVIDERS.items():
         if name not in available:
             state = f"not in this onnxruntime ({_installed()})"

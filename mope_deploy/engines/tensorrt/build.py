@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import signal
@@ -23,7 +22,7 @@ from mope_deploy.console import err
 from mope_deploy.engines.tensorrt.backends import Backend, choose_backend
 from mope_deploy.engines.tensorrt.device import Device, available_memory, this_device
 from mope_deploy.engines.tensorrt.profiles import make_profile
-from mope_deploy.engines.tensorrt.sidecar import EngineFiles, Precision, Sidecar, engine_files, onnx_files
+from mope_deploy.engines.tensorrt.sidecar import EngineFiles, Precision, Sidecar, engine_files, onnx_files, plain
 from mope_deploy.errors import EngineError, UsageError
 from mope_deploy.files import json_bytes, sha256, whole_file, write_file
 from mope_deploy.manifest import FileEntry, TensorSpec
@@ -95,8 +94,8 @@ def build_engine(
             "engine": str(staged),
             "precision": chosen.precision,
             "profile": {axis: [s.min, s.opt, s.max] for axis, s in profile.items()},
-            "inputs": _plain(chosen.inputs),
-            "outputs": _plain(chosen.outputs),
+            "inputs": plain(chosen.inputs),
+            "outputs": plain(chosen.outputs),
             "compute_capabilities": list(capabilities),
             "tf32": tf32,
             "workspace": None if workspace is None else workspace * 2**20,
@@ -104,7 +103,7 @@ def build_engine(
         with _shown(f"building {chosen.name} with {library.name} {library.version}") as progress:
             answer = _work(request, progress)
         sidecar = Sidecar(
-            created=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             backend=library.name,
             version=answer["version"],
             graph=chosen.name,
@@ -290,10 +289,6 @@ def _shown(what: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
             err.print(text(message))
 
     yield plain
-
-
-def _plain(specs: Iterable[TensorSpec]) -> list[dict[str, Any]]:
-    return [{"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)} for spec in specs]
 
 
 def _specs(found: Iterable[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
