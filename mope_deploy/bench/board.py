@@ -25,6 +25,7 @@ from mope_deploy.engines.tensorrt.device import read_text
 __all__ = ["Board", "Reading", "peak_memory", "resident_memory"]
 
 _GPU_CLOCKS = re.compile(r"gpu|ga10b|gv11b|gp10b")  # names of a Jetson's GPU among its devices of variable clock
+_MODELS = ("proc/device-tree/model", "sys/class/dmi/id/product_name")  # a development board's own name, a PC's
 _PLAUSIBLE = (-40.0, 150.0)  # °C; a sensor that is switched off reports nonsense
 
 
@@ -51,9 +52,11 @@ class Board:
     def describe(self) -> dict[str, Any]:
         """What does not change while it runs, JSON-ready; None for what is not reported."""
         governors = {read_text(policy / "scaling_governor") for policy in self._policies()} - {""}
+        cpu = re.search(r"^model name\s*:\s*(.+)$", read_text(self._root / "proc/cpuinfo"), re.MULTILINE)
+        board, computer = (read_text(self._root / file).strip("\0") for file in _MODELS)
         return {
-            "model": self._model(),
-            "cpu": self._cpu(),
+            "model": board or computer or None,
+            "cpu": cpu[1].strip() if cpu else None,
             "gpus": [{"name": gpu.name, "model": gpu.model, "power_limit_w": gpu.power_limit} for gpu in self._gpus],
             "governor": ", ".join(sorted(governors)) or None,
             "power_mode": self._power_mode(),
@@ -118,15 +121,6 @@ class Board:
 
     def _policies(self) -> list[Path]:
         return self._each("sys/devices/system/cpu/cpufreq/policy*")
-
-    def _model(self) -> str | None:
-        """A development board's own name, or a PC's."""
-        found = read_text(self._root / "proc/device-tree/model").strip("\0")
-        return found or read_text(self._root / "sys/class/dmi/id/product_name") or None
-
-    def _cpu(self) -> str | None:
-        match = re.search(r"^model name\s*:\s*(.+)$", read_text(self._root / "proc/cpuinfo"), re.MULTILINE)
-        return match[1].strip() if match else None
 
     def _power_mode(self) -> str | None:
         """Jetson's power mode by name and number, or a PC's platform profile."""

@@ -109,7 +109,8 @@ def measure(
         "spinning": spinning,
     }
     loaded, unusable = _load(bundle, variants, engine, partial(_open, bundle, preprocessing, cache_mb=0, **how))
-    prepare = partial(_prepare, preprocessing, given)
+    rows = [dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True)]
+    prepare = partial(preprocessing.collate, rows)
     arrays = prepare()
     calls: dict[tuple[str, str], Callable[[], object]] = {}
     for variant in loaded:
@@ -122,14 +123,14 @@ def measure(
     calls[_PREPARING, ""] = prepare
     times, readings = _timed(calls, seconds, board)
     energy = _energy(loaded, arrays, batch, board, seconds, on_step)
-    rows = []
+    figures = []
     for variant in loaded:
         row = _described(bundle, variant)
         for kind in (_ENGINE, _CACHED, _WHOLE):
             if (mine := times.get((kind, variant.name))) is not None:
                 base = times[_ENGINE if kind == _CACHED else kind, loaded[0].name]
                 row[kind] = summary(mine, samples=batch) | {"ratio_to_first": ratio_of_medians(mine, base).to_dict()}
-        rows.append(row | {"energy": energy.get(variant.name, {})})
+        figures.append(row | {"energy": energy.get(variant.name, {})})
     measured = [graph.name for graph in bundle.manifest.graphs] if variants is None else [v.name for v in loaded]
     return {
         "format": FORMAT,
@@ -148,7 +149,7 @@ def measure(
             "text_length": int(arrays["input_ids"].shape[1]) if "input_ids" in arrays else None,
             "seconds": seconds,
         },
-        "variants": rows,
+        "variants": figures,
         "unusable": unusable,
         "engines_not_run": engines_not_run(bundle, [one.predictor.session for one in loaded], measured),
         "preprocessing": summary(times[_PREPARING, ""], samples=batch),
@@ -188,11 +189,6 @@ def _given(bundle: Bundle, batch: int, text_length: int | None) -> dict[str, lis
     if text_length is not None:  # a word has a token at least
         given["text"] = [text and " ".join([text] * text_length) for text in given["text"]]
     return given
-
-
-def _prepare(preprocessing: Preprocessing, given: Mapping[str, Sequence[Any]]) -> dict[str, NDArray[Any]]:
-    """Raw samples → arrays, as on the way to a prediction."""
-    return preprocessing.collate([dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True)])
 
 
 def _load(

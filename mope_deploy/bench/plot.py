@@ -29,11 +29,7 @@ class Bar:
 
 
 def matplotlib() -> ModuleType:
-    """The library with its figures, and without its state for a whole process.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
+    """The library with its figures, without its state for a whole process, or :class:`MissingExtraError`."""
     library = require("matplotlib", extra="plot", purpose="--plot")
     require("matplotlib.figure", extra="plot", purpose="--plot")
     return library

@@ -108,11 +108,7 @@ def takes_engine_options(*, but: Collection[str] = ()) -> Callable[[Callable[...
 
 
 def check_output(option: str, file: Path | None) -> None:
-    """Refuse a file to write where none can be, before anything is computed for it.
-
-    Raises:
-        UsageError: a folder, or in a folder that is not there.
-    """
+    """Raise :class:`UsageError` for a file to write that is a folder, or in none: before anything is computed."""
     if file is None or (not file.is_dir() and file.absolute().parent.is_dir()):
         return
     why = os.strerror(errno.EISDIR if file.is_dir() else errno.ENOENT)

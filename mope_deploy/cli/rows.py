@@ -38,8 +38,7 @@ def predict_rows(
 ) -> Iterator[tuple[Sample, Prediction]]:
     """Every row's prediction with progress; afterwards what was skipped and truncated, once for the whole file.
 
-    Raises:
-        DataError: a row that cannot be used, or none that can.
+    Raises :class:`DataError` at a row that cannot be used, or where none can.
     """
     from mope_deploy.data import count_rows
 

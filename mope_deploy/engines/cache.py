@@ -35,10 +35,8 @@ class CacheUse:
 class RowCache:
     """A bounded store of rows by key, least recently used out first. Any number of threads may use it at once.
 
-    It belongs to one session: keys say what went in, not which graph.
-
-    Args:
-        limit: bytes of all rows together. A row that is larger alone is not kept.
+    It belongs to one session: keys say what went in, not which graph. A row that is larger alone than the ``limit`` in
+    bytes is not kept.
     """
 
     def __init__(self, *, limit: int) -> None:

@@ -63,14 +63,10 @@ def cpu_settings(
 def usable_cores(root: Path = Path("/")) -> int:
     """Cores that this process may use: those of its affinity, hardware threads of one core once; its cgroup's quota."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    cores = len({_siblings(root, cpu) for cpu in allowed})
+    threads = (root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list" for cpu in allowed)
+    cores = len({read_text(file) or file for file in threads})  # all threads of one core tell the same list of them
     quota = min(_quotas(root), default=math.inf)
     return max(1, min(cores, math.ceil(quota) if math.isfinite(quota) else cores))
-
-
-def _siblings(root: Path, cpu: int) -> str:
-    """The hardware threads of the core that ``cpu`` belongs to; of all of them the same text."""
-    return read_text(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu)
 
 
 def _quotas(root: Path) -> Iterator[float]:

@@ -30,11 +30,7 @@ class Sizes:
 
     @classmethod
     def parse(cls, text: str, *, axis: str) -> Sizes:
-        """``"1:4:16"``, or one number for an axis that never varies.
-
-        Raises:
-            UsageError: something else, sizes below 1 or not in order.
-        """
+        """``"1:4:16"``, or one number for an axis that never varies; :class:`UsageError` else, or if not in order."""
         option, most = OPTIONS.get(axis, axis), LARGEST.get(axis, 2**31 - 1)
         if not re.fullmatch(r"\d{1,10}(:\d{1,10}:\d{1,10})?", text, re.ASCII):
             raise UsageError(option, received=repr(text[:60]), expected="min:opt:max, like 1:4:16, or one number")

@@ -63,8 +63,7 @@ def check_engine(
 ) -> bytes:
     """Everything that can be known before deserialising; returns the engine's bytes, read once, as they were hashed.
 
-    Raises:
-        EngineError: naming the first mismatch with both values.
+    Raises :class:`EngineError` at the first mismatch, naming both values.
     """
     name, built_on = files.engine, sidecar.built_on
     _same(str(files.sidecar), f"{sidecar.graph} for {sidecar.backend}", f"{graph.name} for {backend.name}")
@@ -121,11 +120,7 @@ def _check_header(backend: Backend, plan: bytes, files: EngineFiles) -> None:
 
 
 def deserialise(backend: Backend, plan: bytes, files: EngineFiles) -> Any:
-    """The library's engine object.
-
-    Raises:
-        EngineError: the library refuses; it returns None then, and its log says why.
-    """
+    """The library's engine object; :class:`EngineError` where it returns None instead, with what its log says."""
     Cuda().activate()
     log = shared_log(backend)
     log.clear()

@@ -93,11 +93,7 @@ class Sidecar:
 
     @classmethod
     def read(cls, path: Path) -> Sidecar:
-        """Read a sidecar, strictly.
-
-        Raises:
-            EngineError: it is missing, damaged or not exactly of the documented form.
-        """
+        """The sidecar in a file; :class:`EngineError` if missing, damaged or not exactly of the documented form."""
         read = _read(path, FORMAT, _Document)
         known: dict[str, Any] = {field.name: getattr(read, field.name) for field in dataclasses.fields(cls)}
         known["profile"] = {axis: Sizes(*sizes) for axis, sizes in read.profile.items()}
@@ -215,8 +211,7 @@ def exported_files(bundle: Bundle, graph: Graph, backend: str) -> EngineFiles | 
 def find_engines(bundle: Bundle, graph: Graph) -> list[tuple[str, EngineFiles]]:
     """Every engine of a graph, good or not, with its library: those built here, then those that came with the bundle.
 
-    Raises:
-        UsageError: the folder of engines is a link.
+    Raises as :func:`engine_files`.
     """
     here = [(name, engine_files(bundle, graph, name)) for name in BACKENDS]
     found = [(name, files) for name, files in here if files.engine.exists() or files.sidecar.exists()]

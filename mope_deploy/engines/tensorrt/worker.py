@@ -152,11 +152,7 @@ def _topk(trt: Any, network: Any) -> list[TopK]:
 
 
 def _precision(trt: Any, network: Any, declared: str) -> dict[str, Any]:
-    """Types of the products, from the parsed network: in a strongly typed one that is what the engine computes in.
-
-    Raises:
-        EngineError: they are not what the manifest says: an fp16 graph whose products are all float32.
-    """
+    """Types of the products in the parsed network, which are those of a strongly typed engine; checked as declared."""
     products: Counter[str] = Counter()
     quantised = 0
     for i in range(network.num_layers):
