@@ -64,14 +64,11 @@ def _draw_bars(axes: Any, bars: Sequence[Bar]) -> None:
     # Numbers stand in a column of their own: at the end of a bar they would be read as those of the line or the tick.
     for row, text in [(-1, "p50"), *((row, f"{bar.p50:.3g}") for row, bar in enumerate(bars))]:
         axes.annotate(text, (1, row), (34, 0), ("axes fraction", "data"), "offset points", ha="right", va="center")
-    axes.set_yticks(range(len(bars)), [_cut(bar.label) for bar in bars], parse_math=False)
+    labels = [bar.label if len(bar.label) <= 40 else f"{bar.label[:39]}…" for bar in bars]
+    axes.set_yticks(range(len(bars)), labels, parse_math=False)
     axes.set_ylim(len(bars) - 0.5, -0.5)
     axes.set_xlim(left=0)
     axes.set_xlabel("milliseconds: bar p50, line to p95, tick p99")
     axes.grid(axis="x", color="0.87")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _cut(label: str) -> str:
-    return label if len(label) <= 40 else f"{label[:39]}…"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mope_deploy.engines.tensorrt.device import read_text
 from mope_deploy.errors import UsageError
@@ -29,10 +27,6 @@ class CpuSettings:
     def __str__(self) -> str:
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         return f"{threads}, arena {'on' if self.arena else 'off'}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return dataclasses.asdict(self)
 
 
 def cpu_settings(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import re
 import threading
@@ -70,7 +71,7 @@ class OnnxRuntimeSession:
         takes_turns: bool = False,
     ) -> None:
         chosen, cpu = choose_providers(providers, available_providers()), cpu or cpu_settings()
-        self.settings = cpu.to_dict()
+        self.settings = dataclasses.asdict(cpu)
         self.least_tolerance = TF32_TOLERANCE if tf32_is_allowed(chosen) else 0.0
         self.inputs, self.outputs = graph.inputs, graph.outputs
         try:

@@ -197,12 +197,9 @@ def _check_files(files: EngineFiles, bundle: Bundle) -> None:
     listed = {bundle.path / name for name in bundle.manifest.files}
     for path in (files.engine, files.sidecar):
         if path in listed or path.is_symlink():
-            raise UsageError(
-                f"{path} is a symbolic link"
-                if path.is_symlink()
-                else f"{path} belongs to the exported bundle, which building must not alter",
-                todo="set MOPE_ENGINES to a folder for engines built here",
-            )
+            belongs = "belongs to the exported bundle, which building must not alter"
+            what = f"{path} {'is a symbolic link' if path.is_symlink() else belongs}"
+            raise UsageError(what, todo="set MOPE_ENGINES to a folder for engines built here")
     try:
         files.engine.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=files.engine.parent):
@@ -218,21 +215,13 @@ def _check_files(files: EngineFiles, bundle: Bundle) -> None:
 def _work(request: Mapping[str, Any], progress: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
     """Have the worker answer a request; it dies with us."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-    with tempfile.TemporaryFile() as noise:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "mope_deploy.engines.tensorrt.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=noise,
-            text=True,
-            encoding="utf-8",
-            env=environment,
-        )
-        assert worker.stdin is not None
+    with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as noise:
+        asked.write(json.dumps(request).encode())
+        asked.seek(0)
+        command = [sys.executable, "-m", "mope_deploy.engines.tensorrt.worker"]
+        worker = subprocess.Popen(command, stdin=asked, stdout=subprocess.PIPE, stderr=noise, env=environment)
         assert worker.stdout is not None
         try:
-            worker.stdin.write(json.dumps(request))
-            worker.stdin.close()
             answer: dict[str, Any] | None = None
             for line in worker.stdout:
                 message = json.loads(line)
@@ -241,8 +230,6 @@ def _work(request: Mapping[str, Any], progress: Callable[[Mapping[str, Any]], No
                 else:
                     answer = message
             code = worker.wait()
-        except BrokenPipeError:
-            answer, code = None, worker.wait()
         finally:
             worker.kill()
             worker.wait()
@@ -282,13 +269,13 @@ def _shown(what: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     last = time.monotonic()
     err.print(Text(what))
 
-    def plain(message: Mapping[str, Any]) -> None:
+    def now_and_then(message: Mapping[str, Any]) -> None:
         nonlocal last
         if time.monotonic() - last > _PLAIN_EVERY_S:
             last = time.monotonic()
             err.print(text(message))
 
-    yield plain
+    yield now_and_then
 
 
 def _specs(found: Iterable[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:

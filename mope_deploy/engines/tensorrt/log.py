@@ -30,9 +30,6 @@ def shared_log(backend: Backend) -> Log:
     trt, log = backend.module, Log()
 
     class Logger(trt.ILogger):  # type: ignore[name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-
         def log(self, severity: Any, message: str) -> None:
             if severity <= trt.ILogger.ERROR:
                 log.errors.append(message)
