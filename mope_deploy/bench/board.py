@@ -20,52 +20,43 @@ from pathlib import Path
 from typing import Any
 
 from mope_deploy.bench.nvml import Gpu, gpus
+from mope_deploy.engines.tensorrt.device import read_text
 
 __all__ = ["Board", "Reading", "peak_memory", "resident_memory"]
 
 _GPU_CLOCKS = re.compile(r"gpu|ga10b|gv11b|gp10b")  # names of a Jetson's GPU among its devices of variable clock
+_MODELS = ("proc/device-tree/model", "sys/class/dmi/id/product_name")  # a development board's own name, a PC's
 _PLAUSIBLE = (-40.0, 150.0)  # °C; a sensor that is switched off reports nonsense
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Everything that changes, at one moment, each by the name that the board gives it.
-
-    Attributes:
-        celsius: temperatures.
-        megahertz: clocks.
-        joules: energy counters, since an unknown moment.
-        watts: power, where there is no counter.
-    """
+    """Everything that changes, at one moment, each by the name that the board gives it."""
 
     celsius: dict[str, float]
     megahertz: dict[str, float]
-    joules: dict[str, float]
-    watts: dict[str, float]
+    joules: dict[str, float]  # counters, since an unknown moment
+    watts: dict[str, float]  # where there is no counter
 
 
 class Board:
-    """This machine's sensors.
-
-    Args:
-        root: of the file system that is read.
-        gpus: as NVML shows them; asked for by default.
-    """
+    """This machine's sensors: files below ``root``, and its GPUs as NVML shows them, unless they are given."""
 
     def __init__(self, root: Path = Path("/"), *, gpus_here: Sequence[Gpu] | None = None) -> None:
         self._root = root
         self._gpus = gpus() if gpus_here is None else list(gpus_here)
-        self._counters = dict(self._energy_counters())  # name → (file, joules at which it starts anew)
-        self.unreadable = [name for name, (file, _) in self._counters.items() if _number(file) is None]
-        for name in self.unreadable:
-            del self._counters[name]
+        counters = dict(self._energy_counters())  # name → (file, joules at which it starts anew)
+        self.unreadable = [name for name, (file, _) in counters.items() if _scaled(file, 1) is None]
+        self._counters = {name: found for name, found in counters.items() if name not in self.unreadable}
 
     def describe(self) -> dict[str, Any]:
         """What does not change while it runs, JSON-ready; None for what is not reported."""
-        governors = {_text(policy / "scaling_governor") for policy in self._policies()} - {""}
+        governors = {read_text(policy / "scaling_governor") for policy in self._policies()} - {""}
+        cpu = re.search(r"^model name\s*:\s*(.+)$", read_text(self._root / "proc/cpuinfo"), re.MULTILINE)
+        board, computer = (read_text(self._root / file).strip("\0") for file in _MODELS)
         return {
-            "model": self._model(),
-            "cpu": self._cpu(),
+            "model": board or computer or None,
+            "cpu": cpu[1].strip() if cpu else None,
             "gpus": [{"name": gpu.name, "model": gpu.model, "power_limit_w": gpu.power_limit} for gpu in self._gpus],
             "governor": ", ".join(sorted(governors)) or None,
             "power_mode": self._power_mode(),
@@ -79,7 +70,7 @@ class Board:
                 clocks[device.name] = _scaled(device / "cur_freq", 1e-6)
         heat: dict[str, float | None] = {}
         for zone in self._each("sys/class/thermal/thermal_zone*"):
-            heat[_unique(_text(zone / "type") or zone.name, heat)] = _scaled(zone / "temp", 1e-3)
+            heat[_unique(read_text(zone / "type") or zone.name, heat)] = _scaled(zone / "temp", 1e-3)
         joules = {name: _scaled(file, 1e-6) for name, (file, _) in self._counters.items()}
         for gpu in self._gpus:
             heat[gpu.name], joules[gpu.name] = gpu.celsius(), gpu.joules()
@@ -97,7 +88,7 @@ class Board:
         for monitor in self._each("sys/class/hwmon/hwmon*"):
             for file in _sorted(monitor.glob("power[0-9]*_input"), monitor.glob("power[0-9]*_average")):
                 found[_unique(_label(monitor, file.name.partition("_")[0]), found)] = _scaled(file, 1e-6)  # from µW
-            if _text(monitor / "name").startswith("ina3221"):
+            if read_text(monitor / "name").startswith("ina3221"):
                 for current in _sorted(monitor.glob("curr[1-3]_input")):
                     rail = current.name[len("curr")]
                     volts, amperes = _scaled(monitor / f"in{rail}_input", 1e-3), _scaled(current, 1e-3)
@@ -121,35 +112,24 @@ class Board:
     def _energy_counters(self) -> Iterator[tuple[str, tuple[Path, float]]]:
         """Processor packages, whole platforms, memory beside a package; parts of a package would count twice."""
         for zone in self._each("sys/class/powercap/intel-rapl:*"):
-            depth, name = zone.name.count(":"), _text(zone / "name")
+            depth, name = zone.name.count(":"), read_text(zone / "name")
             if not (depth == 1 or (depth == 2 and name == "dram")):
                 continue
-            owner = "" if depth == 1 else f"{_text(zone.parent / zone.name.rpartition(':')[0] / 'name')} "
-            yield (
-                f"{owner}{name or zone.name}",
-                (zone / "energy_uj", _scaled(zone / "max_energy_range_uj", 1e-6) or 0.0),
-            )
+            owner = "" if depth == 1 else f"{read_text(zone.parent / zone.name.rpartition(':')[0] / 'name')} "
+            restart = _scaled(zone / "max_energy_range_uj", 1e-6) or 0.0
+            yield f"{owner}{name or zone.name}", (zone / "energy_uj", restart)
 
     def _policies(self) -> list[Path]:
         return self._each("sys/devices/system/cpu/cpufreq/policy*")
 
-    def _model(self) -> str | None:
-        """A development board's own name, or a PC's."""
-        found = _text(self._root / "proc/device-tree/model").strip("\0")
-        return found or _text(self._root / "sys/class/dmi/id/product_name") or None
-
-    def _cpu(self) -> str | None:
-        match = re.search(r"^model name\s*:\s*(.+)$", _text(self._root / "proc/cpuinfo"), re.MULTILINE)
-        return match[1].strip() if match else None
-
     def _power_mode(self) -> str | None:
         """Jetson's power mode by name and number, or a PC's platform profile."""
-        if match := re.search(r"pmode:(\d+)", _text(self._root / "var/lib/nvpmodel/status")):
+        if match := re.search(r"pmode:(\d+)", read_text(self._root / "var/lib/nvpmodel/status")):
             number = int(match[1])
-            models = _text(self._root / "etc/nvpmodel.conf")
+            models = read_text(self._root / "etc/nvpmodel.conf")
             named = re.search(rf"<\s*POWER_MODEL\s+ID=0*{number}\s+NAME=(\S+?)\s*>", models)
             return f"{named[1]} ({number})" if named else str(number)
-        return _text(self._root / "sys/firmware/acpi/platform_profile") or None
+        return read_text(self._root / "sys/firmware/acpi/platform_profile") or None
 
     def _each(self, pattern: str) -> list[Path]:
         return _sorted(self._root.glob(pattern))
@@ -166,13 +146,13 @@ def peak_memory(root: Path = Path("/")) -> int | None:
 
 
 def _status(root: Path, key: str) -> int | None:
-    match = re.search(rf"^{key}:\s+(\d+) kB", _text(root / "proc/self/status"), re.MULTILINE)
+    match = re.search(rf"^{key}:\s+(\d+) kB", read_text(root / "proc/self/status"), re.MULTILINE)
     return int(match[1]) * 1024 if match else None
 
 
 def _label(monitor: Path, stem: str) -> str:
     """The name of one channel of a monitor."""
-    return _text(monitor / f"{stem}_label") or f"{_text(monitor / 'name') or monitor.name} {stem}"
+    return read_text(monitor / f"{stem}_label") or f"{read_text(monitor / 'name') or monitor.name} {stem}"
 
 
 def _unique(name: str, taken: dict[str, Any]) -> str:
@@ -195,20 +175,7 @@ def _known(found: dict[str, float | None]) -> dict[str, float]:
 
 
 def _scaled(file: Path, factor: float) -> float | None:
-    number = _number(file)
-    return None if number is None else number * factor
-
-
-def _number(file: Path) -> float | None:
     try:
-        return float(_text(file))
+        return float(read_text(file)) * factor
     except ValueError:
         return None
-
-
-def _text(file: Path) -> str:
-    """Its contents without surrounding space; empty where it is not there, or not for us, or its sensor is off."""
-    try:
-        return file.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from types import TracebackType
 
 from mope_deploy.bench.board import Board, Reading
 
@@ -15,20 +14,12 @@ _EVERY_S = 0.05
 
 
 class EnergyMeter:
-    """Measures between ``with`` and its end.
-
-    Args:
-        board: whose sensors.
-
-    Attributes:
-        seconds: how long that took.
-        joules: what each source spent; empty if none is reported.
-    """
+    """Measures between ``with`` and its end, with a board's sensors."""
 
     def __init__(self, board: Board) -> None:
         self._board = board
         self.seconds = 0.0
-        self.joules: dict[str, float] = {}
+        self.joules: dict[str, float] = {}  # what each source spent; empty if none is reported
 
     def __enter__(self) -> EnergyMeter:
         self._before: Reading = self._board.read()
@@ -41,9 +32,7 @@ class EnergyMeter:
         self._began = time.perf_counter()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.seconds = time.perf_counter() - self._began
         self._done.set()
         if self._thread is not None:

@@ -109,7 +109,8 @@ def measure(
         "spinning": spinning,
     }
     loaded, unusable = _load(bundle, variants, engine, partial(_open, bundle, preprocessing, cache_mb=0, **how))
-    prepare = partial(_prepare, preprocessing, given)
+    rows = [dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True)]
+    prepare = partial(preprocessing.collate, rows)
     arrays = prepare()
     calls: dict[tuple[str, str], Callable[[], object]] = {}
     for variant in loaded:
@@ -122,20 +123,25 @@ def measure(
     calls[_PREPARING, ""] = prepare
     times, readings = _timed(calls, seconds, board)
     energy = _energy(loaded, arrays, batch, board, seconds, on_step)
-    rows = []
+    figures = []
     for variant in loaded:
         row = _described(bundle, variant)
         for kind in (_ENGINE, _CACHED, _WHOLE):
             if (mine := times.get((kind, variant.name))) is not None:
                 base = times[_ENGINE if kind == _CACHED else kind, loaded[0].name]
                 row[kind] = summary(mine, samples=batch) | {"ratio_to_first": ratio_of_medians(mine, base).to_dict()}
-        rows.append(row | {"energy": energy.get(variant.name, {})})
+        figures.append(row | {"energy": energy.get(variant.name, {})})
     measured = [graph.name for graph in bundle.manifest.graphs] if variants is None else [v.name for v in loaded]
     return {
         "format": FORMAT,
         "schema": SCHEMA,
         "bundle": {"name": bundle.manifest.name, "sha256": bundle.sha256},
-        "machine": board.describe() | _machine(),
+        "machine": board.describe()
+        | {
+            "device": dataclasses.asdict(this_device()),
+            "cores": usable_cores(),
+            "versions": installed_versions(("mope-deploy", "numpy", "pillow", "tokenizers", *_LIBRARIES)),
+        },
         "settings": how
         | {
             "providers": [p if isinstance(p, str) else [p[0], dict(p[1])] for p in providers or ()],
@@ -143,7 +149,7 @@ def measure(
             "text_length": int(arrays["input_ids"].shape[1]) if "input_ids" in arrays else None,
             "seconds": seconds,
         },
-        "variants": rows,
+        "variants": figures,
         "unusable": unusable,
         "engines_not_run": engines_not_run(bundle, [one.predictor.session for one in loaded], measured),
         "preprocessing": summary(times[_PREPARING, ""], samples=batch),
@@ -179,16 +185,10 @@ def _given(bundle: Bundle, batch: int, text_length: int | None) -> dict[str, lis
     if batch < 1:
         raise UsageError("batch", received=batch, expected="at least 1")
     samples = list(itertools.islice(itertools.cycle(bundle.golden_samples()), batch))
-    names = (bundle.manifest.main, *bundle.manifest.complementary)
-    given = {name: [getattr(sample, name) for sample in samples] for name in names}
+    given = {name: [getattr(sample, name) for sample in samples] for name in bundle.manifest.modalities}
     if text_length is not None:  # a word has a token at least
         given["text"] = [text and " ".join([text] * text_length) for text in given["text"]]
     return given
-
-
-def _prepare(preprocessing: Preprocessing, given: Mapping[str, Sequence[Any]]) -> dict[str, NDArray[Any]]:
-    """Raw samples → arrays, as on the way to a prediction."""
-    return preprocessing.collate([dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True)])
 
 
 def _load(
@@ -282,38 +282,27 @@ def _energy(
 
 
 def _described(bundle: Bundle, variant: _Variant) -> dict[str, Any]:
-    graph = bundle.graph(variant.name, engine=variant.predictor.session.name)
+    session = variant.predictor.session
+    graph = bundle.graph(variant.name, engine=session.name)
     return {
         "graph": graph.name,
         "precision": graph.precision,
         "bytes": sum(bundle.manifest.files[name].bytes for name in graph.files),
-        "engine_name": variant.predictor.session.name,
-        "device": variant.predictor.session.device,
-        "why": variant.predictor.session.why,
-        "settings": variant.predictor.session.settings,
+        "engine_name": session.name,
+        "device": session.device,
+        "why": session.why,
+        "settings": session.settings,
         "load_s": variant.load_s,
         "loaded_bytes": variant.loaded_bytes,
     }
 
 
-def _machine() -> dict[str, Any]:
-    return {
-        "device": dataclasses.asdict(this_device()),
-        "cores": usable_cores(),
-        "versions": installed_versions(("mope-deploy", "numpy", "pillow", "tokenizers", *_LIBRARIES)),
-    }
-
-
 def _ranges(readings: Sequence[Reading]) -> dict[str, Any]:
     """Least and greatest of what was read while measuring, and the first and last."""
-    found: dict[str, Any] = {}
-    for what in ("celsius", "megahertz"):
-        values: dict[str, list[float]] = {}
-        for reading in readings:
-            for key, value in getattr(reading, what).items():
-                values.setdefault(key, []).append(value)
-        found[what] = {
-            key: {"first": all_[0], "last": all_[-1], "least": min(all_), "greatest": max(all_)}
-            for key, all_ in values.items()
-        }
+    found: dict[str, Any] = {"celsius": {}, "megahertz": {}}
+    for what, ranges in found.items():
+        told = [getattr(reading, what) for reading in readings]
+        for key in dict.fromkeys(itertools.chain(*told)):
+            values = [one[key] for one in told if key in one]
+            ranges[key] = {"first": values[0], "last": values[-1], "least": min(values), "greatest": max(values)}
     return found

@@ -15,19 +15,13 @@ __all__ = ["Gpu", "gpus"]
 
 
 class Gpu:
-    """One GPU as the library sees it; its number may differ from CUDA's.
-
-    Attributes:
-        name: ``"GPU 0"``, for its figures.
-        model: what it is.
-        power_limit: watts that it may take, or None.
-    """
+    """One GPU as the library sees it; its number may differ from CUDA's."""
 
     def __init__(self, nvml: Any, index: int) -> None:
         self._nvml, self._handle = nvml, nvml.nvmlDeviceGetHandleByIndex(index)
         self.name = f"GPU {index}"
         self.model: str = self._ask("nvmlDeviceGetName") or "unknown"
-        self.power_limit = self._thousandths("nvmlDeviceGetEnforcedPowerLimit")
+        self.power_limit = self._thousandths("nvmlDeviceGetEnforcedPowerLimit")  # watts
 
     def celsius(self) -> float | None:
         """Temperature of the chip."""
@@ -60,11 +54,7 @@ class Gpu:
 
 
 def gpus(nvml: Any = None) -> list[Gpu]:
-    """Every GPU of this machine; none where the package, the driver or a GPU is missing.
-
-    Args:
-        nvml: what answers instead of the package.
-    """
+    """Every GPU of this machine, or of what is given in the package's place; none where that or a driver is missing."""
     try:
         nvml = nvml or require("pynvml", extra="nvml", purpose="reading a GPU's sensors")
     except MissingExtraError:

@@ -19,42 +19,26 @@ _COLOURS = ("#3b6ea8", "#d08a36", "#5b9467", "#8a6fae")
 
 @dataclass(frozen=True)
 class Bar:
-    """One row.
+    """One row, in milliseconds."""
 
-    Attributes:
-        label: at its left.
-        group: rows of one group share a colour, which the legend names.
-        p50, p95, p99: milliseconds.
-    """
-
-    label: str
-    group: str
+    label: str  # at its left
+    group: str  # rows of one group share a colour, which the legend names
     p50: float
     p95: float
     p99: float
 
 
 def matplotlib() -> ModuleType:
-    """The library with its figures, and without its state for a whole process.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
+    """The library with its figures, without its state for a whole process, or :class:`MissingExtraError`."""
     library = require("matplotlib", extra="plot", purpose="--plot")
     require("matplotlib.figure", extra="plot", purpose="--plot")
     return library
 
 
 def draw(title: str, bars: Sequence[Bar], *, form: str) -> bytes:
-    """The chart as a file.
+    """The chart as a file in the ``form`` ``"svg"`` or ``"png"``, bars from top to bottom.
 
-    Args:
-        title: above it; like every label taken as it is, never as a formula.
-        bars: from top to bottom.
-        form: ``"svg"`` or ``"png"``.
-
-    Raises:
-        MissingExtraError: see :func:`matplotlib`.
+    Title and labels are taken as they are, never as formulas. Raises as :func:`matplotlib`.
     """
     library = matplotlib()
     figure = library.figure.Figure(figsize=(8.6, 1.6 + 0.28 * len(bars)), dpi=200, layout="constrained")
@@ -80,14 +64,11 @@ def _draw_bars(axes: Any, bars: Sequence[Bar]) -> None:
     # Numbers stand in a column of their own: at the end of a bar they would be read as those of the line or the tick.
     for row, text in [(-1, "p50"), *((row, f"{bar.p50:.3g}") for row, bar in enumerate(bars))]:
         axes.annotate(text, (1, row), (34, 0), ("axes fraction", "data"), "offset points", ha="right", va="center")
-    axes.set_yticks(range(len(bars)), [_cut(bar.label) for bar in bars], parse_math=False)
+    labels = [bar.label if len(bar.label) <= 40 else f"{bar.label[:39]}…" for bar in bars]
+    axes.set_yticks(range(len(bars)), labels, parse_math=False)
     axes.set_ylim(len(bars) - 0.5, -0.5)
     axes.set_xlim(left=0)
     axes.set_xlabel("milliseconds: bar p50, line to p95, tick p99")
     axes.grid(axis="x", color="0.87")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _cut(label: str) -> str:
-    return label if len(label) <= 40 else f"{label[:39]}…"

@@ -21,15 +21,10 @@ _ROUNDS_PER_BLOCK = 3
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio of medians.
-
-    Attributes:
-        value: median of one ÷ median of the other, over all rounds.
-        error: standard error, from the ratios of blocks of neighbouring rounds; None if there were too few rounds.
-    """
+    """Median of one ÷ median of the other, over all rounds."""
 
     value: float
-    error: float | None
+    error: float | None  # standard, from the ratios of blocks of neighbouring rounds; None if rounds were too few
 
     def to_dict(self) -> dict[str, float | None]:
         """JSON-ready."""
@@ -73,17 +68,9 @@ def interleave(calls: Mapping[K, Callable[[], object]], *, seconds: float, round
 
 
 def summary(times: Times, *, samples: int) -> dict[str, Any]:
-    """Percentiles and throughput, JSON-ready.
-
-    Args:
-        times: milliseconds of each call (calls,).
-        samples: in each call.
-    """
-    p50, p95, p99 = (float(p) for p in np.percentile(times, [50, 95, 99]))
+    """Percentiles and throughput of calls (calls,) in milliseconds, with so many ``samples`` in each; JSON-ready."""
     return {
-        "p50_ms": p50,
-        "p95_ms": p95,
-        "p99_ms": p99,
+        **{f"p{share}_ms": float(np.percentile(times, share)) for share in (50, 95, 99)},
         "samples_per_s": samples * len(times) / (float(times.sum()) / 1e3),
         "calls": len(times),
     }

@@ -103,11 +103,8 @@ def _described(manifest: Manifest) -> Iterator[tuple[str, str]]:
     if manifest.text is not None:
         yield "text", f"at most {manifest.text.max_length:,} tokens"
     if manifest.audio is not None:
-        clip = manifest.audio
-        yield (
-            "audio",
-            f"{'' if clip.fixed else 'at most '}{clip.max_seconds:g} s at {clip.sample_rate:,} Hz, {clip.form}",
-        )
+        clip, most = manifest.audio, "" if manifest.audio.fixed else "at most "
+        yield "audio", f"{most}{clip.max_seconds:g} s at {clip.sample_rate:,} Hz, {clip.form}"
     if manifest.video is not None:
         pixels = f"{manifest.video.image.height} x {manifest.video.image.width} pixels"
         yield "video", f"{manifest.video.frames} frames of {pixels}, of the first {manifest.video.max_seconds:g} s"

@@ -67,13 +67,7 @@ class EngineOptions:
     cache_mb: Annotated[int, option(_CACHE, min=0, max=2**20, show_default=True)] = 64
 
     def load(self, bundle: Path, *, verify: bool = True, announce: bool = True) -> Predictor:
-        """Open a bundle, and say which engine runs, how it is set up and why, where the choice was left to us.
-
-        Args:
-            bundle: its folder.
-            verify: compare every file's SHA-256 first.
-            announce: whether to say it.
-        """
+        """Open a bundle, and announce which engine runs, how it is set up and why, where the choice was left to us."""
         from mope_deploy.engines.onnxruntime.cpu import CpuSettings
         from mope_deploy.predictor import load
 
@@ -88,8 +82,7 @@ class EngineOptions:
 def takes_engine_options(*, but: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """For a command with a parameter ``options: EngineOptions``: typer sees an option for each field in its place.
 
-    Args:
-        but: fields that the command does not offer.
+    ``but``: fields that the command does not offer.
     """
     types = get_type_hints(EngineOptions, include_extras=True)
     fields = [field for field in dataclasses.fields(EngineOptions) if field.name not in but]
@@ -115,11 +108,7 @@ def takes_engine_options(*, but: Collection[str] = ()) -> Callable[[Callable[...
 
 
 def check_output(option: str, file: Path | None) -> None:
-    """Refuse a file to write where none can be, before anything is computed for it.
-
-    Raises:
-        UsageError: a folder, or in a folder that is not there.
-    """
+    """Raise :class:`UsageError` for a file to write that is a folder, or in none: before anything is computed."""
     if file is None or (not file.is_dir() and file.absolute().parent.is_dir()):
         return
     why = os.strerror(errno.EISDIR if file.is_dir() else errno.ENOENT)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -12,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mope_deploy import console
+from mope_deploy.files import json_bytes
 
 __all__ = ["print_json", "print_rows", "say", "tell"]
 
@@ -21,20 +21,13 @@ tell = partial(console.err.print, markup=False)
 
 def print_json(value: Any) -> None:
     """To standard output, as it is."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2) + "\n")
+    sys.stdout.write(json_bytes(value).decode())
 
 
 def print_rows(
     rows: Iterable[Sequence[object]], *, header: Sequence[str] = (), left: int = 1, title: str | None = None
 ) -> None:
-    """Print a table at its full width.
-
-    Args:
-        rows: cells of each, as text.
-        header: names of the columns; none without it.
-        left: of the columns with a name so many begin at the left, all others end at the right.
-        title: above it.
-    """
+    """Print a table at its full width; of the columns with a name, ``left`` begin at the left and others end right."""
     table = Table(show_header=bool(header), box=None, pad_edge=False, title=title, title_justify="left")
     for i, name in enumerate(header):
         table.add_column(Text(name), justify="left" if i < left else "right")

@@ -28,7 +28,7 @@ def open_rows(predictor: Predictor, data: Path, *, require_label: bool, skip_bad
         task=predictor.task if require_label else TASKS[predictor.task.type](),
         require_label=require_label,
         skip_bad=skip_bad,
-        modalities=(manifest.main, *manifest.complementary),
+        modalities=manifest.modalities,
         optional=manifest.missing,
     )
 
@@ -38,8 +38,7 @@ def predict_rows(
 ) -> Iterator[tuple[Sample, Prediction]]:
     """Every row's prediction with progress; afterwards what was skipped and truncated, once for the whole file.
 
-    Raises:
-        DataError: a row that cannot be used, or none that can.
+    Raises :class:`DataError` at a row that cannot be used, or where none can.
     """
     from mope_deploy.data import count_rows
 

@@ -84,7 +84,7 @@ def run(
 
 
 def _require_inputs(predictor: Predictor, given: dict[str, Any]) -> None:
-    read = (predictor.bundle.manifest.main, *predictor.bundle.manifest.complementary)
+    read = predictor.bundle.manifest.modalities
     optional = predictor.preprocessing.missing
     missing = [f"--{name}" for name in read if given[name] is None and name not in optional]
     surplus = [f"--{name}" for name, value in given.items() if value is not None and name not in read]

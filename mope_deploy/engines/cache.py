@@ -19,21 +19,13 @@ _OVERHEAD = 256  # bytes of a key, its place in the dictionary and the array's o
 
 @dataclass(frozen=True)
 class CacheUse:
-    """What a cache did and holds.
+    """What a cache did and holds."""
 
-    Args:
-        hits: rows that needed no run: kept from before, or the same as another row of their batch.
-        misses: rows that were run.
-        entries: rows it holds.
-        bytes: that they take.
-        limit: bytes that they may take.
-    """
-
-    hits: int
-    misses: int
-    entries: int
-    bytes: int
-    limit: int
+    hits: int  # rows that needed no run: kept from before, or the same as another row of their batch
+    misses: int  # rows that were run
+    entries: int  # rows it holds
+    bytes: int  # that they take
+    limit: int  # bytes that they may take
 
     def to_dict(self) -> dict[str, int]:
         """JSON-ready."""
@@ -43,10 +35,8 @@ class CacheUse:
 class RowCache:
     """A bounded store of rows by key, least recently used out first. Any number of threads may use it at once.
 
-    It belongs to one session: keys say what went in, not which graph.
-
-    Args:
-        limit: bytes of all rows together. A row that is larger alone is not kept.
+    It belongs to one session: keys say what went in, not which graph. A row that is larger alone than the ``limit`` in
+    bytes is not kept.
     """
 
     def __init__(self, *, limit: int) -> None:
@@ -75,7 +65,8 @@ class RowCache:
             known = {key: self._rows[key] for key in keys if key in self._rows}
             for key in known:
                 self._rows.move_to_end(key)
-        positions = [i for key, i in _first_positions(keys).items() if key not in known]
+        first = {key: i for i, key in reversed([*enumerate(keys)])}
+        positions = sorted(i for key, i in first.items() if key not in known)
         if positions:
             made = compute(positions)
             # Copied: a view would keep all of its batch alive.
@@ -97,10 +88,3 @@ class RowCache:
         while self._bytes > self._limit:
             _, oldest = self._rows.popitem(last=False)
             self._bytes -= oldest.nbytes + _OVERHEAD
-
-
-def _first_positions(keys: Sequence[bytes]) -> dict[bytes, int]:
-    found: dict[bytes, int] = {}
-    for i, key in enumerate(keys):
-        found.setdefault(key, i)
-    return found

@@ -34,12 +34,7 @@ class Verification:
 
 
 def check_outputs_are_golden(bundle: Bundle, session: Session, *, graph: str) -> Verification:
-    """Run the golden input arrays and compare with the golden outputs, within the manifest's tolerances.
-
-    Args:
-        bundle: whose golden samples.
-        session: what to check.
-        graph: name of its graph, for messages.
+    """Run the golden input arrays and compare with the golden outputs, within the tolerances of the session's graph.
 
     Raises:
         ParityError: an output beyond its tolerance, of another shape or not finite; the message has the figures.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from mope_deploy.bundle import Bundle
 from mope_deploy.engines.session import Session
-from mope_deploy.engines.tensorrt.backends import BACKENDS, open_backend
+from mope_deploy.engines.tensorrt.backends import open_backend
 from mope_deploy.engines.tensorrt.device import this_device
 from mope_deploy.engines.tensorrt.session import check_engine
 from mope_deploy.engines.tensorrt.sidecar import EngineFiles, Sidecar, find_engines
@@ -17,24 +17,15 @@ __all__ = ["built_engines", "engines_not_run"]
 
 def built_engines(bundle: Bundle, graph: str | None) -> list[tuple[str, EngineFiles]]:
     """Every TensorRT engine of a graph, good or not, with its library, in the order in which they are tried."""
-    found = []
-    for name in BACKENDS:
-        try:
-            chosen = bundle.graph(graph, engine=name)
-        except UsageError:  # a graph for another engine
-            continue
-        found += [(library, files) for library, files in find_engines(bundle, chosen) if library == name]
-    return sorted(found, key=lambda one: one[1].exported)  # those built on the device first
+    try:
+        chosen = bundle.graph(graph, engine="tensorrt")  # all its libraries take the same graphs
+    except UsageError:  # a graph for another engine
+        return []
+    return find_engines(bundle, chosen)
 
 
 def engines_not_run(bundle: Bundle, sessions: Iterable[Session], graphs: Sequence[str]) -> dict[str, str]:
-    """TensorRT engines of some graphs, built here or exported, that no session runs: the file → why not.
-
-    Args:
-        bundle: whose engines.
-        sessions: those that are open.
-        graphs: names.
-    """
+    """TensorRT engines of these graphs, built here or exported, that none of the open sessions runs: file → why not."""
     running = {files.engine for one in sessions if (files := getattr(one, "files", None)) is not None}
     found = {}
     for graph in (one for one in bundle.manifest.graphs if one.name in graphs):

@@ -128,8 +128,7 @@ def _auto(bundle: Bundle, graph: str | None, onnxruntime: Callable[[Providers | 
 
 
 def _tensorrt(bundle: Bundle, graph: str | None, *, rebuild: bool = False) -> Session:
-    for name in BACKENDS:
-        bundle.graph(graph, engine=name)  # a name that is not there, or one for another engine
+    bundle.graph(graph, engine="tensorrt")  # a name that is not there, or one for another engine
     built = built_engines(bundle, graph)
     if not built and not rebuild:
         installed = any(map(is_installed, BACKENDS))

@@ -162,6 +162,5 @@ def check_interface(
 
 def _fits(loaded: tuple[str, tuple[int | None, ...]], promised: tuple[str, tuple[int | str, ...]]) -> bool:
     (dtype, sizes), (wanted, axes) = loaded, promised
-    if dtype != wanted or len(sizes) != len(axes):
-        return False
-    return all(size is None or size == axis for size, axis in zip(sizes, axes, strict=True))
+    alike = dtype == wanted and len(sizes) == len(axes)
+    return alike and all(size in (None, axis) for size, axis in zip(sizes, axes, strict=True))

@@ -26,8 +26,7 @@ class SplitSession:
 
     Args:
         graph: what the manifest says about it.
-        main: of its main file.
-        parts: of each part, by modality.
+        main, parts: of its main file, and of each part by modality.
         cache: for rows of all parts; None to run every row.
     """
 
@@ -71,11 +70,8 @@ def content_keys(
 ) -> list[bytes]:
     """One digest for each sample of a batch: of its own arrays, without the padding that the batch gave them.
 
-    Samples that lack the modality share one: whatever stands in their other arrays is not used.
-
-    Args:
-        modality: whose inputs these are.
-        feeds, shapes: see :func:`mope_deploy.engines.session.alone`.
+    Samples that lack the modality share one: whatever stands in their other arrays is not used. Arguments as of
+    :func:`mope_deploy.engines.session.alone`.
     """
     keys = []
     for one in alone(feeds, shapes):

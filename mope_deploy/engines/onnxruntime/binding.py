@@ -24,10 +24,9 @@ class Bindings:
     A shape that is met for the first time gets none: of a stream of ever new lengths nothing would be used again.
 
     Args:
-        ort: the library.
-        session: its InferenceSession.
+        ort, session: the library and its InferenceSession.
         inputs, outputs: of the graph; an output's axes are those of the inputs.
-        device: where the buffers are, in ONNX Runtime's words: ``"cuda"``.
+        device: where the buffers are, in ONNX Runtime's words.
     """
 
     def __init__(

@@ -2,45 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from mope_deploy.engines.tensorrt.device import read_text
 from mope_deploy.errors import UsageError
 from mope_deploy.manifest import MAX_THREADS, Cpu
 
 __all__ = ["CpuSettings", "cpu_settings", "usable_cores"]
 
-_ROOT = Path("/")
-
 
 @dataclass(frozen=True)
 class CpuSettings:
-    """What a session is opened with, and records.
+    """What a session is opened with, and records."""
 
-    Args:
-        threads: of one operator.
-        threads_from: who said so: ``"asked for"``, ``"the bundle"`` or ``"the cores of this process"``.
-        arena: whether memory of earlier runs is kept for the next one. Without it every run asks the system again.
-        spinning: whether idle threads spin: faster alone, slower beside other work.
-    """
-
-    threads: int
-    threads_from: str
-    arena: bool
-    spinning: bool
+    threads: int  # of one operator
+    threads_from: str  # who said so: "asked for", "the bundle" or "the cores of this process"
+    arena: bool  # whether memory of earlier runs is kept for the next one, which else asks the system again
+    spinning: bool  # whether idle threads spin: faster alone, slower beside other work
 
     def __str__(self) -> str:
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         return f"{threads}, arena {'on' if self.arena else 'off'}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return dataclasses.asdict(self)
 
 
 def cpu_settings(
@@ -68,35 +54,27 @@ def cpu_settings(
     return CpuSettings(count, said_by, bundle.arena if arena is None else arena, spinning)
 
 
-def usable_cores(root: Path = _ROOT) -> int:
-    """Cores that this process may use: those of its affinity, hardware threads of one core once; its cgroup's quota.
-
-    Args:
-        root: of the file system to read.
-    """
+def usable_cores(root: Path = Path("/")) -> int:
+    """Cores that this process may use: those of its affinity, hardware threads of one core once; its cgroup's quota."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    cores = len({_siblings(root, cpu) for cpu in allowed})
+    threads = (root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list" for cpu in allowed)
+    cores = len({read_text(file) or file for file in threads})  # all threads of one core tell the same list of them
     quota = min(_quotas(root), default=math.inf)
     return max(1, min(cores, math.ceil(quota) if math.isfinite(quota) else cores))
-
-
-def _siblings(root: Path, cpu: int) -> str:
-    """The hardware threads of the core that ``cpu`` belongs to; of all of them the same text."""
-    return _read(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu)
 
 
 def _quotas(root: Path) -> Iterator[float]:
     """CPU time per time that this process's cgroups allow, each from its own group up; version 2 and version 1."""
     base = root / "sys/fs/cgroup"
-    for line in _read(root / "proc/self/cgroup").splitlines():
+    for line in read_text(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, group = rest.partition(":")
         if number == "0" and not controllers:
             for folder in _upwards(base, group):
-                yield from _share(*(_read(folder / "cpu.max").split() or ["max"]))
+                yield from _share(*(read_text(folder / "cpu.max").split() or ["max"]))
         elif "cpu" in controllers.split(","):
             for folder in _upwards(base / "cpu", group):
-                yield from _share(_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us"))
+                yield from _share(read_text(folder / "cpu.cfs_quota_us"), read_text(folder / "cpu.cfs_period_us"))
 
 
 def _upwards(base: Path, group: str) -> Iterator[Path]:
@@ -109,10 +87,3 @@ def _upwards(base: Path, group: str) -> Iterator[Path]:
 def _share(quota: str, period: str = "") -> Iterator[float]:
     if quota.isdigit() and period.isdigit() and int(quota) and int(period):  # "max" and -1 are no limit
         yield int(quota) / int(period)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except (OSError, ValueError):
-        return ""

@@ -28,13 +28,9 @@ def open_graph(
     """Open a graph in one file, or its main file and parts.
 
     Args:
-        graph: what the manifest says, or will say, about it.
-        file: path of each file that it names: :meth:`Bundle.file`, or ``folder.joinpath`` where there is no bundle yet.
-        cpu, providers: see :class:`OnnxRuntimeSession`.
+        file: path of each file that the graph names: :meth:`Bundle.file`, or ``folder.joinpath`` before there is one.
+        graph, cpu, providers: as of :class:`OnnxRuntimeSession`, and so is what is raised.
         cache_mb: see :func:`mope_deploy.engines.open_session`.
-
-    Raises:
-        UsageError, MissingExtraError, EngineError: see :class:`OnnxRuntimeSession`.
     """
     if not graph.parts:
         return OnnxRuntimeSession(file(graph.file), graph, cpu=cpu, providers=providers)
@@ -43,9 +39,7 @@ def open_graph(
         return OnnxRuntimeSession(file(described.file), described, cpu=cpu, providers=providers, takes_turns=True)
 
     parts = {
-        part.modality: one(
-            replace(graph, file=part.file, data=part.data, inputs=part.inputs, outputs=part.outputs, parts=())
-        )
-        for part in graph.parts
+        p.modality: one(replace(graph, file=p.file, data=p.data, inputs=p.inputs, outputs=p.outputs, parts=()))
+        for p in graph.parts
     }
     return SplitSession(graph, one(graph), parts, cache=RowCache(limit=cache_mb * 2**20) if cache_mb else None)

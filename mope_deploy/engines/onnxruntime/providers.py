@@ -45,8 +45,7 @@ Chosen = list[tuple[str, dict[str, Any]]]
 def full_name(name: str) -> str:
     """ONNX Runtime's name of a provider: ``"cuda"`` → ``"CUDAExecutionProvider"``; full names stay as they are.
 
-    Raises:
-        UsageError: neither.
+    Raises :class:`UsageError` for neither.
     """
     if name in PROVIDERS:
         return PROVIDERS[name]
@@ -95,12 +94,7 @@ def distributions() -> dict[str, str]:
 
 
 def provider_states(available: Sequence[str], device: Device) -> Iterator[tuple[str, str, Mapping[str, str]]]:
-    """(short name, whether it runs here or why not, the options it is or would be given) of each of our providers.
-
-    Args:
-        available: what this onnxruntime has.
-        device: this machine.
-    """
+    """(short name, whether it runs here or why not, the options it is or would be given) of each of our providers."""
     for short, name in PROVIDERS.items():
         if name not in available:
             state = f"not in this onnxruntime ({_installed()})"
@@ -117,21 +111,15 @@ def _installed() -> str:
 
 def _absent(name: str, available: Sequence[str]) -> EngineError:
     """Never advises to install one distribution of onnxruntime over another."""
-    found = distributions()
-    if name != CUDA:
-        todo = None
-    elif set(found) == {"onnxruntime"}:
+    found, todo = distributions(), None
+    if name == CUDA and set(found) == {"onnxruntime"}:
         todo = (
             "it is in onnxruntime-gpu, which must stand in onnxruntime's place: pip uninstall onnxruntime, then "
             "pip install 'mope-deploy[ort-gpu]'; on a Jetson the onnxruntime-gpu wheel made for its JetPack"
         )
-    elif len(found) > 1:
+    elif name == CUDA and len(found) > 1:
         todo = "two distributions of onnxruntime have overwritten each other: pip uninstall both, then install one"
-    else:
+    elif name == CUDA:
         todo = "it takes a build of onnxruntime-gpu that includes it; this one is left as it is"
-    return EngineError(
-        f"this onnxruntime has no {name}",
-        received=_installed(),
-        expected=f"one of {', '.join(available)}",
-        todo=todo,
-    )
+    expected = f"one of {', '.join(available)}"
+    return EngineError(f"this onnxruntime has no {name}", received=_installed(), expected=expected, todo=todo)

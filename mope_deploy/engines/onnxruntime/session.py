@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import re
 import threading
@@ -19,6 +20,7 @@ from mope_deploy.engines.onnxruntime.cpu import CpuSettings, cpu_settings
 from mope_deploy.engines.onnxruntime.providers import (
     CPU,
     CUDA,
+    Chosen,
     Providers,
     choose_providers,
     distributions,
@@ -29,7 +31,7 @@ from mope_deploy.errors import EngineError, MissingExtraError, MopeError
 from mope_deploy.extras import require
 from mope_deploy.manifest import Graph
 
-__all__ = ["OnnxRuntimeSession", "available_providers", "inference_session", "library_version", "session_options"]
+__all__ = ["OnnxRuntimeSession", "available_providers", "library_version"]
 
 # How its releases word that a file is newer than they know: the IR version, the opset, one operator.
 _TOO_OLD = r"IR version|model file format version|opset|not a registered function/op|Could not find an implementation"
@@ -47,7 +49,8 @@ class OnnxRuntimeSession:
         providers: ONNX Runtime's execution providers, names (``"cuda"`` or ``"CUDAExecutionProvider"``) or (name,
             options) pairs; the CPU by default. The first one must come up: ONNX Runtime itself would fall back to the
             CPU without a word. What options they are given by default: providers.py.
-        takes_turns: see :func:`session_options`.
+        takes_turns: whether another session runs before and after this one does: then its threads, which otherwise
+            spin for a while in wait of more work, must not take the cores from that one's.
 
     Raises:
         UsageError: no provider is called that.
@@ -68,11 +71,11 @@ class OnnxRuntimeSession:
         takes_turns: bool = False,
     ) -> None:
         chosen, cpu = choose_providers(providers, available_providers()), cpu or cpu_settings()
-        self.settings = cpu.to_dict()
+        self.settings = dataclasses.asdict(cpu)
         self.least_tolerance = TF32_TOLERANCE if tf32_is_allowed(chosen) else 0.0
         self.inputs, self.outputs = graph.inputs, graph.outputs
         try:
-            self._session = inference_session(path, cpu=cpu, providers=chosen, takes_turns=takes_turns)
+            self._session = _open(path, cpu, chosen, takes_turns)
             inputs, outputs = _described(self._session.get_inputs()), _described(self._session.get_outputs())
         except MopeError:
             raise
@@ -108,18 +111,17 @@ class OnnxRuntimeSession:
         return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
 
 
-def inference_session(
-    path: Path, *, cpu: CpuSettings | None = None, providers: Providers | None = None, takes_turns: bool = False
-) -> Any:
-    """The library's own session of a file, opened as every session of this project is; arguments as above.
-
-    Raises:
-        UsageError, MissingExtraError, EngineError: as above, but for a file that the library refuses: then whatever it
-            raises itself.
-    """
-    ort, chosen = _import(), choose_providers(providers, available_providers())
-    first = chosen[0][0]
-    options = session_options(cpu, on_cpu=first == CPU, takes_turns=takes_turns)
+def _open(path: Path, cpu: CpuSettings, chosen: Chosen, takes_turns: bool) -> Any:
+    ort, first = _import(), chosen[0][0]
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # fatal only: every error is raised as well, and reported once
+    options.intra_op_num_threads, options.enable_cpu_mem_arena = cpu.threads, cpu.arena
+    if first == CPU:  # else the arena takes in the weights, and keeps the room that unpacking them took
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    if not cpu.spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    elif takes_turns:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     wanted = [(name, given) if given else name for name, given in chosen]
     # Falling back to other providers prints to standard output, where a command's JSON goes; in 1.18 no option keeps it
     # from that.
@@ -136,27 +138,6 @@ def inference_session(
     return session
 
 
-def session_options(cpu: CpuSettings | None = None, *, on_cpu: bool = True, takes_turns: bool = False) -> Any:
-    """ONNX Runtime's ``SessionOptions``, the same wherever a session is opened.
-
-    Args:
-        cpu: threads, arena and spinning; by default this machine's.
-        on_cpu: whether the CPU's provider is the first.
-        takes_turns: whether another session runs before and after this one does: then its threads, which otherwise
-            spin for a while in wait of more work, must not take the cores from that one's.
-    """
-    cpu, options = cpu or cpu_settings(), _import().SessionOptions()
-    options.log_severity_level = 4  # fatal only: every error is raised as well, and reported once
-    options.intra_op_num_threads, options.enable_cpu_mem_arena = cpu.threads, cpu.arena
-    if on_cpu:  # else the arena takes in the weights, and keeps the room that unpacking them took
-        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-    if not cpu.spinning:
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    elif takes_turns:
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-    return options
-
-
 def available_providers() -> list[str]:
     """What the installed onnxruntime can be asked for; each may still fail to start.
 
@@ -168,11 +149,7 @@ def available_providers() -> list[str]:
 
 
 def library_version() -> str:
-    """Version of the installed onnxruntime.
-
-    Raises:
-        MissingExtraError, EngineError: see :func:`available_providers`.
-    """
+    """Version of the installed onnxruntime. Raises as :func:`available_providers`."""
     return str(_import().__version__)
 
 
@@ -202,8 +179,9 @@ def _described(tensors: Sequence[Any]) -> dict[str, tuple[str, tuple[int | None,
     """Name → (numpy's dtype, sizes); ONNX Runtime reports an axis that varies by its name or as None."""
     found = {}
     for tensor in tensors:
-        dtype = {"tensor(float)": "float32"}.get(tensor.type, tensor.type.removeprefix("tensor(").removesuffix(")"))
-        found[tensor.name] = dtype, tuple(size if isinstance(size, int) else None for size in tensor.shape)
+        dtype = tensor.type.removeprefix("tensor(").removesuffix(")")
+        sizes = tuple(size if isinstance(size, int) else None for size in tensor.shape)
+        found[tensor.name] = "float32" if dtype == "float" else dtype, sizes
     return found
 
 

@@ -27,16 +27,10 @@ _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "FP8": "fl
 
 @dataclass(frozen=True)
 class Backend:
-    """An imported TensorRT library.
+    """An imported TensorRT library."""
 
-    Args:
-        name: of its module, one of :data:`BACKENDS`.
-        version: all of it: ``"10.3.0"``, ``"1.7.1.116"``.
-        module: the library.
-    """
-
-    name: str
-    version: str
+    name: str  # of its module, one of BACKENDS
+    version: str  # all of it: "10.3.0", "1.7.1.116"
     module: ModuleType
 
     @property
@@ -70,12 +64,11 @@ def open_backend(name: str) -> Backend:
         )
     try:
         module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name == name:
-            raise MissingExtraError(f"{name} is not installed", todo=_how_to_get(name)) from error
-        raise _broken(name, error) from error
     except Exception as error:  # a wheel for another CUDA or Python stumbles over its own libraries
-        raise _broken(name, error) from error
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            raise MissingExtraError(f"{name} is not installed", todo=_how_to_get(name)) from error
+        what = f"{name} is installed and cannot be imported: {reason(error)}"
+        raise EngineError(what, todo="install it again") from error
     version = str(getattr(module, "__version__", ""))
     major = version.partition(".")[0]
     if not major.isdigit() or int(major) < OLDEST[name]:
@@ -136,7 +129,3 @@ def dtype_name(dtype: Any) -> str:
 def _how_to_get(name: str) -> str:
     jetson = " (a Jetson has it with JetPack: apt install python3-libnvinfer)" if name == "tensorrt" else ""
     return f"run: pip install 'mope-deploy[{BACKENDS[name]}]'{jetson}"
-
-
-def _broken(name: str, error: Exception) -> EngineError:
-    return EngineError(f"{name} is installed and cannot be imported: {reason(error)}", todo="install it again")

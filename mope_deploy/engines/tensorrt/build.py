@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import signal
@@ -23,7 +22,7 @@ from mope_deploy.console import err
 from mope_deploy.engines.tensorrt.backends import Backend, choose_backend
 from mope_deploy.engines.tensorrt.device import Device, available_memory, this_device
 from mope_deploy.engines.tensorrt.profiles import make_profile
-from mope_deploy.engines.tensorrt.sidecar import EngineFiles, Precision, Sidecar, engine_files, onnx_files
+from mope_deploy.engines.tensorrt.sidecar import EngineFiles, Precision, Sidecar, engine_files, onnx_files, plain
 from mope_deploy.errors import EngineError, UsageError
 from mope_deploy.files import json_bytes, sha256, whole_file, write_file
 from mope_deploy.manifest import FileEntry, TensorSpec
@@ -95,8 +94,8 @@ def build_engine(
             "engine": str(staged),
             "precision": chosen.precision,
             "profile": {axis: [s.min, s.opt, s.max] for axis, s in profile.items()},
-            "inputs": _plain(chosen.inputs),
-            "outputs": _plain(chosen.outputs),
+            "inputs": plain(chosen.inputs),
+            "outputs": plain(chosen.outputs),
             "compute_capabilities": list(capabilities),
             "tf32": tf32,
             "workspace": None if workspace is None else workspace * 2**20,
@@ -104,7 +103,7 @@ def build_engine(
         with _shown(f"building {chosen.name} with {library.name} {library.version}") as progress:
             answer = _work(request, progress)
         sidecar = Sidecar(
-            created=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             backend=library.name,
             version=answer["version"],
             graph=chosen.name,
@@ -198,12 +197,9 @@ def _check_files(files: EngineFiles, bundle: Bundle) -> None:
     listed = {bundle.path / name for name in bundle.manifest.files}
     for path in (files.engine, files.sidecar):
         if path in listed or path.is_symlink():
-            raise UsageError(
-                f"{path} is a symbolic link"
-                if path.is_symlink()
-                else f"{path} belongs to the exported bundle, which building must not alter",
-                todo="set MOPE_ENGINES to a folder for engines built here",
-            )
+            belongs = "belongs to the exported bundle, which building must not alter"
+            what = f"{path} {'is a symbolic link' if path.is_symlink() else belongs}"
+            raise UsageError(what, todo="set MOPE_ENGINES to a folder for engines built here")
     try:
         files.engine.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=files.engine.parent):
@@ -219,21 +215,13 @@ def _check_files(files: EngineFiles, bundle: Bundle) -> None:
 def _work(request: Mapping[str, Any], progress: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
     """Have the worker answer a request; it dies with us."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-    with tempfile.TemporaryFile() as noise:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "mope_deploy.engines.tensorrt.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=noise,
-            text=True,
-            encoding="utf-8",
-            env=environment,
-        )
-        assert worker.stdin is not None
+    with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as noise:
+        asked.write(json.dumps(request).encode())
+        asked.seek(0)
+        command = [sys.executable, "-m", "mope_deploy.engines.tensorrt.worker"]
+        worker = subprocess.Popen(command, stdin=asked, stdout=subprocess.PIPE, stderr=noise, env=environment)
         assert worker.stdout is not None
         try:
-            worker.stdin.write(json.dumps(request))
-            worker.stdin.close()
             answer: dict[str, Any] | None = None
             for line in worker.stdout:
                 message = json.loads(line)
@@ -242,8 +230,6 @@ def _work(request: Mapping[str, Any], progress: Callable[[Mapping[str, Any]], No
                 else:
                     answer = message
             code = worker.wait()
-        except BrokenPipeError:
-            answer, code = None, worker.wait()
         finally:
             worker.kill()
             worker.wait()
@@ -283,17 +269,13 @@ def _shown(what: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     last = time.monotonic()
     err.print(Text(what))
 
-    def plain(message: Mapping[str, Any]) -> None:
+    def now_and_then(message: Mapping[str, Any]) -> None:
         nonlocal last
         if time.monotonic() - last > _PLAIN_EVERY_S:
             last = time.monotonic()
             err.print(text(message))
 
-    yield plain
-
-
-def _plain(specs: Iterable[TensorSpec]) -> list[dict[str, Any]]:
-    return [{"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)} for spec in specs]
+    yield now_and_then
 
 
 def _specs(found: Iterable[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:

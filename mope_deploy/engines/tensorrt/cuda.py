@@ -42,11 +42,6 @@ _FUNCTIONS = {
 class Cuda:
     """The first GPU that CUDA shows (``CUDA_VISIBLE_DEVICES`` chooses), without a context until one is needed.
 
-    Attributes:
-        name: of the GPU.
-        compute_capability: ``"8.6"``.
-        version: of CUDA, as far as the driver supports it: ``"12.6"``.
-
     Raises:
         EngineError: no driver, or no GPU; the message has the driver's own words.
     """
@@ -68,8 +63,8 @@ class Cuda:
         major, minor = (self._int("cuDeviceGetAttribute", what, self._device) for what in (_CC_MAJOR, _CC_MINOR))
         self._context = c_void_p()
         self.name = name.value.decode(errors="replace")
-        self.compute_capability = f"{major}.{minor}"
-        self.version = f"{version // 1000}.{version % 1000 // 10}"
+        self.compute_capability = f"{major}.{minor}"  # "8.6"
+        self.version = f"{version // 1000}.{version % 1000 // 10}"  # of CUDA, as far as the driver supports it: "12.6"
 
     def activate(self) -> None:
         """Make the GPU's primary context current in this thread; kept until the process ends, as TensorRT uses it."""

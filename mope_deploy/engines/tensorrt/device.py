@@ -12,37 +12,27 @@ from mope_deploy.engines.tensorrt.cuda import Cuda
 from mope_deploy.errors import EngineError
 from mope_deploy.fields import text
 
-__all__ = ["Device", "available_memory", "this_device"]
+__all__ = ["Device", "available_memory", "read_text", "this_device"]
 
 _Text = Annotated[str, text(500)]
 
 
 @dataclass(frozen=True)
 class Device:
-    """A machine. None stands for what is not there or not known.
+    """A machine. None stands for what is not there or not known."""
 
-    Args:
-        os: operating system and processor, ``"Linux x86_64"``.
-        gpu: name of the GPU.
-        compute_capability: of the GPU, ``"8.7"``.
-        driver: version of the GPU's driver, ``"580.65.06"``.
-        cuda: newest CUDA that the driver supports, ``"12.6"``.
-        l4t: release of Jetson Linux, ``"36.4.3"``.
-        no_gpu: why there is no GPU, if there is none.
-    """
-
-    os: _Text
-    gpu: _Text | None = None
-    compute_capability: _Text | None = None
-    driver: _Text | None = None
-    cuda: _Text | None = None
-    l4t: _Text | None = None
-    no_gpu: _Text | None = None
+    os: _Text  # and processor, "Linux x86_64"
+    gpu: _Text | None = None  # its name
+    compute_capability: _Text | None = None  # "8.7"
+    driver: _Text | None = None  # of the GPU: "580.65.06"
+    cuda: _Text | None = None  # the newest that the driver supports: "12.6"
+    l4t: _Text | None = None  # release of Jetson Linux: "36.4.3"
+    no_gpu: _Text | None = None  # why there is none
 
 
 def this_device() -> Device:
     """The machine this process runs on, with the first GPU that CUDA shows."""
-    system, l4t = f"{platform.system()} {platform.machine()}", _l4t(_read("/etc/nv_tegra_release"))
+    system, l4t = f"{platform.system()} {platform.machine()}", _l4t(read_text("/etc/nv_tegra_release"))
     try:
         cuda = Cuda()
     except EngineError as error:
@@ -51,7 +41,7 @@ def this_device() -> Device:
         os=system,
         gpu=cuda.name,
         compute_capability=cuda.compute_capability,
-        driver=_driver(_read("/proc/driver/nvidia/version")),
+        driver=_driver(read_text("/proc/driver/nvidia/version")),
         cuda=cuda.version,
         l4t=l4t,
     )
@@ -60,12 +50,12 @@ def this_device() -> Device:
 def available_memory() -> int | None:
     """Bytes of main memory that a new process may take: what Linux says, or less where a container's limit says so."""
     found = []
-    match = re.search(r"^MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
+    match = re.search(r"^MemAvailable:\s+(\d+) kB", read_text("/proc/meminfo"), re.MULTILINE)
     if match:
         found.append(int(match[1]) * 1024)
-    limit, used = _read("/sys/fs/cgroup/memory.max").strip(), _read("/sys/fs/cgroup/memory.current").strip()
+    limit, used = read_text("/sys/fs/cgroup/memory.max"), read_text("/sys/fs/cgroup/memory.current")
     if limit.isdigit() and used.isdigit():
-        cache = re.search(r"^inactive_file (\d+)", _read("/sys/fs/cgroup/memory.stat"), re.MULTILINE)
+        cache = re.search(r"^inactive_file (\d+)", read_text("/sys/fs/cgroup/memory.stat"), re.MULTILINE)
         found.append(max(int(limit) - int(used) + (int(cache[1]) if cache else 0), 0))
     return min(found, default=None)
 
@@ -82,8 +72,9 @@ def _l4t(text: str) -> str | None:
     return f"{match[1]}.{match[2]}" if match else None
 
 
-def _read(path: str) -> str:
+def read_text(file: str | Path) -> str:
+    """A system file's contents without surrounding space; empty where it is not there, not for us, or off."""
     try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        return Path(file).read_text(encoding="utf-8", errors="replace").strip()
+    except (OSError, ValueError):
         return ""

@@ -55,8 +55,8 @@ def read_precisions(engine_information: str) -> Counter[str]:
             continue
         if not (_KIND.search(kind) or _KIND.search(kernel) or _NAME.search(name)):
             continue
-        dtype = _of_kernel(kernel) or _of_operands(layer)
-        if dtype is not None:
+        told = _KERNEL.search(kernel)
+        if (dtype := _type([told[1]] if told else _operands(layer))) is not None:
             found[dtype] += 1
     return found
 
@@ -68,8 +68,7 @@ def check_precision(found: Mapping[str, int], declared: str, what: str) -> None:
 
     Args:
         found: from :func:`read_precisions`; nothing is concluded where it is empty.
-        declared: of the graph, in the manifest.
-        what: the engine's file.
+        declared, what: the graph's precision in the manifest, and the engine's file.
 
     Raises:
         EngineError: none of them is.
@@ -92,24 +91,17 @@ def _layers(text: str) -> Iterator[Mapping[str, Any]]:
         document = json.loads(text, strict=False)  # some releases leave control characters in metadata as they are
     except (ValueError, RecursionError):
         return
-    layers = document.get("Layers") if isinstance(document, dict) else None
-    for layer in layers if isinstance(layers, list) else ():
-        if isinstance(layer, dict):
-            yield layer
+    yield from _objects(document.get("Layers") if isinstance(document, dict) else None)
 
 
-def _of_kernel(name: str) -> str | None:
-    match = _KERNEL.search(name)
-    return _type([match[1]]) if match else None
-
-
-def _of_operands(layer: Mapping[str, Any]) -> str | None:
-    """The narrowest type among inputs and weights."""
+def _operands(layer: Mapping[str, Any]) -> list[str]:
+    """What is told of the types of inputs and weights."""
     told = [str(one.get("Format/Datatype", one.get("Datatype", ""))) for one in _objects(layer.get("Inputs"))]
-    return _type(told + [str(one.get("Type", "")) for one in _objects([layer.get("Weights")])])
+    return told + [str(one.get("Type", "")) for one in _objects([layer.get("Weights")])]
 
 
 def _type(told: Sequence[str]) -> str | None:
+    """The narrowest."""
     return next((name for name, words in _TYPES if any(words.search(text) for text in told)), None)
 
 

@@ -13,16 +13,10 @@ __all__ = ["Log", "shared_log"]
 
 @dataclass
 class Log:
-    """What a library has said since :meth:`clear`.
+    """What a library has said since :meth:`clear`."""
 
-    Args:
-        logger: what the library takes.
-        errors: ERROR and INTERNAL_ERROR lines. Some of them come with a result that looks good and is not.
-        warnings: WARNING lines.
-    """
-
-    logger: Any = None
-    errors: list[str] = field(default_factory=list)
+    logger: Any = None  # what the library takes
+    errors: list[str] = field(default_factory=list)  # some come with a result that looks good and is not
     warnings: list[str] = field(default_factory=list)
 
     def clear(self) -> None:
@@ -36,9 +30,6 @@ def shared_log(backend: Backend) -> Log:
     trt, log = backend.module, Log()
 
     class Logger(trt.ILogger):  # type: ignore[name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-
         def log(self, severity: Any, message: str) -> None:
             if severity <= trt.ILogger.ERROR:
                 log.errors.append(message)

@@ -30,11 +30,7 @@ class Sizes:
 
     @classmethod
     def parse(cls, text: str, *, axis: str) -> Sizes:
-        """``"1:4:16"``, or one number for an axis that never varies.
-
-        Raises:
-            UsageError: something else, sizes below 1 or not in order.
-        """
+        """``"1:4:16"``, or one number for an axis that never varies; :class:`UsageError` else, or if not in order."""
         option, most = OPTIONS.get(axis, axis), LARGEST.get(axis, 2**31 - 1)
         if not re.fullmatch(r"\d{1,10}(:\d{1,10}:\d{1,10})?", text, re.ASCII):
             raise UsageError(option, received=repr(text[:60]), expected="min:opt:max, like 1:4:16, or one number")
@@ -80,38 +76,30 @@ def make_profile(
         raise EngineError("the graph has an axis of unknown meaning", received=unknown[0], expected=", ".join(given))
     profile = {}
     for axis in (axis for axis in given if axis in axes):
-        exported_for = manifest.build.profile.get(axis)
-        text = given[axis] or (":".join(map(str, exported_for)) if exported_for else _default(manifest, axis))
-        profile[axis] = Sizes.parse(text, axis=axis)
-    if manifest.text is not None and "text_length" in profile:
-        sizes, most = profile["text_length"], manifest.text.max_length
-        if sizes.max > most:
-            raise UsageError(
-                OPTIONS["text_length"],
-                received=str(sizes),
-                expected=f"at most {most:,}: this bundle cuts longer texts to {most:,} tokens",
-            )
-    if manifest.audio is not None and "audio_length" in profile:
-        sizes, least, most = profile["audio_length"], manifest.audio.min_samples, manifest.audio.max_samples
-        if not least <= sizes.min <= sizes.max <= most:
-            raise UsageError(
-                OPTIONS["audio_length"],
-                received=str(sizes),
-                expected=f"{least:,} to {most:,} samples: what this bundle makes of a clip",
-            )
+        exported_for, (default, expected) = manifest.build.profile.get(axis), _default(manifest, axis)
+        text = given[axis] or (":".join(map(str, exported_for)) if exported_for else str(default))
+        sizes = profile[axis] = Sizes.parse(text, axis=axis)
+        if expected and not default.min <= sizes.min <= sizes.max <= default.max:
+            raise UsageError(OPTIONS[axis], received=str(sizes), expected=expected)
     return profile
 
 
-def _default(manifest: Manifest, axis: str) -> str:
-    """Sizes for every length that the bundle makes; the manifest's reader holds that a part is there with its axis."""
+def _default(manifest: Manifest, axis: str) -> tuple[Sizes, str]:
+    """Sizes for every length that the bundle makes, and what messages say of others; batches may be of any size.
+
+    The manifest's reader holds that a part is there with its axis.
+    """
     if axis == "text_length":
         assert manifest.text is not None
-        return f"1:{min(32, manifest.text.max_length)}:{manifest.text.max_length}"
+        most = manifest.text.max_length
+        expected = f"at most {most:,}: this bundle cuts longer texts to {most:,} tokens"
+        return Sizes(1, min(32, most), most), expected
     if axis == "audio_length":
         assert manifest.audio is not None
         least, most = manifest.audio.min_samples, manifest.audio.max_samples
-        return f"{least}:{min(max(least, 3 * manifest.audio.sample_rate), most)}:{most}"
-    return DEFAULT_BATCH
+        best = min(max(least, 3 * manifest.audio.sample_rate), most)
+        return Sizes(least, best, most), f"{least:,} to {most:,} samples: what this bundle makes of a clip"
+    return Sizes.parse(DEFAULT_BATCH, axis=axis), ""
 
 
 def profile_shapes(
@@ -126,23 +114,15 @@ def profile_shapes(
 
 @dataclass(frozen=True)
 class TopK:
-    """A TopK of the parsed network.
+    """A TopK of the parsed network."""
 
-    Args:
-        name: of the layer.
-        k: how many it takes.
-        size: of the axis it takes them from: a number, an axis's name, or None if it varies and has no name.
-    """
-
-    name: str
-    k: int
-    size: int | str | None
+    name: str  # of the layer
+    k: int  # how many it takes
+    size: int | str | None  # of the axis it takes them from, or that axis's name; None if it varies and has none
 
 
 def check_topk(layers: Sequence[TopK], profile: Profile) -> None:
-    """Every TopK finds as many values as it takes, for every size of the profile.
-
-    TensorRT only warns about this and returns an engine that cannot run.
+    """Every TopK finds as many values as it takes at every size; TensorRT only warns, and its engine cannot run.
 
     Raises:
         UsageError: the profile's least size is below a K.
@@ -185,8 +165,7 @@ def chunks(
 
     Args:
         feeds: arrays by name, checked against ``inputs`` before.
-        inputs: the graph's.
-        profile: sizes of every axis that varies.
+        inputs, profile: the graph's, and sizes of every axis that varies.
         pad_id: of the tokenizer.
 
     Raises:

@@ -7,10 +7,10 @@ compute capability → operating system → deserialising → inputs and outputs
 from __future__ import annotations
 
 import contextlib
-import datetime
 import functools
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -63,8 +63,7 @@ def check_engine(
 ) -> bytes:
     """Everything that can be known before deserialising; returns the engine's bytes, read once, as they were hashed.
 
-    Raises:
-        EngineError: naming the first mismatch with both values.
+    Raises :class:`EngineError` at the first mismatch, naming both values.
     """
     name, built_on = files.engine, sidecar.built_on
     _same(str(files.sidecar), f"{sidecar.graph} for {sidecar.backend}", f"{graph.name} for {backend.name}")
@@ -114,20 +113,14 @@ def _check_header(backend: Backend, plan: bytes, files: EngineFiles) -> None:
         return
     _, why = _runtime(backend).get_engine_validity(plan)
     wanted = f"one built by {backend.name} {backend.version}"
-    for flag, words in (
-        ("MALFORMED_ENGINE", "no engine of this library"),
-        ("VERSION_MISMATCH", "an engine of another version"),
-    ):
+    words = {"MALFORMED_ENGINE": "no engine of this library", "VERSION_MISMATCH": "an engine of another version"}
+    for flag, received in words.items():
         if int(why) & int(getattr(flags, flag, 0)):
-            raise EngineError(str(files.engine), received=words, expected=wanted, todo=REBUILD)
+            raise EngineError(str(files.engine), received=received, expected=wanted, todo=REBUILD)
 
 
 def deserialise(backend: Backend, plan: bytes, files: EngineFiles) -> Any:
-    """The library's engine object.
-
-    Raises:
-        EngineError: the library refuses; it returns None then, and its log says why.
-    """
+    """The library's engine object; :class:`EngineError` where it returns None instead, with what its log says."""
     Cuda().activate()
     log = shared_log(backend)
     log.clear()
@@ -148,15 +141,12 @@ def check_tensors(
 
     Args:
         found: ``"inputs"`` and ``"outputs"`` → name → (dtype, sizes).
-        sidecar, graph, files: what was promised, and where.
 
     Raises:
         EngineError: at the first tensor that differs.
     """
-    for kind, built, promised in (
-        ("inputs", sidecar.inputs, graph.inputs),
-        ("outputs", sidecar.outputs, graph.outputs),
-    ):
+    for kind in ("inputs", "outputs"):
+        built, promised = getattr(sidecar, kind), getattr(graph, kind)
         check_interface(kind, found[kind], built, str(files.engine))
         narrow = {spec.name for spec in built if spec.dtype == "int32"}
         expected = [replace(s, dtype="int32") if s.dtype == "int64" and s.name in narrow else s for s in promised]
@@ -178,8 +168,6 @@ def prove(
     A success is recorded, outside the bundle's hashed files. Where it cannot be written, this is done at every load.
 
     Args:
-        session: the loaded engine.
-        bundle, sidecar, files, backend, device: whose proof it will be.
         information: gives the engine inspector's JSON.
 
     Returns:
@@ -189,12 +177,8 @@ def prove(
         EngineError: no matrix layer of the engine has the precision that the graph is called by.
         ParityError: the golden samples do not come out. Nothing is recorded in either case.
     """
-    key: dict[str, Any] = {
-        "engine_sha256": sidecar.engine.sha256,
-        "bundle_sha256": bundle.sha256,
-        "version": backend.version,
-        "device": device,
-    }
+    key: dict[str, Any] = {"engine_sha256": sidecar.engine.sha256, "bundle_sha256": bundle.sha256}
+    key |= {"version": backend.version, "device": device}
     known = Proof.read(files.proof)
     if known is not None and known.covers(**key):
         return None
@@ -206,7 +190,7 @@ def prove(
         logits_error=measured.logits_error,
         routing_error=measured.routing_error,
         layers=dict(layers),
-        created=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
     with contextlib.suppress(OSError, MopeError):  # a read-only bundle: proved again next time
         files.proof.parent.mkdir(parents=True, exist_ok=True)
@@ -221,22 +205,17 @@ class TensorRTSession:
     what the largest of them needs and is kept. One thread at a time.
 
     Args:
-        engine: from :func:`deserialise`.
-        backend: its library.
+        engine, backend: from :func:`deserialise`, and its library.
         sidecar: its profile and tensors.
         graph: what the manifest says about it.
         pad_id: of the tokenizer.
-
-    Attributes:
-        proof: what the golden samples measured when it was loaded; None if they were run at an earlier load.
-        files: where it came from, if from a file.
 
     Raises:
         EngineError: no execution context could be made.
     """
 
-    proof: Verification | None = None
-    files: EngineFiles | None = None
+    proof: Verification | None = None  # what golden samples measured when it was loaded; None if run at an earlier load
+    files: EngineFiles | None = None  # where it came from, if from a file
     settings: dict[str, Any]
 
     def __init__(self, engine: Any, backend: Backend, sidecar: Sidecar, graph: Graph, *, pad_id: int = 0) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -34,6 +34,7 @@ __all__ = [
     "exported_names",
     "find_engines",
     "onnx_files",
+    "plain",
     "write_json",
 ]
 
@@ -49,77 +50,50 @@ _Size = Annotated[int, between(1, 2**31)]
 _Axis = Annotated[
     _Size | Annotated[str, length(1, 63)], Meta(description="a size of at least 1 or the name of an axis")
 ]
+_Capability = Annotated[str, form(r"[0-9]{1,2}\.[0-9]", "a compute capability like '8.7'")]
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Types that the parsed network computes in.
+    """Types that the parsed network computes in."""
 
-    Args:
-        declared: the graph's precision in the manifest.
-        products: dtype → number of matrix products and convolutions that read it.
-        quantised: number of QuantizeLinear and DequantizeLinear layers.
-        tf32: whether float32 products may be rounded to TF32.
-    """
-
-    declared: Annotated[str, text(32)]
-    products: _Counts
-    quantised: Annotated[int, between(0, 10**9)]
-    tf32: bool
+    declared: Annotated[str, text(32)]  # the graph's precision in the manifest
+    products: _Counts  # dtype → number of matrix products and convolutions that read it
+    quantised: Annotated[int, between(0, 10**9)]  # QuantizeLinear and DequantizeLinear layers
+    tf32: bool  # whether float32 products may be rounded to TF32
 
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What is known of an engine. ``verified`` is false: proofs are kept per device, see :class:`Proof`.
+    """What is known of an engine; tensors and precision as the parsed network has them.
 
-    Args:
-        created: UTC, ``2025-01-31T12:00:00Z``.
-        backend, version: the library and all of its version.
-        graph: name of the graph in the manifest.
-        onnx: the files it was built from → SHA-256.
-        engine: SHA-256 and size of the engine file.
-        compute_capabilities: of the GPUs it runs on.
-        built_on: the machine.
-        profile: name of an axis → sizes.
-        inputs, outputs: as the parsed network has them; axes by name.
-        precision: as the parsed network has it.
-        workspace: its limit in bytes; None for the library's own.
-        seconds: that building took.
-        peak_bytes: most main memory that the building process held.
+    ``verified`` is false: proofs are kept per device, see :class:`Proof`.
     """
 
-    created: Annotated[str, text(40)]
+    created: Annotated[str, text(40)]  # UTC, 2025-01-31T12:00:00Z
     backend: Annotated[str, choice(*BACKENDS)]
-    version: Annotated[str, text(60)]
-    graph: Annotated[str, text(64)]
-    onnx: Annotated[Mapping[FileName, Digest], length(1, 1000)]
+    version: Annotated[str, text(60)]  # of the library, all of it
+    graph: Annotated[str, text(64)]  # its name in the manifest
+    onnx: Annotated[Mapping[FileName, Digest], length(1, 1000)]  # the files it was built from → SHA-256
     engine: FileEntry
-    compute_capabilities: Annotated[
-        tuple[Annotated[str, form(r"[0-9]{1,2}\.[0-9]", "a compute capability like '8.7'")], ...], length(1, 32)
-    ]
+    compute_capabilities: Annotated[tuple[_Capability, ...], length(1, 32)]  # of the GPUs it runs on
     built_on: Device
-    profile: Mapping[str, Sizes]
+    profile: Mapping[str, Sizes]  # by axis
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     precision: Precision
-    workspace: Annotated[int, between(1, 2**50)] | None
-    seconds: Annotated[float, between(0)]
-    peak_bytes: Annotated[int, between(0, 2**50)]
+    workspace: Annotated[int, between(1, 2**50)] | None  # its limit in bytes; None for the library's own
+    seconds: Annotated[float, between(0)]  # that building took
+    peak_bytes: Annotated[int, between(0, 2**50)]  # most main memory that the building process held
 
     def to_dict(self) -> dict[str, Any]:
         made = {"format": FORMAT, "schema": SCHEMA, **dataclasses.asdict(self), "verified": False}
         made["profile"] = {axis: [s.min, s.opt, s.max] for axis, s in self.profile.items()}
-        for kind, specs in (("inputs", self.inputs), ("outputs", self.outputs)):
-            made[kind] = [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in specs]
-        return made
+        return made | {"inputs": plain(self.inputs), "outputs": plain(self.outputs)}
 
     @classmethod
     def read(cls, path: Path) -> Sidecar:
-        """Read a sidecar, strictly.
-
-        Raises:
-            EngineError: it is missing, damaged or not exactly of the documented form.
-        """
+        """The sidecar in a file; :class:`EngineError` if missing, damaged or not exactly of the documented form."""
         read = _read(path, FORMAT, _Document)
         known: dict[str, Any] = {field.name: getattr(read, field.name) for field in dataclasses.fields(cls)}
         known["profile"] = {axis: Sizes(*sizes) for axis, sizes in read.profile.items()}
@@ -162,34 +136,22 @@ class _Document(Sidecar):
 class Proof:
     """The golden samples came out right: this engine, on this device, with this library and driver.
 
-    Args:
-        engine_sha256: of the engine file.
-        bundle_sha256: of the manifest, whose golden samples they were.
-        version: of the library.
-        device: the machine.
-        logits_error, routing_error: measured; see :class:`mope_deploy.engines.golden.Verification`.
-        layers: dtype → number of the engine's matrix layers that compute in it, as its inspector reports them; empty
-            where it does not tell.
-        created: UTC.
+    Errors as in :class:`mope_deploy.engines.golden.Verification`.
     """
 
     engine_sha256: Digest
-    bundle_sha256: Digest
-    version: Annotated[str, text(60)]
+    bundle_sha256: Digest  # of the manifest, whose golden samples they were
+    version: Annotated[str, text(60)]  # of the library
     device: Device
     logits_error: Annotated[float, between(0)]
     routing_error: Annotated[float, between(0)] | None
-    layers: _Counts
-    created: Annotated[str, text(40)]
+    layers: _Counts  # dtype → matrix layers that compute in it, as the engine's inspector tells; empty if it does not
+    created: Annotated[str, text(40)]  # UTC
 
     def covers(self, *, engine_sha256: str, bundle_sha256: str, version: str, device: Device) -> bool:
         """Whether it proves exactly this; on anything else the golden samples have to be run again."""
-        return (self.engine_sha256, self.bundle_sha256, self.version, self.device) == (
-            engine_sha256,
-            bundle_sha256,
-            version,
-            device,
-        )
+        asked = (engine_sha256, bundle_sha256, version, device)
+        return (self.engine_sha256, self.bundle_sha256, self.version, self.device) == asked
 
     def to_dict(self) -> dict[str, Any]:
         return {"format": PROOF_FORMAT, "schema": SCHEMA, **dataclasses.asdict(self)}
@@ -205,27 +167,18 @@ class Proof:
 
 @dataclass(frozen=True)
 class EngineFiles:
-    """Where an engine, its sidecar and its proof are, or would be.
-
-    Args:
-        engine, sidecar: of one folder.
-        proof: never among the files that a bundle's manifest lists.
-        exported: whether the engine came with the bundle, listed in its manifest and never replaced.
-    """
+    """Where an engine, its sidecar and its proof are, or would be."""
 
     engine: Path
-    sidecar: Path
-    proof: Path
-    exported: bool = False
+    sidecar: Path  # in the same folder
+    proof: Path  # never among the files that a bundle's manifest lists
+    exported: bool = False  # whether it came with the bundle, listed in its manifest and never replaced
 
 
 def engine_files(bundle: Bundle, graph: Graph, backend: str, *, folder: Path | None = None) -> EngineFiles:
-    """Paths for the engine of a graph that is built here.
+    """Paths for the engine of a graph that is built here, with the library called ``backend``.
 
     Args:
-        bundle: the graph's.
-        graph: of the bundle's manifest.
-        backend: name of the library.
         folder: where; by default ``BUNDLE/engines/``, or ``$MOPE_ENGINES/<manifest's SHA-256>/`` if that is set.
 
     Raises:
@@ -236,13 +189,13 @@ def engine_files(bundle: Bundle, graph: Graph, backend: str, *, folder: Path | N
         raise UsageError(
             f"{folder} is a symbolic link", expected="a folder", todo=f"set {ENVIRONMENT} to keep engines elsewhere"
         )
-    stem = _stem(graph, backend)
-    return EngineFiles(folder / f"{stem}.engine", folder / f"{stem}.json", folder / f"{stem}.proof.json")
+    engine, sidecar, proof = (folder / f"{graph.name}.{backend}.{end}" for end in ("engine", "json", "proof.json"))
+    return EngineFiles(engine, sidecar, proof)
 
 
 def exported_names(graph: Graph, backend: str) -> tuple[str, str]:
     """Names, inside a bundle, of the engine of a graph that is exported with it, and of its sidecar."""
-    stem = f"{EXPORTED}/{_stem(graph, backend)}"
+    stem = f"{EXPORTED}/{graph.name}.{backend}"
     return f"{stem}.engine", f"{stem}.json"
 
 
@@ -252,15 +205,13 @@ def exported_files(bundle: Bundle, graph: Graph, backend: str) -> EngineFiles | 
     if not set(names) <= set(bundle.manifest.files):
         return None
     engine, sidecar = (bundle.file(name) for name in names)
-    proof = _folder(bundle) / f"{_stem(graph, backend)}.exported.proof.json"
-    return EngineFiles(engine, sidecar, proof, exported=True)
+    return EngineFiles(engine, sidecar, _folder(bundle) / f"{engine.stem}.exported.proof.json", exported=True)
 
 
 def find_engines(bundle: Bundle, graph: Graph) -> list[tuple[str, EngineFiles]]:
     """Every engine of a graph, good or not, with its library: those built here, then those that came with the bundle.
 
-    Raises:
-        UsageError: the folder of engines is a link.
+    Raises as :func:`engine_files`.
     """
     here = [(name, engine_files(bundle, graph, name)) for name in BACKENDS]
     found = [(name, files) for name, files in here if files.engine.exists() or files.sidecar.exists()]
@@ -273,13 +224,14 @@ def _folder(bundle: Bundle) -> Path:
     return Path(elsewhere) / bundle.sha256[:16] if elsewhere else bundle.path / ENGINES
 
 
-def _stem(graph: Graph, backend: str) -> str:
-    return f"{graph.name}.{backend}"
-
-
 def onnx_files(bundle: Bundle, graph: Graph) -> dict[str, str]:
     """The files of a graph → SHA-256, as the manifest has them."""
     return {name: bundle.manifest.files[name].sha256 for name in (graph.file, *graph.data)}
+
+
+def plain(specs: Iterable[TensorSpec]) -> list[dict[str, Any]]:
+    """Tensors as a sidecar's JSON has them."""
+    return [{"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)} for spec in specs]
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

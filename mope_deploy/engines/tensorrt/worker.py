@@ -95,13 +95,9 @@ def _build(request: Mapping[str, Any], say: Say) -> dict[str, Any]:
 
 
 def _parse(trt: Any, builder: Any, log: Log, onnx: Path) -> Any:
-    flags = 0
-    for name in ("STRONGLY_TYPED", "EXPLICIT_BATCH"):  # the second is gone in 11 and RTX, needed before 10
-        flag = getattr(trt.NetworkDefinitionCreationFlag, name, None)
-        if flag is not None:
-            flags |= 1 << int(flag)
-    network = builder.create_network(flags)
-    if network is None or not network.get_flag(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED):
+    typed = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
+    network = builder.create_network(1 << int(typed))
+    if network is None or not network.get_flag(typed):
         raise _failed("the builder gave no strongly typed network", log)
     parser = trt.OnnxParser(network, log.logger)
     if not parser.parse_from_file(str(onnx)) or log.errors:
@@ -150,18 +146,13 @@ def _topk(trt: Any, network: Any) -> list[TopK]:
         source, taken = layer.get_input(0), layer.get_output(0)
         size: int | str | None = int(source.shape[axis])
         if size == -1:
-            named = getattr(source, "get_dimension_name", lambda _: None)(axis)
-            size = named or None
+            size = getattr(source, "get_dimension_name", lambda _: None)(axis) or None
         found.append(TopK(layer.name, int(taken.shape[axis]), size))
     return found
 
 
 def _precision(trt: Any, network: Any, declared: str) -> dict[str, Any]:
-    """Types of the products, from the parsed network: in a strongly typed one that is what the engine computes in.
-
-    Raises:
-        EngineError: they are not what the manifest says: an fp16 graph whose products are all float32.
-    """
+    """Types of the products in the parsed network, which are those of a strongly typed engine; checked as declared."""
     products: Counter[str] = Counter()
     quantised = 0
     for i in range(network.num_layers):
@@ -194,11 +185,10 @@ def _configure(backend: Backend, config: Any, request: Mapping[str, Any]) -> Non
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the inspector tells names only, and no types
     if request["workspace"] is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace"])
-    wanted = request["compute_capabilities"]
     if not backend.compute_capabilities:
         return  # builds for the GPU at hand
-    config.num_compute_capabilities = len(wanted)
-    for i, capability in enumerate(wanted):
+    config.num_compute_capabilities = len(request["compute_capabilities"])
+    for i, capability in enumerate(request["compute_capabilities"]):
         value = getattr(trt.ComputeCapability, "SM" + capability.replace(".", ""))
         if not config.set_compute_capability(value, i):
             raise EngineError(f"{backend.name} {backend.version} refuses compute capability {capability}")
