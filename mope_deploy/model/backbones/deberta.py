@@ -51,7 +51,7 @@ class DebertaEncoder(LayeredText):
         return self.encoder.embeddings(input_ids=ids, position_ids=positions, mask=mask), mask
 
     def layer(self, index: int, x: Tensor, prompts: Tensor | None, shared: Tensor | None) -> Tensor:
-        """The library's own layer, whose attention reads queries of the text alone. (B, N, D) → (B, N, D)."""
+        """The library's own layer, queries of the text alone. (B, N, D), (B, P, D) → (B, N, D)."""
         assert shared is not None
         P = 0 if prompts is None else prompts.shape[1]
         rows = x if prompts is None else torch.cat([x, prompts], dim=1)  # (B, N + P, D)
