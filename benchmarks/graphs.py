@@ -24,9 +24,10 @@ from benchmarks.encoders import BarePair, Encoders
 from benchmarks.measuring import Feeds, describe_graph, eager_call, open_graph
 from benchmarks.settings import TEXT_LENGTH, Settings, Size, Spec
 from export.graph.exporter_config import EXAMPLE_BATCH, EXAMPLE_LENGTH, exporter_config
+from export.graph.files import save
 from export.graph.split import split
 from export.graph.static import to_static
-from export.graph.to_onnx import save, trace
+from export.graph.to_onnx import trace
 from export.precision import lowering
 from export.precision.check import DYNAMIC_OPS
 from mope_deploy.console import err
