@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from transformers import AutoConfig, AutoModel
 from benchmarks.settings import Size
 from mope_deploy.model import EncoderSpec, MoPE, MoPEConfig
 from mope_deploy.model.backbones import FrozenEncoder
+from mope_deploy.model.backbones.families import families
 from mope_deploy.model.backbones.sources import LoadedEncoder
 from mope_deploy.model.build import assemble
 
@@ -40,7 +40,7 @@ class Encoders:
             args = dict(self.size.vit if kind == "vit" else self.size.swin)
             torch.manual_seed(0)
             module = timm.create_model(_ARCHITECTURES[kind], num_classes=0, **args)
-            self._images[kind] = _frozen(kind, LoadedEncoder(module, _ARCHITECTURES[kind], args), "image")
+            self._images[kind] = _frozen(LoadedEncoder(module, _ARCHITECTURES[kind], args))
         return self._images[kind]
 
     @cached_property
@@ -51,7 +51,7 @@ class Encoders:
         module = AutoModel.from_config(config, add_pooling_layer=False)
         with tempfile.TemporaryDirectory(prefix="mope-benchmarks-") as folder:
             _tokenizer(self.size.bert["vocab_size"]).save(str(Path(folder, "tokenizer.json")))
-            return _frozen("bert", LoadedEncoder(module, folder), "text")
+            return _frozen(LoadedEncoder(module, folder))
 
     def mope(
         self, *, image: str = "vit", main: str = "image", experts: int = 16, top_k: int = 0, prompt_length: int = 6
@@ -130,8 +130,9 @@ def _spec(modality: str, *, prompts: int = 0) -> EncoderSpec:
     return EncoderSpec(modality=modality, source="embedded:random", prompts=prompts, max_length=length)
 
 
-def _frozen(family: str, loaded: LoadedEncoder, modality: str) -> FrozenEncoder:
-    frozen = import_module(f"mope_deploy.model.backbones.{family}").wrap(loaded, _spec(modality))
+def _frozen(loaded: LoadedEncoder) -> FrozenEncoder:
+    family = next(family for family in families() if family.accepts(loaded.module))
+    frozen = family.wrap(loaded, _spec(family.modality))
     frozen.backbone.requires_grad_(False).eval()
     return frozen
 
