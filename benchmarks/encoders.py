@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from benchmarks.settings import Size
+from benchmarks.settings import Size, Spec
 from mope_deploy.model import EncoderSpec, MoPE, MoPEConfig
 from mope_deploy.model.backbones import FrozenEncoder
 from mope_deploy.model.backbones.families import families
@@ -53,22 +53,17 @@ class Encoders:
             _tokenizer(self.size.bert["vocab_size"]).save(str(Path(folder, "tokenizer.json")))
             return _frozen(LoadedEncoder(module, folder))
 
-    def mope(
-        self, *, image: str = "vit", main: str = "image", experts: int = 16, top_k: int = 0, prompt_length: int = 6
-    ) -> MoPE:
-        """A MoPE over both, freshly initialised: kind of the image encoder, modality that is prompted, K, top-k, L."""
-        encoders = {"image": self.image(image), "text": self.text}
-        specs = {name: _spec(name, prompts=4 if name == "text" != main else 0) for name in encoders}
-        other = "text" if main == "image" else "image"
+    def mope(self, spec: Spec = Spec()) -> MoPE:
+        """The MoPE of ``spec`` over both, freshly initialised."""
         config = MoPEConfig(
-            main=specs[main],
-            complementary=(specs[other],),
+            main=_spec(spec.main),
+            complementary=(_spec(spec.complementary, prompts=4 if spec.complementary == "text" else 0),),
             labels=LABELS,
-            experts=experts,
-            top_k=top_k,
-            prompt_length=prompt_length,
+            experts=spec.experts,
+            top_k=spec.top_k,
+            prompt_length=spec.prompt_length,
         )
-        return assemble(MoPE, config, encoders)
+        return assemble(MoPE, config, {"image": self.image(spec.image), "text": self.text})
 
 
 class BareEncoder(nn.Module):
@@ -76,9 +71,6 @@ class BareEncoder(nn.Module):
 
     Called by the modules' own ``forward``, not through the interface that MoPE prompts them by, so that a cost of that
     interface would show. Names of modules are those of a MoPE, which quantisation finds its layers by.
-
-    Args:
-        frozen: the encoder.
     """
 
     def __init__(self, frozen: FrozenEncoder) -> None:
@@ -98,14 +90,7 @@ class BareEncoder(nn.Module):
 
 
 class BarePair(nn.Module):
-    """Bare encoders and one linear head on their features; with one encoder, that encoder and its head.
-
-    Args:
-        main: the encoder that a MoPE prompts.
-        complementary: the other one, if it is there.
-    """
-
-    output_names = ("logits",)
+    """Bare encoders and one linear head on their features: the one that a MoPE prompts, and the other one if any."""
 
     def __init__(self, main: FrozenEncoder, complementary: FrozenEncoder | None = None) -> None:
         super().__init__()

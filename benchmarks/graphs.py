@@ -83,13 +83,7 @@ class Workshop:
     def model(self, spec: Spec) -> nn.Module:
         """The eager module that the graph is exported from, the same values each time: a MoPE, or bare encoders."""
         if spec.kind in ("mope", "given-y"):
-            return self.encoders.mope(
-                image=spec.image,
-                main=spec.main,
-                experts=spec.experts,
-                top_k=spec.top_k,
-                prompt_length=spec.prompt_length,
-            )
+            return self.encoders.mope(spec)
         sides = {"image": self.encoders.image(spec.image), "text": self.encoders.text}
         main = sides.pop(spec.main)
         torch.manual_seed(0)
