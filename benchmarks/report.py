@@ -24,8 +24,9 @@ def write_report(path: Path, report: Mapping[str, Any]) -> list[Path]:
         MopeError: one cannot be written.
     """
     curves = [curve for result in report["results"].values() for curve in result.get("curves", ())]
-    files = {path.with_name(_plot_name(path.stem, curve)): _plot(curve) for curve in curves}
-    files = {path: json_bytes(report), path.with_suffix(".md"): _markdown(report, stem=path.stem)} | files
+    plots = {path.with_name(_plot_name(path.stem, curve)): _plot(curve) for curve in curves}
+    page = _markdown(report, stem=path.stem)
+    files: dict[Path, str | bytes] = {path: json_bytes(report), path.with_suffix(".md"): page, **plots}
     for file, content in reversed(files.items()):  # what the page and the JSON name is there before them
         write_file(file, content)
     return list(files)
@@ -51,8 +52,9 @@ def section(name: str, result: Mapping[str, Any], *, stem: str | None = None) ->
     yield result["about"]
     for table in result["tables"]:
         yield from ("", f"**{table['title']}**", "", *markdown_table(table["columns"], table["rows"]))
-    for curve in result["curves"] if stem else ():
-        yield from ("", f"![{curve['title']}]({_plot_name(stem, curve)})")
+    if stem is not None:
+        for curve in result["curves"]:
+            yield from ("", f"![{curve['title']}]({_plot_name(stem, curve)})")
     for reason in dict.fromkeys(result["not_run"].values()):
         yield from ("", f"Not run: {reason}.")
 

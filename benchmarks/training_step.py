@@ -38,13 +38,12 @@ def training_step(workshop: Workshop) -> Result:
     for image in ("vit", "swin"):
         pair = workshop.open(Spec(kind="bare", image=image, eager=True))
         calls: dict[str, Callable[[], object]] = {"bare pair, forward": partial(pair, feeds)}
+        peaks = {}
         for form in FORMS:
-            calls[f"step, {form} form"] = step(workshop.encoders.mope(Spec(image=image)), feeds, form)
+            name = f"step, {form} form"
+            calls[name] = step(workshop.encoders.mope(Spec(image=image)), feeds, form)
+            peaks[name] = run_child(_CODE, form, settings.size, image, threads=settings.threads)["bytes"]
         found = compare(calls, settings, samples=BATCH)
-        peaks = {
-            f"step, {form} form": run_child(_CODE, form, settings.size, image, threads=settings.threads)["bytes"]
-            for form in FORMS
-        }
         for name, row in found.items():
             peak = f"{peaks[name] / 2**20:,.0f}" if name in peaks else "–"
             rows.append((settings.encoders.names[image], name, *latency_columns(row), ratio_column(row), peak))

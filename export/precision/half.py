@@ -102,12 +102,8 @@ class _Rewrite:
 
     def __init__(self, model: ir.Model, lowering: HalfLowering, kept: Collection[str]) -> None:
         self.graph, self.opset, self.kept = model.graph, model.opset_imports[""], kept
-        self.layout, self.half, self.float32, self.unfit = (
-            lowering.layout,
-            lowering.half,
-            lowering.float32,
-            lowering.unfit_weights,
-        )
+        self.layout, self.half = lowering.layout, lowering.half
+        self.float32, self.unfit = lowering.float32, lowering.unfit_weights
         self.made: dict[str | None, DataType] = {}  # type of each float tensor that a node makes
         self.node_type: dict[ir.Node, DataType] = {}
         self.casts: dict[tuple[ir.Value, DataType], ir.Value] = {}
