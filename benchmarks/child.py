@@ -17,12 +17,9 @@ _ROOT = Path(__file__).parents[1]
 
 
 def run_child(code: str, *arguments: object, threads: int) -> dict[str, Any]:
-    """Run Python ``code`` in a process of its own and return the JSON of its last line.
+    """Run Python ``code``, whose ``sys.argv[1:]`` are ``arguments``, and return the JSON of its last line.
 
-    Args:
-        code: what to run; ``sys.argv[1:]`` are ``arguments``.
-        arguments: as texts.
-        threads: that OpenMP may use there.
+    ``threads`` is for OpenMP, and so for PyTorch.
 
     Raises:
         MopeError: it failed; with the end of what it said.

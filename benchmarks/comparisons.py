@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from benchmarks.settings import TEXT_LENGTH, Spec
 
@@ -12,47 +12,31 @@ __all__ = ["COMPARISONS", "Comparison", "Group"]
 
 @dataclass(frozen=True)
 class Group:
-    """What is timed in turn.
+    """What is timed in turn."""
 
-    Attributes:
-        graphs: name in the table → graph; ratios are to the first.
-        cells: of the columns before those names. An encoder's kind is shown by its name.
-        batches: batch size → the target that it is about, or None.
-        judged: the graphs that those targets are about, by default all but the first; the least ratio counts.
-    """
-
-    graphs: Mapping[str, Spec]
-    cells: tuple[str, ...] = ()
-    batches: Mapping[int, str | None] = field(default_factory=lambda: {1: None})
-    judged: tuple[str, ...] = ()
+    graphs: Mapping[str, Spec]  # by name in the table; ratios are to the first
+    batches: Mapping[int, str | None]  # batch size → the target that it is about, or None
+    cells: tuple[str, ...] = ()  # of the columns before the names; an encoder's kind is shown by its name
+    judged: tuple[str, ...] = ()  # graphs that the targets are about, by default all but the first; the least counts
 
 
 @dataclass(frozen=True)
 class Comparison:
     """One command.
 
-    Attributes:
-        help: of the command.
-        about: what the figures mean; ``{vit}``, ``{text}``, ``{form}``, ``{int8}`` stand for the encoders' names, the
-            form of MoPE's layers and the CPU's int8 instructions.
-        title: of the table.
-        columns: before the times: the groups' cells, ``batch`` if sizes vary, the graphs' names.
-        base: what the first graph of every group is called in the last column.
-        groups: what is timed.
-        text_length: tokens.
-        sizes: whether the files' sizes are shown.
-        needs_int8: whether the target is about CPUs with int8 dot products alone.
+    In what it is ``about``, ``{vit}``, ``{text}``, ``{form}`` and ``{int8}`` stand for the encoders' names, the form of
+    MoPE's layers and the CPU's int8 instructions.
     """
 
     help: str
-    about: str
-    title: str
-    columns: tuple[str, ...]
-    base: str
+    about: str  # what the figures mean
+    title: str  # of the table
+    columns: tuple[str, ...]  # before the times: the groups' cells, batch if sizes vary, the graphs' names
+    base: str  # what the first graph of every group is called in the last column
     groups: tuple[Group, ...]
-    text_length: int = TEXT_LENGTH
-    sizes: bool = False
-    needs_int8: bool = False
+    text_length: int = TEXT_LENGTH  # tokens
+    sizes: bool = False  # whether the files' sizes are shown
+    needs_int8: bool = False  # whether the target is about CPUs with int8 dot products alone
 
 
 def _pair(image: str, precision: str = "fp32") -> dict[str, Spec]:
@@ -71,7 +55,7 @@ COMPARISONS = {
         columns=("image encoder", "batch", "graph"),
         base="bare",
         groups=tuple(
-            Group(_pair(image), (image,), {batch: f"fp32-{image}-{batch}" for batch in (1, 8)})
+            Group(_pair(image), {batch: f"fp32-{image}-{batch}" for batch in (1, 8)}, cells=(image,))
             for image in ("vit", "swin")
         ),
         sizes=True,
@@ -86,7 +70,7 @@ COMPARISONS = {
         groups=(
             Group(
                 {"bare BERT": Spec(kind="bare-main", main="text"), "MoPE, y given": Spec(kind="given-y", main="text")},
-                batches={1: "text-main", 8: None},
+                {1: "text-main", 8: None},
             ),
         ),
         text_length=16,
@@ -101,7 +85,7 @@ COMPARISONS = {
         groups=(
             Group(
                 {"main encoder": Spec(kind="bare-main"), "MoPE, y given": Spec(kind="given-y"), "whole MoPE": Spec()},
-                batches={1: "cached-y"},
+                {1: "cached-y"},
                 judged=("MoPE, y given",),
             ),
         ),
@@ -114,7 +98,7 @@ COMPARISONS = {
         columns=("image encoder", "precision", "graph"),
         base="bare",
         groups=tuple(
-            Group(_pair(image, precision), (image, precision), {1: target})
+            Group(_pair(image, precision), {1: target}, cells=(image, precision))
             for image in ("vit", "swin")
             for precision, target in (("int8-dynamic", f"int8-{image}"), ("int8", None))
         ),
@@ -127,9 +111,7 @@ COMPARISONS = {
         title="int8 against fp32",
         columns=("precision",),
         base="fp32",
-        groups=(
-            Group({name: Spec(precision=name) for name in ("fp32", "int8-dynamic", "int8")}, batches={1: "int8-speed"}),
-        ),
+        groups=(Group({name: Spec(precision=name) for name in ("fp32", "int8-dynamic", "int8")}, {1: "int8-speed"}),),
         needs_int8=True,
     ),
     "experts-ratio": Comparison(
@@ -141,8 +123,8 @@ COMPARISONS = {
         groups=tuple(
             Group(
                 {f"K={experts}": Spec(experts=experts, top_k=top_k) for experts in (16, 256)},
-                (routing,),
                 {1: f"experts-{routing}"},
+                cells=(routing,),
             )
             for routing, top_k in (("top1", 1), ("soft", 0))
         ),
@@ -154,6 +136,6 @@ COMPARISONS = {
         title="exported against eager",
         columns=("",),
         base="eager",
-        groups=(Group({"eager": Spec(eager=True), "exported": Spec()}, batches={1: "eager-ratio"}),),
+        groups=(Group({"eager": Spec(eager=True), "exported": Spec()}, {1: "eager-ratio"}),),
     ),
 }

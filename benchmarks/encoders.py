@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from benchmarks.settings import Size
+from benchmarks.settings import Size, Spec
 from mope_deploy.model import EncoderSpec, MoPE, MoPEConfig
 from mope_deploy.model.backbones import FrozenEncoder
+from mope_deploy.model.backbones.families import families
 from mope_deploy.model.backbones.sources import LoadedEncoder
 from mope_deploy.model.build import assemble
 
@@ -40,7 +40,7 @@ class Encoders:
             args = dict(self.size.vit if kind == "vit" else self.size.swin)
             torch.manual_seed(0)
             module = timm.create_model(_ARCHITECTURES[kind], num_classes=0, **args)
-            self._images[kind] = _frozen(kind, LoadedEncoder(module, _ARCHITECTURES[kind], args), "image")
+            self._images[kind] = _frozen(LoadedEncoder(module, _ARCHITECTURES[kind], args))
         return self._images[kind]
 
     @cached_property
@@ -51,24 +51,19 @@ class Encoders:
         module = AutoModel.from_config(config, add_pooling_layer=False)
         with tempfile.TemporaryDirectory(prefix="mope-benchmarks-") as folder:
             _tokenizer(self.size.bert["vocab_size"]).save(str(Path(folder, "tokenizer.json")))
-            return _frozen("bert", LoadedEncoder(module, folder), "text")
+            return _frozen(LoadedEncoder(module, folder))
 
-    def mope(
-        self, *, image: str = "vit", main: str = "image", experts: int = 16, top_k: int = 0, prompt_length: int = 6
-    ) -> MoPE:
-        """A MoPE over both, freshly initialised: kind of the image encoder, modality that is prompted, K, top-k, L."""
-        encoders = {"image": self.image(image), "text": self.text}
-        specs = {name: _spec(name, prompts=4 if name == "text" != main else 0) for name in encoders}
-        other = "text" if main == "image" else "image"
+    def mope(self, spec: Spec = Spec()) -> MoPE:
+        """The MoPE of ``spec`` over both, freshly initialised."""
         config = MoPEConfig(
-            main=specs[main],
-            complementary=(specs[other],),
+            main=_spec(spec.main),
+            complementary=(_spec(spec.complementary, prompts=4 if spec.complementary == "text" else 0),),
             labels=LABELS,
-            experts=experts,
-            top_k=top_k,
-            prompt_length=prompt_length,
+            experts=spec.experts,
+            top_k=spec.top_k,
+            prompt_length=spec.prompt_length,
         )
-        return assemble(MoPE, config, encoders)
+        return assemble(MoPE, config, {"image": self.image(spec.image), "text": self.text})
 
 
 class BareEncoder(nn.Module):
@@ -76,9 +71,6 @@ class BareEncoder(nn.Module):
 
     Called by the modules' own ``forward``, not through the interface that MoPE prompts them by, so that a cost of that
     interface would show. Names of modules are those of a MoPE, which quantisation finds its layers by.
-
-    Args:
-        frozen: the encoder.
     """
 
     def __init__(self, frozen: FrozenEncoder) -> None:
@@ -98,14 +90,7 @@ class BareEncoder(nn.Module):
 
 
 class BarePair(nn.Module):
-    """Bare encoders and one linear head on their features; with one encoder, that encoder and its head.
-
-    Args:
-        main: the encoder that a MoPE prompts.
-        complementary: the other one, if it is there.
-    """
-
-    output_names = ("logits",)
+    """Bare encoders and one linear head on their features: the one that a MoPE prompts, and the other one if any."""
 
     def __init__(self, main: FrozenEncoder, complementary: FrozenEncoder | None = None) -> None:
         super().__init__()
@@ -130,8 +115,9 @@ def _spec(modality: str, *, prompts: int = 0) -> EncoderSpec:
     return EncoderSpec(modality=modality, source="embedded:random", prompts=prompts, max_length=length)
 
 
-def _frozen(family: str, loaded: LoadedEncoder, modality: str) -> FrozenEncoder:
-    frozen = import_module(f"mope_deploy.model.backbones.{family}").wrap(loaded, _spec(modality))
+def _frozen(loaded: LoadedEncoder) -> FrozenEncoder:
+    family = next(family for family in families() if family.accepts(loaded.module))
+    frozen = family.wrap(loaded, _spec(family.modality))
     frozen.backbone.requires_grad_(False).eval()
     return frozen
 

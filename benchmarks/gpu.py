@@ -24,7 +24,7 @@ from benchmarks.encoders import BarePair, Encoders
 from benchmarks.graphs import make_feeds
 from benchmarks.machine import describe_machine
 from benchmarks.measuring import compare
-from benchmarks.settings import SIZES, TEXT_LENGTH, Settings
+from benchmarks.settings import SIZES, TEXT_LENGTH, Settings, Spec
 from mope_deploy.console import out, run_app
 from mope_deploy.errors import UsageError
 from mope_deploy.files import json_bytes, write_file
@@ -62,7 +62,7 @@ def gpu(
     encoders = Encoders(size)
     variants: dict[str, nn.Module] = {
         "bare eager": BarePair(encoders.image("vit"), encoders.text),
-        "MoPE eager": encoders.mope(experts=experts, top_k=top_k),
+        "MoPE eager": encoders.mope(Spec(experts=experts, top_k=top_k)),
     }
     for name, module in list(variants.items()):
         module.to(device).eval()

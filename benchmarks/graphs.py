@@ -11,12 +11,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 import export
 import mope_deploy
@@ -24,9 +25,10 @@ from benchmarks.encoders import BarePair, Encoders
 from benchmarks.measuring import Feeds, describe_graph, eager_call, open_graph
 from benchmarks.settings import TEXT_LENGTH, Settings, Size, Spec
 from export.graph.exporter_config import EXAMPLE_BATCH, EXAMPLE_LENGTH, exporter_config
+from export.graph.files import save
 from export.graph.split import split
 from export.graph.static import to_static
-from export.graph.to_onnx import save, trace
+from export.graph.to_onnx import trace
 from export.precision import lowering
 from export.precision.check import DYNAMIC_OPS
 from mope_deploy.console import err
@@ -43,11 +45,7 @@ _VERSIONS = ("torch", "timm", "transformers", "onnx", "onnxscript", "onnxruntime
 
 
 class Workshop:
-    """Makes graphs, each once.
-
-    Args:
-        settings: its folder may hold graphs of an earlier run; they are used again if nothing that made them changed.
-    """
+    """Makes graphs, each once; those of an earlier run in the folder are used if nothing that made them changed."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -82,13 +80,7 @@ class Workshop:
     def model(self, spec: Spec) -> nn.Module:
         """The eager module that the graph is exported from, the same values each time: a MoPE, or bare encoders."""
         if spec.kind in ("mope", "given-y"):
-            return self.encoders.mope(
-                image=spec.image,
-                main=spec.main,
-                experts=spec.experts,
-                top_k=spec.top_k,
-                prompt_length=spec.prompt_length,
-            )
+            return self.encoders.mope(spec)
         sides = {"image": self.encoders.image(spec.image), "text": self.encoders.text}
         main = sides.pop(spec.main)
         torch.manual_seed(0)
@@ -114,7 +106,14 @@ class Workshop:
             static = to_static(module, fold="token" if self.settings.form == "token" else "auto")
             save(trace(static, exporter_config(module)), path)
             return
-        save(trace(module, _Interface(self, spec, module.output_names)), path)  # type: ignore[arg-type]
+        feeds = self.feeds(spec, batch=EXAMPLE_BATCH, text_length=EXAMPLE_LENGTH)
+        examples = {name: torch.from_numpy(array) for name, array in feeds.items()}
+        described = SimpleNamespace(  # what trace asks of a description, for a module that is no whole MoPE
+            inputs={name: dict(_AXES.get(name, {0: "batch"})) for name in feeds},
+            outputs={"logits": {0: "batch"}},
+            generate_dummy_inputs=lambda framework: examples,
+        )
+        save(trace(module, described), path)  # type: ignore[arg-type]
 
     def _lower(self, source: Path, spec: Spec, path: Path) -> None:
         calibration = None
@@ -132,21 +131,6 @@ class Workshop:
             inputs = {spec.complementary: _INPUTS[spec.complementary]}
             cut = split(source, Path(folder), inputs, probes, extra_ops=dynamic)
             cut.main[0].replace(path)
-
-
-class _Interface:
-    """What ``export.graph.to_onnx.trace`` asks of a model's description, for modules that are no whole MoPE."""
-
-    def __init__(self, workshop: Workshop, spec: Spec, outputs: tuple[str, ...]) -> None:
-        feeds = workshop.feeds(spec, batch=EXAMPLE_BATCH, text_length=EXAMPLE_LENGTH)
-        self._examples = {name: torch.from_numpy(array) for name, array in feeds.items()}
-        self.inputs = {name: dict(_AXES.get(name, {0: "batch"})) for name in feeds}
-        self.outputs = {name: {0: "batch"} for name in outputs}
-
-    def generate_dummy_inputs(self, framework: str) -> dict[str, Tensor]:
-        """Inputs to trace with."""
-        assert framework == "pt"
-        return self._examples
 
 
 def make_feeds(size: Size, *, batch: int, text_length: int = TEXT_LENGTH, seed: int = 0) -> dict[str, NDArray[Any]]:

@@ -62,12 +62,7 @@ def eager_call(module: nn.Module) -> Callable[[Feeds], object]:
 def compare(
     calls: Mapping[str, Callable[[], object]], settings: Settings, *, samples: Mapping[str, int] | int
 ) -> dict[str, dict[str, Any]]:
-    """Time calls against each other.
-
-    Args:
-        calls: by name.
-        settings: for how long.
-        samples: in each call, by name or of all.
+    """Time calls against each other; ``samples`` are in each of them, by name or of all.
 
     Returns:
         Name → the summary of :mod:`mope_deploy.bench.timing` and ``ratio``, to the first call.

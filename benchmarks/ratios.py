@@ -8,7 +8,7 @@ from benchmarks.comparisons import Comparison
 from benchmarks.graphs import Workshop
 from benchmarks.machine import int8_instructions
 from benchmarks.measuring import compare
-from benchmarks.result import LATENCY, Result, Table, latency_columns
+from benchmarks.result import LATENCY, Result, Table, latency_columns, ratio_column
 
 __all__ = ["ratios"]
 
@@ -29,7 +29,7 @@ def ratios(workshop: Workshop, comparison: Comparison) -> Result:
             for name, row in found.items():
                 first = (*cells, batch, name) if "batch" in comparison.columns else (*cells, name)
                 size = [f"{workshop.graph(graphs[name]).stat().st_size / 1e6:,.1f}"] if comparison.sizes else []
-                rows.append((*first, *latency_columns(row), f"{row['ratio']['value']:.3f}", *size))
+                rows.append((*first, *latency_columns(row), ratio_column(row), *size))
             if target is not None:
                 judged = group.judged or list(found)[1:]
                 values[target] = min((found[name]["ratio"] for name in judged), key=lambda ratio: ratio["value"])

@@ -14,40 +14,37 @@ from matplotlib.figure import Figure
 
 from mope_deploy.files import json_bytes, write_file
 
-__all__ = ["markdown", "markdown_table", "section", "target_lines", "write_report"]
+__all__ = ["markdown_table", "section", "target_lines", "write_report"]
 
 
 def write_report(path: Path, report: Mapping[str, Any]) -> list[Path]:
-    """Write ``path`` (JSON), the Markdown page of the same name, and an SVG for each curve.
-
-    Returns:
-        All files.
+    """Write ``path`` (JSON), the Markdown page of the same name, and an SVG for each curve; return them all.
 
     Raises:
         MopeError: one cannot be written.
     """
-    plots = {f"{path.stem}-{_slug(c['title'])}.svg": c for r in report["results"].values() for c in r.get("curves", ())}
-    for name, curve in plots.items():
-        write_file(path.with_name(name), _plot(curve))
-    page = path.with_suffix(".md")
-    write_file(page, markdown(report, plots=tuple(plots)))
-    write_file(path, json_bytes(report))
-    return [path, page, *(path.with_name(name) for name in plots)]
+    curves = [curve for result in report["results"].values() for curve in result.get("curves", ())]
+    plots = {path.with_name(_plot_name(path.stem, curve)): _plot(curve) for curve in curves}
+    page = _markdown(report, stem=path.stem)
+    files: dict[Path, str | bytes] = {path: json_bytes(report), path.with_suffix(".md"): page, **plots}
+    for file, content in reversed(files.items()):  # what the page and the JSON name is there before them
+        write_file(file, content)
+    return list(files)
 
 
-def markdown(report: Mapping[str, Any], *, plots: Sequence[str] = ()) -> str:
-    """The page: machine, targets, then every benchmark's tables."""
+def _markdown(report: Mapping[str, Any], *, stem: str) -> str:
+    """The page: machine, targets, then every benchmark's tables and the plots of files that begin with ``stem``."""
     lines = ["# Benchmarks", "", f"Made by `{report['command']}`.", *_how(report), "", "## Targets", ""]
     lines += markdown_table(
         ("target", "at most", "measured", "verdict"), [_target_cells(row) for row in report["targets"]]
     )
     for name, result in report["results"].items():
-        lines += ["", *section(name, result, plots=plots)]
+        lines += ["", *section(name, result, stem=stem)]
     return "\n".join(lines) + "\n"
 
 
-def section(name: str, result: Mapping[str, Any], *, plots: Sequence[str] = ()) -> Iterator[str]:
-    """Lines about one benchmark."""
+def section(name: str, result: Mapping[str, Any], *, stem: str | None = None) -> Iterator[str]:
+    """Lines about one benchmark; with its plots, whose files begin with ``stem``."""
     yield from (f"## {name}", "")
     if "error" in result:
         yield f"Failed: {result['error']}"
@@ -55,10 +52,9 @@ def section(name: str, result: Mapping[str, Any], *, plots: Sequence[str] = ()) 
     yield result["about"]
     for table in result["tables"]:
         yield from ("", f"**{table['title']}**", "", *markdown_table(table["columns"], table["rows"]))
-    for curve in result["curves"]:
-        for plot in plots:
-            if plot.endswith(f"-{_slug(curve['title'])}.svg"):
-                yield from ("", f"![{curve['title']}]({plot})")
+    if stem is not None:
+        for curve in result["curves"]:
+            yield from ("", f"![{curve['title']}]({_plot_name(stem, curve)})")
     for reason in dict.fromkeys(result["not_run"].values()):
         yield from ("", f"Not run: {reason}.")
 
@@ -136,5 +132,5 @@ def _plot(curve: Mapping[str, Any]) -> bytes:
     return drawn.getvalue()
 
 
-def _slug(title: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+def _plot_name(stem: str, curve: Mapping[str, Any]) -> str:
+    return f"{stem}-{re.sub(r'[^a-z0-9]+', '-', curve['title'].lower()).strip('-')}.svg"

@@ -75,8 +75,7 @@ def _train(recipe: str, seed: int, run: Path, settings: list[str]) -> tuple[dict
         call = [sys.executable, "-m", "train", recipe, f"seed={seed}", f"run.dir={run}", f"baselines={baselines}"]
         if subprocess.run([*call, *settings], check=False).returncode:
             raise MopeError(f"seed {seed} failed", todo="see its message above")
-    files = (run / name for name in ("evaluation.json", "run.json"))
-    evaluation, described = (json.loads(file.read_text(encoding="utf-8")) for file in files)
+    evaluation, described = (json.loads((run / f"{name}.json").read_bytes()) for name in ("evaluation", "run"))
     return evaluation, described
 
 
@@ -84,10 +83,9 @@ def _summary(evaluation: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
     """What the page shows of one seed."""
     routing = evaluation.get("routing", {})
     used = ", ".join(map(str, routing.get("used_experts", [])))
-    groups = (item for by in evaluation.get("by", {}).values() for item in by.items())
     return {
         "accuracy": evaluation["accuracy"],
-        "by": {name: group["accuracy"] for name, group in groups},
+        "by": {name: group["accuracy"] for by in evaluation.get("by", {}).values() for name, group in by.items()},
         "validation": next(value for name, value in run["metrics"]["validation"].items() if name != "epoch"),
         "experts": used and f"{used} of {routing['experts']}",
         "seconds": run["seconds"]["training"],
@@ -99,11 +97,11 @@ def page(known: dict[str, Any]) -> str:
     machines = known["machines"]
     every = [seed for machine in machines.values() for seed in machine["seeds"]]
     first = next(iter(machines.values()))
-    changes = [f"--set={change}" for change in known["settings"]]
+    command = ["python", "-m", "benchmarks.seeds", known["recipe"], *(f"--set={one}" for one in known["settings"])]
     lines = [
         f"# {known['recipe']}: {len(every)} runs, all of them",
         "",
-        f"Made by `{shlex.join(['python', '-m', 'benchmarks.seeds', known['recipe'], *changes])}`.",
+        f"Made by `{shlex.join(command)}`.",
         f"Accuracy in % on the {first['split']} split.",
         f"MoPE trains {first['parameters']['trained']:,} of {first['parameters']['total']:,} parameters.",
         "A processor that adds in another order trains another model from the same seed: to be expected is a range.",

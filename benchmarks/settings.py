@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,13 @@ FORMS = ("token", "prefix")
 
 @dataclass(frozen=True)
 class Size:
-    """Two image encoders and a text encoder.
+    """Two image encoders and a text encoder."""
 
-    Attributes:
-        vit, swin: arguments of timm's architectures.
-        bert: values of transformers' configuration.
-        image: height and width in pixels.
-        names: what these encoders are called, by kind.
-    """
-
-    vit: Mapping[str, Any]
+    vit: Mapping[str, Any]  # arguments of timm's architecture, and swin's of its own
     swin: Mapping[str, Any]
-    bert: Mapping[str, int]
-    image: int
-    names: Mapping[str, str]
+    bert: Mapping[str, int]  # values of transformers' configuration
+    names: Mapping[str, str]  # what these encoders are called, by kind
+    image: int = 224  # height and width in pixels
 
 
 def _bert(width: int, layers: int, heads: int, words: int) -> dict[str, int]:
@@ -53,14 +46,12 @@ SIZES = {
         vit={"embed_dim": 384, "depth": 2, "num_heads": 6},
         swin={"embed_dim": 96, "depths": (1, 1, 2, 1), "num_heads": (3, 6, 12, 24), "window_size": 7},
         bert=_bert(384, layers=2, heads=6, words=1000),
-        image=224,
         names={"vit": "ViT-S/16 of 2 layers", "swin": "Swin-T of 5 layers", "text": "BERT of 2×384"},
     ),
     "base": Size(
         vit={},
         swin={},
         bert=_bert(768, layers=12, heads=12, words=30_522),
-        image=224,
         names={"vit": "ViT-B/16", "swin": "Swin-B", "text": "BERT-base"},
     ),
 }
@@ -68,29 +59,17 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure.
+    """How to measure."""
 
-    Attributes:
-        size: key of :data:`SIZES`; the targets are about ``base``.
-        form: ``"token"`` or ``"prefix"``, of the exported and the trained model.
-        threads: of ONNX Runtime and of PyTorch.
-        seconds: of each comparison.
-        rounds: of each comparison, at least.
-        few: fewer points of each curve, and no static int8, which takes minutes to calibrate.
-        processes: how often a process is started where that is what is measured.
-        bundle: for ``device-process``; None for one of digits-ve's encoders with random prompts.
-        folder: where graphs go.
-    """
-
-    folder: Path = field(repr=False)
-    size: str = "base"
-    form: str = "prefix"
-    threads: int = 2
-    seconds: float = 60.0
-    rounds: int = 20
-    few: bool = False
-    processes: int = 11
-    bundle: Path | None = None
+    folder: Path  # where graphs go
+    size: str = "base"  # key of SIZES; the targets are about base
+    form: str = "prefix"  # one of FORMS, of the exported model
+    threads: int = 2  # of ONNX Runtime and of PyTorch
+    seconds: float = 60.0  # of each comparison
+    rounds: int = 20  # of each comparison, at least
+    few: bool = False  # fewer points of each curve, and no static int8, which takes minutes to calibrate
+    processes: int = 11  # how often a process is started where that is what is measured
+    bundle: Path | None = None  # for device-process; None for one of digits-ve's encoders with random prompts
 
     @property
     def encoders(self) -> Size:
@@ -102,25 +81,19 @@ class Settings:
 class Spec:
     """One graph, or the eager module that it is exported from.
 
-    Attributes:
-        kind: ``mope``; ``bare``, both encoders without prompts and a linear head; ``bare-main``, the main encoder alone
-            and its head; ``given-y``, the main file of a MoPE in parts (``mope-export --split``), which is given y and
-            all that depends on y alone.
-        image: ``vit`` or ``swin``.
-        main: ``image`` or ``text``.
-        experts, top_k, prompt_length: of a MoPE.
-        precision: ``fp32``, ``int8-dynamic`` or ``int8``.
-        eager: the module, in PyTorch.
+    Its kind is ``mope``; ``bare``, both encoders without prompts and a linear head; ``bare-main``, the main encoder
+    alone and its head; or ``given-y``, the main file of a MoPE in parts (``mope-export --split``), which is given y and
+    all that depends on y alone.
     """
 
     kind: str = "mope"
-    image: str = "vit"
-    main: str = "image"
+    image: str = "vit"  # or swin
+    main: str = "image"  # or text: the modality that is prompted
     experts: int = 16
     top_k: int = 0
     prompt_length: int = 6
-    precision: str = "fp32"
-    eager: bool = False
+    precision: str = "fp32"  # or int8-dynamic, or int8
+    eager: bool = False  # the module, in PyTorch
 
     @property
     def name(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,23 +11,14 @@ __all__ = ["TARGETS", "Target", "judge"]
 
 @dataclass(frozen=True)
 class Target:
-    """One aim.
+    """One aim."""
 
-    Attributes:
-        name: what benchmarks call its value.
-        what: for people.
-        limit: the value may be so much at most; None for what is only reported.
-        benchmark: the command that measures it.
-        unit: of value and limit; empty for ratios.
-        strict: whether the value must stay below the limit instead of reaching it.
-    """
-
-    name: str
-    what: str
-    limit: float | None
-    benchmark: str
-    unit: str = ""
-    strict: bool = False
+    name: str  # what benchmarks call its value
+    what: str  # for people
+    limit: float | None  # the value may be so much at most; None for what is only reported
+    benchmark: str  # the command that measures it
+    unit: str = ""  # of value and limit; empty for ratios
+    strict: bool = False  # whether the value must stay below the limit instead of reaching it
 
 
 _PAIR = "exported ÷ bare pair with a linear head"
@@ -52,35 +43,35 @@ TARGETS = (
 )
 
 
-def judge(results: Mapping[str, Mapping[str, Any]], *, size: str, chosen: Iterable[str]) -> list[dict[str, Any]]:
+def judge(results: Mapping[str, Mapping[str, Any]], *, size: str, chosen: Collection[str]) -> list[dict[str, Any]]:
     """A row for every target, in their order.
 
     Args:
         results: benchmark → its result's ``values`` and ``not_run``.
-        size: what was measured; verdicts are about ``base``, those on other encoders say so.
+        size: of the encoders; verdicts on others than ``base`` say so.
         chosen: benchmarks that were asked for.
 
     Returns:
         ``name``, ``what``, ``benchmark``, ``limit``, ``unit``, ``value``, ``error``; ``verdict``: ``met``, ``missed``,
         ``reported`` or ``not run``; ``by``: how far a missed one is beyond its limit; ``note``.
     """
-    asked = set(chosen)
     rows = []
     for target in TARGETS:
         result = results.get(target.benchmark, {})
         found = result.get("values", {}).get(target.name)
         row = {key: getattr(target, key) for key in ("name", "what", "benchmark", "limit", "unit")}
         row |= {"value": None, "error": None, "verdict": "not run", "by": None, "note": ""}
-        if found is None:
-            unasked = f"python -m benchmarks {target.benchmark} was not asked for"
-            row["note"] = result.get("not_run", {}).get(target.name) or (
-                unasked if target.benchmark not in asked else result.get("error", "no value")
-            )
-        else:
+        if found is not None:
             row |= {"value": found["value"], "error": found["error"]} | _verdict(target, found["value"])
             # digits-ve is what it is at every size.
             if size != "base" and target.benchmark != "device-process":
                 row["note"] = f"of {size} encoders, which the target is not about"
+        elif target.name in result.get("not_run", {}):
+            row["note"] = result["not_run"][target.name]
+        elif target.benchmark in chosen:
+            row["note"] = result.get("error", "no value")
+        else:
+            row["note"] = f"python -m benchmarks {target.benchmark} was not asked for"
         rows.append(row)
     return rows
 

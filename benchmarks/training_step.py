@@ -14,20 +14,20 @@ from benchmarks.child import run_child
 from benchmarks.encoders import Encoders
 from benchmarks.graphs import Workshop, make_feeds
 from benchmarks.measuring import compare
-from benchmarks.result import LATENCY, Result, Table, latency_columns
+from benchmarks.result import LATENCY, Result, Table, latency_columns, ratio_column
 from benchmarks.settings import FORMS, SIZES, Spec
 from mope_deploy.model import MoPE, importance_loss
 from mope_deploy.model.backbones import Form
 
 __all__ = ["peak_of_steps", "training_step"]
 
-BATCH, EXPERTS = 4, 16
+BATCH = 4
 _IMPORTANCE = 0.01  # its weight in the loss
 _STEPS = 3
 _CODE = """
 import json, sys
 from benchmarks.training_step import peak_of_steps
-print(json.dumps({"bytes": peak_of_steps(*sys.argv[1:4], threads=int(sys.argv[4]))}))
+print(json.dumps({"bytes": peak_of_steps(*sys.argv[1:])}))
 """
 
 
@@ -38,27 +38,22 @@ def training_step(workshop: Workshop) -> Result:
     for image in ("vit", "swin"):
         pair = workshop.open(Spec(kind="bare", image=image, eager=True))
         calls: dict[str, Callable[[], object]] = {"bare pair, forward": partial(pair, feeds)}
+        peaks = {}
         for form in FORMS:
-            calls[f"step, {form} form"] = step(_model(workshop.encoders, image), feeds, form)
+            name = f"step, {form} form"
+            calls[name] = step(workshop.encoders.mope(Spec(image=image)), feeds, form)
+            peaks[name] = run_child(_CODE, form, settings.size, image, threads=settings.threads)["bytes"]
         found = compare(calls, settings, samples=BATCH)
-        peaks = {
-            f"step, {form} form": run_child(
-                _CODE, form, settings.size, image, settings.threads, threads=settings.threads
-            )["bytes"]
-            for form in FORMS
-        }
         for name, row in found.items():
             peak = f"{peaks[name] / 2**20:,.0f}" if name in peaks else "–"
-            ratio = f"{row['ratio']['value']:.3f}"
-            rows.append((settings.encoders.names[image], name, *latency_columns(row), ratio, peak))
-        token, prefix = "step, token form", "step, prefix form"
+            rows.append((settings.encoders.names[image], name, *latency_columns(row), ratio_column(row), peak))
         if image == "swin":
-            value = found[prefix]["p50_ms"] / found[token]["p50_ms"]
-            values["training-time"] = {"value": value, "error": None}
-            values["training-memory"] = {"value": peaks[prefix] / peaks[token], "error": None}
+            times = {name: row["p50_ms"] for name, row in found.items()}
+            for target, cost in (("training-time", times), ("training-memory", peaks)):
+                values[target] = {"value": cost["step, prefix form"] / cost["step, token form"], "error": None}
     columns = ("image encoder", "", *LATENCY, "÷ bare forward", "peak MiB")
     return Result(
-        about=f"Eager PyTorch, batch {BATCH}, K={EXPERTS}, L=6: forward, cross entropy + {_IMPORTANCE} importance "
+        about=f"Eager PyTorch, batch {BATCH}, K=16, L=6: forward, cross entropy + {_IMPORTANCE} importance "
         f"loss, backward, AdamW. Peak: what {_STEPS} steps take beyond the loaded model, in a process of their own.",
         tables=(Table("training step", columns, tuple(rows)),),
         values=values,
@@ -83,12 +78,11 @@ def step(model: MoPE, feeds: dict[str, Any], form: Form) -> Callable[[], object]
     return call
 
 
-def peak_of_steps(form: Form, size: str, image: str, *, threads: int) -> int:
+def peak_of_steps(form: Form, size: str, image: str) -> int:
     """Bytes that a few steps take at their peak beyond the loaded model; for a process of its own."""
     from mope_deploy.bench.board import peak_memory, resident_memory
 
-    torch.set_num_threads(threads)
-    call = step(_model(Encoders(SIZES[size]), image), make_feeds(SIZES[size], batch=BATCH), form)
+    call = step(Encoders(SIZES[size]).mope(Spec(image=image)), make_feeds(SIZES[size], batch=BATCH), form)
     before = resident_memory()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the peak of building the model
     for _ in range(_STEPS):
@@ -97,7 +91,3 @@ def peak_of_steps(form: Form, size: str, image: str, *, threads: int) -> int:
     assert before is not None
     assert after is not None
     return after - before
-
-
-def _model(encoders: Encoders, image: str) -> MoPE:
-    return encoders.mope(image=image, experts=EXPERTS)

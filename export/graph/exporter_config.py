@@ -40,34 +40,21 @@ EXAMPLE_BATCH, EXAMPLE_LENGTH = 2, 7  # different from each other, or the export
 
 @dataclass(frozen=True)
 class MoPEGraph:
-    """What an exporter must know of a model, under the attribute names that optimum reads.
+    """What an exporter must know of a model, under the attribute names that optimum reads; None without a modality."""
 
-    Attributes:
-        input_names: inputs of the graph, in order.
-        image_size: height and width in pixels; None without an image.
-        vocab_size: token ids are below it; None without a text.
-        max_length: longest text in tokens; None without a text.
-        num_labels: C.
-        num_layers: layers of the main encoder.
-        num_experts: K.
-        routing_output: whether ``routing`` (B, layers, K) is an output.
-        audio, video: how they are prepared; None without.
-        missing: modalities that samples may lack.
-    """
-
-    input_names: tuple[str, ...]
-    image_size: tuple[int, int] | None
-    vocab_size: int | None
-    max_length: int | None
-    num_labels: int
-    num_layers: int
-    num_experts: int
-    routing_output: bool
+    input_names: tuple[str, ...]  # in the graph's order
+    image_size: tuple[int, int] | None  # height and width in pixels
+    vocab_size: int | None  # token ids are below it
+    max_length: int | None  # longest text in tokens
+    num_labels: int  # C
+    num_layers: int  # of the main encoder
+    num_experts: int  # K
+    routing_output: bool  # whether routing (B, layers, K) is an output
     num_channels: int = 3
     model_type: str = MODEL_TYPE
     audio: AudioSpec | None = None
     video: VideoSpec | None = None
-    missing: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()  # modalities that samples may lack
 
     @property
     def tensors(self) -> Tensors:

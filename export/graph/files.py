@@ -67,9 +67,7 @@ def save(
     return [path, data] if data.is_file() else [path]
 
 
-def write(
-    model: ir.Model, path: Path, *, embed_limit: int = EMBED_LIMIT, extra_ops: Collection[str] = ()
-) -> list[Path]:
+def write(model: ir.Model, path: Path, *, embed_limit: int = EMBED_LIMIT) -> list[Path]:
     """:func:`save` a graph that was lowered: its node names are made unique, its unused weights dropped."""
     renumber(model)
     initializers = model.graph.initializers
@@ -78,7 +76,7 @@ def write(
     for value in initializers.values():
         value.type = value.shape = None  # ONNX Runtime's quantiser stumbles over declarations of weights
     ir.external_data.load_to_model(model)  # of the graph it was made from: no file may lean on another one's weights
-    return save(model, path, embed_limit=embed_limit, extra_ops=extra_ops)
+    return save(model, path, embed_limit=embed_limit)
 
 
 def check_file(path: Path, *, extra_ops: Collection[str] = ()) -> None:

@@ -35,17 +35,11 @@ _BYTES = 4  # of a number
 
 
 class Mixture(NamedTuple):
-    """How one layer's router mixed its experts.
+    """How one layer's router mixed its experts."""
 
-    Attributes:
-        weights: r (B, K), 0 for experts that were not chosen.
-        values: of the chosen experts under top-k routing (B, k, 1), else None.
-        chosen: which these are (B, k), else None.
-    """
-
-    weights: Tensor
-    values: Tensor | None
-    chosen: Tensor | None
+    weights: Tensor  # r (B, K), 0 for experts that were not chosen
+    values: Tensor | None  # of the chosen experts under top-k routing (B, k, 1), else None
+    chosen: Tensor | None  # which these are (B, k), else None
 
     def of(self, table: Tensor) -> Tensor:
         """Σ_k r_k table[k]. (K, n) → (B, n)."""
@@ -57,15 +51,10 @@ class Mixture(NamedTuple):
 
 @dataclass(frozen=True)
 class Cost:
-    """What one form costs for one sample.
+    """What one form costs for one sample."""
 
-    Attributes:
-        macs: multiplications with addition.
-        bytes: of constants that are read.
-    """
-
-    macs: int
-    bytes: int
+    macs: int  # multiplications with addition
+    bytes: int  # of constants that are read
 
     @property
     def total(self) -> int:
@@ -75,25 +64,15 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSize:
-    """What the cost of a layer's dynamic prompt depends on.
+    """What the cost of a layer's dynamic prompt depends on."""
 
-    Attributes:
-        experts: K.
-        top_k: experts that are chosen, 0 for all of them.
-        length: L.
-        width: D.
-        inner: width of all heads together.
-        product: rows of the product that an appended token goes through, 2 or 3 times ``inner``.
-        norm: ``"none"``, ``"layer"``, or ``"other"`` for one that is not known to be folded.
-    """
-
-    experts: int
-    top_k: int
-    length: int
-    width: int
-    inner: int
-    product: int
-    norm: str
+    experts: int  # K
+    top_k: int  # experts that are chosen, 0 for all of them
+    length: int  # L
+    width: int  # D
+    inner: int  # width of all heads together
+    product: int  # rows of the product that an appended token goes through, 2 or 3 times inner
+    norm: str  # "none", "layer", or "other" for one that is not known to be folded
 
     @classmethod
     def of(cls, projection: Projection, experts: Tensor, top_k: int) -> LayerSize:
@@ -110,9 +89,7 @@ def costs(size: LayerSize) -> dict[str, Cost]:
     tokens = read * size.length * size.width
     table = read * size.length * 2 * size.inner
     one = read == 1  # its weight is 1: nothing to multiply
-    found = {
-        "append": Cost((0 if one else tokens) + size.length * size.width * size.product, _BYTES * tokens),
-    }
+    found = {"append": Cost((0 if one else tokens) + size.length * size.width * size.product, _BYTES * tokens)}
     if one or size.norm == "none":
         found["table"] = Cost(0 if one else table, _BYTES * table)
     elif size.norm == "layer":
@@ -148,11 +125,7 @@ def constants(projection: Projection, prompts: Tensor) -> Tensor:
 
 
 class AppendedExperts(nn.Module):
-    """The mixture as tokens: Σ_k r_k E_k.
-
-    Args:
-        experts: E (K, L, D); shared, not copied.
-    """
+    """The mixture as tokens: Σ_k r_k E_k, from E (K, L, D), which is shared and not copied."""
 
     table: Tensor
 
@@ -172,7 +145,7 @@ class FoldedExperts(nn.Module):
     Args:
         projection: of the layer.
         experts: E (K, L, D).
-        form: ``table``, ``gram`` or ``mixed``.
+        form: ``table``, ``gram`` or ``mixed``; what each computes stands at the head of this file.
     """
 
     table: Tensor

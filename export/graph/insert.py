@@ -13,10 +13,7 @@ __all__ = ["add_node", "add_weight"]
 
 def add_weight(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
     """Store another weight in a graph."""
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
-    graph.register_initializer(value)
-    return value
+    return ir.tape.Tape(graph).initializer(ir.tensor(array, name=name))
 
 
 def add_node(

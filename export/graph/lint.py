@@ -73,18 +73,11 @@ _STAY = "stay with float, half or integers"
 
 @dataclass(frozen=True)
 class Refusal:
-    """One thing that a target cannot take.
+    """One thing that a target cannot take."""
 
-    Attributes:
-        node: name of the node, or of the graph's part if it is no node.
-        op: its operator, with the domain if it is not the standard one.
-        reason: why it cannot stay.
-        todo: what to do about it.
-    """
-
-    node: str
-    op: str
-    reason: str
+    node: str  # its name, or that of the graph's part if it is no node
+    op: str  # with the domain if it is not the standard one
+    reason: str  # why it cannot stay
     todo: str
 
     def __str__(self) -> str:
@@ -104,11 +97,9 @@ def check(model: ir.Model, *, what: str = "the exported graph", extra_ops: Colle
     """
     found = lint(model, extra_ops=extra_ops)
     if found:
-        shown = "; ".join(map(str, found[:3]))
-        more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
-        raise ExportError(
-            f"{what} holds {len(found)} thing{'s' if len(found) > 1 else ''} that a target cannot take: {shown}{more}"
-        )
+        shown = "; ".join([*map(str, found[:3]), *([f"and {len(found) - 3} more"] if len(found) > 3 else [])])
+        things = f"{len(found)} thing{'s' if len(found) > 1 else ''}"
+        raise ExportError(f"{what} holds {things} that a target cannot take: {shown}")
 
 
 def lint(model: ir.Model, *, extra_ops: Collection[str] = ()) -> list[Refusal]:

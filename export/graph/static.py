@@ -70,12 +70,7 @@ def folding_of(model: MoPE, fold: str) -> str:
 
 
 class StaticMoPE(nn.Module):
-    """The whole model with static routing.
-
-    Args:
-        trained: the model as trained; this module takes over its parts.
-        fold: how prompts enter the layers.
-        routing_output: see :func:`to_static`.
+    """The whole model with static routing; see :func:`to_static`. Like all modules here it takes over a trained one's.
 
     Attributes:
         input_names: what ``forward`` reads from its dict.
@@ -135,12 +130,7 @@ class StaticMoPE(nn.Module):
 
 
 class StaticEncoder(nn.Module):
-    """A complementary encoder and its static prompts, without dropout.
-
-    Args:
-        trained: the encoder as trained; this module takes over its parts.
-        fold: how its prompts enter its layers.
-    """
+    """A complementary encoder and its static prompts, without dropout."""
 
     y_mean: Tensor
     y_std: Tensor
@@ -171,12 +161,7 @@ class StaticEncoder(nn.Module):
 
 
 class StaticTokens(nn.Module):
-    """A static prompt: keys and values as constants, or tokens where nothing is folded.
-
-    Args:
-        trained: the prompt as trained.
-        projection: of its layer; None to fold nothing.
-    """
+    """A static prompt: keys and values as constants, or tokens where there is no projection to fold into."""
 
     tokens: Tensor
     keys: Tensor
@@ -202,10 +187,7 @@ class StaticTokens(nn.Module):
 class StaticLayer(nn.Module):
     """The prompts of one layer: a constant P_s, a routed P_d, and mapped tokens P_m.
 
-    Args:
-        trained: the layer's prompts as trained; this module takes over their parts.
-        projection: how the layer makes keys and values; None to fold nothing.
-        fold: how experts are folded, if anything is.
+    ``projection`` is how the layer makes keys and values, None to fold nothing; ``fold`` is how experts are folded.
     """
 
     def __init__(self, trained: LayerPrompts, projection: Projection | None, fold: str) -> None:
@@ -256,11 +238,7 @@ class StaticLayer(nn.Module):
 
 
 class StaticRouter(nn.Module):
-    """The router of one layer without noise: scores, softmax and, under top-k routing, a choice.
-
-    Args:
-        router: as trained; this module takes over its projections and embeddings.
-    """
+    """The router of one layer without noise: scores, softmax and, under top-k routing, a choice."""
 
     keys: Tensor
     numbers: Tensor

@@ -24,7 +24,7 @@ from export.graph.files import element_types, read, write
 from export.graph.insert import add_node, add_weight
 from export.graph.operators import FLOAT_OPS, MOVING_OPS, takes
 from export.precision.check import HALVES, check_types
-from export.precision.layout import PRODUCTS, Layout, layout, module_of
+from export.precision.layout import PRODUCTS, layout, module_of
 from mope_deploy.errors import ExportError
 
 __all__ = ["HalfLowering"]
@@ -47,83 +47,63 @@ class HalfLowering:
     def __init__(self, graph: Path, precision: str) -> None:
         self.precision = precision
         self.runs_on = "any" if precision == "fp16" else "tensorrt"
-        self._source, self._half = graph, HALVES[precision]
+        self._source, self.half = graph, HALVES[precision]
         types = element_types(graph)
-        self._float32 = {name for name, type in types.items() if type == _FLOAT}
+        self.float32 = {name for name, type in types.items() if type == _FLOAT}
         model = read(graph)
-        self._layout = layout(model.graph)
-        found = self._layout.multiplying
+        self.layout = layout(model.graph)
+        found = self.layout.multiplying
         self.layers = tuple(name for name in found if found[name])
-        if not any(found[name] for name in self._layout.layers):
+        if not any(found[name] for name in self.layout.layers):
             raise ExportError(f"{graph.name} has no encoder layer that could be {precision}")
-        self._unfit = {
-            name
-            for name, value in model.graph.initializers.items()
-            if name in self._float32 and not _fits(value.const_value, self._half)
-        }
-        unfit = (
-            module_of(node)
-            for node in model.graph
-            if node.op_type in PRODUCTS
-            and self._layout.home(node) is not None
-            and any(value is not None and value.name in self._unfit for value in node.inputs)
-        )
-        self.unfit = tuple(dict.fromkeys(unfit))  # products with a weight that half cannot hold stay fp32
+        weights = model.graph.initializers
+        unfit = [weights[name] for name in self.float32.intersection(weights) if not _fits(weights[name], self.half)]
+        self.unfit_weights = {value.name for value in unfit}
+        users = {node for value in unfit for node in value.consumers() if self.layout.home(node) is not None}
+        # Products with a weight that half cannot hold stay fp32.
+        products = (module_of(node) for node in model.graph if node in users and node.op_type in PRODUCTS)
+        self.unfit = tuple(dict.fromkeys(products))
         strays = {t for t in types.values() if t in (*HALVES.values(), DataType.DOUBLE)}
         if strays:
             raise ExportError(f"{graph.name} is not an fp32 graph", received=", ".join(sorted(t.name for t in strays)))
 
     def products(self, layer: str) -> tuple[str, ...]:
         """Modules of ``layer`` that multiply: linear layers, and attention by the module it stands in."""
-        return self._layout.multiplying[layer]
+        return self.layout.multiplying[layer]
 
     def write(self, path: Path, *, keep: Collection[str] = ()) -> list[Path]:
         """Write the half graph. See :class:`export.precision.Lowering`."""
         kept = self._kept(keep)
         files = write(self._rewritten(kept), path)
-        check_types(path, self.precision, kept, source=self._layout)
+        check_types(path, self.precision, kept, source=self.layout)
         return files
 
     def write_runnable(self, path: Path, *, keep: Collection[str] = ()) -> list[Path]:
         """Write the fp32 copy that rounds as the half graph does."""
         model = self._rewritten(self._kept(keep))
-        _emulate(model.graph, self._half)
+        _emulate(model.graph, self.half)
         return write(model, path)
 
     def _rewritten(self, kept: Collection[str]) -> ir.Model:
         model = read(self._source)
-        _Rewrite(model, self._layout, self._half, kept=kept, float32=self._float32, unfit=self._unfit).apply()
+        _Rewrite(model, self, kept).apply()
         return model
 
     def _kept(self, keep: Collection[str]) -> frozenset[str]:
         everything = {name for layer in self.layers for name in (layer, *self.products(layer))}
-        kept = self._layout.check_known(keep, everything) | set(self.unfit)
+        kept = self.layout.check_known(keep, everything) | set(self.unfit)
         if all(layer in kept or kept.issuperset(self.products(layer)) for layer in self.layers):
             raise ExportError(f"every layer is kept in fp32, so nothing would be {self.precision}")
         return kept
 
 
 class _Rewrite:
-    """One rewriting of an fp32 graph in place.
+    """One rewriting of the canonical graph in place, with the layers and modules ``kept`` left in fp32."""
 
-    Args:
-        kept: layers and modules to leave in fp32.
-        float32: names of its fp32 tensors.
-        unfit: names of those constants that half cannot hold.
-    """
-
-    def __init__(
-        self,
-        model: ir.Model,
-        layout: Layout,
-        half: DataType,
-        *,
-        kept: Collection[str],
-        float32: Collection[str],
-        unfit: Collection[str],
-    ) -> None:
-        self.graph, self.opset = model.graph, model.opset_imports[""]
-        self.layout, self.half, self.kept, self.float32, self.unfit = layout, half, kept, float32, unfit
+    def __init__(self, model: ir.Model, lowering: HalfLowering, kept: Collection[str]) -> None:
+        self.graph, self.opset, self.kept = model.graph, model.opset_imports[""], kept
+        self.layout, self.half = lowering.layout, lowering.half
+        self.float32, self.unfit = lowering.float32, lowering.unfit_weights
         self.made: dict[str | None, DataType] = {}  # type of each float tensor that a node makes
         self.node_type: dict[ir.Node, DataType] = {}
         self.casts: dict[tuple[ir.Value, DataType], ir.Value] = {}
@@ -171,12 +151,8 @@ class _Rewrite:
         return self.half if operands == {self.half} else _FLOAT
 
     def _floats(self, node: ir.Node) -> list[tuple[int, ir.Value]]:
-        """The float operands that have a type to decide, by position.
-
-        A Cast takes any type and says itself what it makes: to fp32 from a half tensor it is the same as ours, to
-        integers it keeps its meaning.
-        """
-        if node.op_type == "Cast":
+        """The float operands that have a type to decide, by position."""
+        if node.op_type == "Cast":  # takes any type and says itself what it makes
             return []
         return [(i, v) for i, v in enumerate(node.inputs) if v is not None and v.name in self.float32]
 
@@ -237,11 +213,11 @@ def _cast_behind(graph: ir.Graph, value: ir.Value, to: DataType, name: str, modu
     )
 
 
-def _fits(constant: ir.TensorProtocol | None, half: DataType) -> bool:
+def _fits(constant: ir.Value, half: DataType) -> bool:
     """Whether half holds a constant: it neither overflows nor, as a whole, vanishes (an epsilon)."""
-    if constant is None or constant.size == 0:
+    if constant.const_value is None or constant.const_value.size == 0:
         return True
-    magnitude = np.abs(constant.numpy())
+    magnitude = np.abs(constant.const_value.numpy())
     largest = magnitude.max(where=np.isfinite(magnitude), initial=0.0)
     with np.errstate(over="ignore"):
         rounded = np.asarray(largest).astype(half.numpy()).astype(np.float32)

@@ -95,14 +95,9 @@ class Int8Lowering:
         if name not in known:
             scale = add_weight(graph, f"{name}.scale", scale_of(np.float32(self.limits[name])))
             zero = add_weight(graph, f"{name}.zero", np.zeros((), np.int8))
+            made, its_name, int8 = f"{name}.int8", f"{module}/Quantize", ir.DataType.INT8
             codes = add_node(
-                graph,
-                "QuantizeLinear",
-                [value, scale, zero],
-                f"{name}.int8",
-                name=f"{module}/Quantize",
-                before=node,
-                dtype=ir.DataType.INT8,
+                graph, "QuantizeLinear", [value, scale, zero], made, name=its_name, before=node, dtype=int8
             )
             known[name] = _dequantised(node, [codes, scale, zero], name, f"{module}/Dequantize")
         node.replace_input_with(0, known[name])
@@ -149,12 +144,9 @@ def _dequantised(
     reader: ir.Node, operands: Sequence[ir.Value], name: str, its_name: str, attributes: Mapping[str, int] | None = None
 ) -> ir.Value:
     """The tensor ``name`` again, of its codes, scale and zero-point, by a node in front of its first reader."""
-    graph, output = reader.graph, f"{name}.dequantised"
-    assert isinstance(graph, ir.Graph)
-    float32 = ir.DataType.FLOAT
-    return add_node(
-        graph, "DequantizeLinear", operands, output, name=its_name, before=reader, dtype=float32, attributes=attributes
-    )
+    assert isinstance(reader.graph, ir.Graph)
+    where: dict[str, Any] = {"before": reader, "dtype": ir.DataType.FLOAT, "attributes": attributes}
+    return add_node(reader.graph, "DequantizeLinear", operands, f"{name}.dequantised", name=its_name, **where)
 
 
 def _operand(node: ir.Node) -> ir.Value:

@@ -29,38 +29,23 @@ _THROUGH = ("Cast", "DequantizeLinear", "Identity", "Transpose")  # between a we
 
 @dataclass(frozen=True)
 class Product:
-    """One linear layer.
+    """One linear layer."""
 
-    Attributes:
-        name: its module.
-        layer: the layer it belongs to.
-        nodes: names of its MatMul or Gemm nodes; more than one where a module is applied more than once.
-        weight: name of its matrix as stored.
-    """
-
-    name: str
-    layer: str
-    nodes: tuple[str, ...]
-    weight: str
+    name: str  # its module
+    layer: str  # the layer it belongs to
+    nodes: tuple[str, ...]  # its MatMul or Gemm nodes; more than one where a module is applied more than once
+    weight: str  # its matrix as stored
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The encoders of one graph.
-
-    Attributes:
-        layers: the layers in graph order.
-        parts: what else the encoders hold, in graph order: embeddings, pooling heads.
-        products: linear layers of ``layers`` by name, in graph order.
-        multiplying: for every layer and part, the modules that hold a MatMul, Gemm or Conv: its products, and the
-            modules that multiply activations.
-    """
+    """The encoders of one graph, all in its order."""
 
     layers: tuple[str, ...]
-    parts: tuple[str, ...]
-    products: Mapping[str, Product]
-    multiplying: Mapping[str, tuple[str, ...]]
-    _homes: Mapping[str, str]
+    parts: tuple[str, ...]  # what else the encoders hold: embeddings, pooling heads
+    products: Mapping[str, Product]  # linear layers of the layers, by name
+    multiplying: Mapping[str, tuple[str, ...]]  # layer or part → modules with a product, of weights or of activations
+    _homes: Mapping[str, str]  # module → layer or part
 
     def home(self, node: ir.Node) -> str | None:
         """The layer or part of the encoders that ``node`` belongs to, None outside them."""

@@ -30,12 +30,7 @@ _TYPES = {"float32": DataType.FLOAT, "float16": DataType.FLOAT16}
 
 
 class Cut:
-    """A graph that is taken apart.
-
-    Args:
-        source: the whole graph.
-        inputs: by complementary modality the names of its inputs.
-    """
+    """The whole graph of a file, taken apart; ``inputs`` are by complementary modality the names of its own."""
 
     def __init__(self, source: Path, inputs: Mapping[str, Sequence[str]]) -> None:
         self.source, self.inputs = source, inputs
@@ -74,13 +69,11 @@ class Cut:
         """
         shown = [value for value in values_of(self.model.graph) if value.name == y_name(modality)]
         own = [value for value in shown if self.sides.of(value) == modality]
-        found = self._measure(modality, own, probes).values() if own else ()
-        for y in found:
+        for y in self._measure(modality, own, probes).values() if own else ():
             if len(y.shape) == 1:
                 return y
-        raise ExportError(
-            f"{self.source.name} does not show the pooled feature of {modality}", todo="export without --split"
-        )
+        missing = f"{self.source.name} does not show the pooled feature of {modality}"
+        raise ExportError(missing, todo="export without --split")
 
     def part(self, modality: str, y: Crossing, values: Sequence[Crossing]) -> ir.Model:
         """The file that computes ``y`` and ``values`` from the modality's inputs."""

@@ -1,4 +1,4 @@
-"""A finished graph in several files: a part for each complementary modality, and the main file that takes them.
+"""Cutting a finished graph: what a part is, and what is written.
 
 A part computes its modality's y and all that depends on that modality alone: mapped tokens, the routers' share of y,
 prompts that y alone chooses. What the main file needs of that leaves as one row for each sample. So a device that is
@@ -27,34 +27,21 @@ __all__ = ["PartFile", "SplitGraph", "part_inputs", "split"]
 
 @dataclass(frozen=True)
 class PartFile:
-    """The file of one complementary modality.
-
-    Attributes:
-        modality: what it encodes.
-        files: the ONNX file and, where they are apart, its weights.
-        inputs: names of what it reads.
-        y_width: D_y.
-        width: F, how many values it hands to the main file for each sample.
-    """
+    """The file of one complementary modality."""
 
     modality: str
-    files: tuple[Path, ...]
-    inputs: tuple[str, ...]
-    y_width: int
-    width: int
+    files: tuple[Path, ...]  # the ONNX file and, where they are apart, its weights
+    inputs: tuple[str, ...]  # names of what it reads
+    y_width: int  # D_y
+    width: int  # F, how many values it hands to the main file for each sample
 
 
 @dataclass(frozen=True)
 class SplitGraph:
-    """A graph in several files.
+    """A graph in several files."""
 
-    Attributes:
-        main: the main ONNX file and, where they are apart, its weights.
-        parts: in the order of the modalities.
-    """
-
-    main: tuple[Path, ...]
-    parts: tuple[PartFile, ...]
+    main: tuple[Path, ...]  # the ONNX file and, where they are apart, its weights
+    parts: tuple[PartFile, ...]  # in the order of the modalities
 
     @property
     def part_files(self) -> tuple[Path, ...]:

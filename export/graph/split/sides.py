@@ -21,12 +21,7 @@ _MOVING = MOVING_OPS | {"Cast"}
 
 
 class Sides:
-    """The sides of one graph.
-
-    Args:
-        graph: sorted.
-        owners: the complementary modality of each input that is one's; all others are the main one's.
-    """
+    """The sides of one graph, sorted; ``owners`` name the modality of each input that is no main one's."""
 
     def __init__(self, graph: ir.Graph, owners: Mapping[str, str]) -> None:
         self.graph, self.owners = graph, owners
