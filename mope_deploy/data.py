@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mope_deploy.errors import DataError, UsageError
-from mope_deploy.fields import nearest, parse_json, shown
+from mope_deploy.fields import did_you_mean, nearest, parse_json, shown
 from mope_deploy.preprocess import MODALITIES, Preprocessing, check_text
 from mope_deploy.task import Label, SingleLabel, Task
 
 __all__ = ["MODALITIES", "Sample", "Samples", "count_rows", "fingerprint", "open_samples", "scan_labels"]
 
+S = TypeVar("S")
+T = TypeVar("T")
 FILES = ("image", "audio", "video")  # modalities whose rows name a file
 MAX_LINE_BYTES = 16 * 2**20
 MAX_LABELS = 100_000
@@ -109,44 +111,40 @@ class Samples:
 
     def __iter__(self) -> Iterator[Sample]:
         self.skipped = []
-        for number, line in _lines(self.path):
-            try:
-                sample = self._sample(number, line)
-            except DataError as error:
-                self._skip_or_raise(error)
-            else:
-                yield sample
+        yield from self._usable(self._sample, _lines(self.path))
 
     def load(self, preprocessing: Preprocessing) -> Iterator[tuple[Sample, dict[str, Any]]]:
         """Every sample with what :meth:`Sample.load` makes of it; ``skip_bad`` covers undecodable files too."""
-        for sample in self:
+        return self._usable(lambda sample: (sample, sample.load(preprocessing)), self)
+
+    def _usable(self, make: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+        """What is made of each item, less what may be skipped."""
+        for item in items:
             try:
-                loaded = sample.load(preprocessing)
+                made = make(item)
             except DataError as error:
-                self._skip_or_raise(error)
+                if not self.skip_bad:
+                    raise
+                self.skipped.append(str(error))
             else:
-                yield sample, loaded
+                yield made
 
-    def _skip_or_raise(self, error: DataError) -> None:
-        if not self.skip_bad:
-            raise error
-        self.skipped.append(str(error))
-
-    def _sample(self, number: int, line: bytes) -> Sample:
+    def _sample(self, numbered: tuple[int, bytes]) -> Sample:
+        number, line = numbered
         where = f"{self.path}:{number}"
         row = _row(line, where)
         found: dict[str, Any] = {}
         for name in self.modalities:
             if name in self.optional and row.get(name) is None:
                 continue
+            value = _value(row, name, where)
             if name == "text":
                 try:
-                    found["text"] = check_text(_value(row, "text", where))
+                    found["text"] = check_text(value)
                 except DataError as error:
-                    raise error if str(error).startswith(where) else DataError(f"{where}: {error}") from error
+                    raise DataError(f"{where}: {error}") from error
             else:
-                found[name] = _file(name, row, self.path.parent, where)
-                found[f"{name}_name"] = row[name]
+                found |= {name: _file(name, value, self.path.parent, where), f"{name}_name": value}
         label = self._label(row, where)
         extra = {key: value for key, value in row.items() if key not in (*MODALITIES, "label")}
         found = {"image": None, "text": None} | found
@@ -162,19 +160,13 @@ class Samples:
 
     def _name(self, name: object, where: str) -> str:
         if not isinstance(name, str) or not name.strip():
-            raise DataError(
-                f"{where}: label", received=shown(name), expected="a label name (a string that is not blank)"
-            )
+            expected = "a label name (a string that is not blank)"
+            raise DataError(f"{where}: label", received=shown(name), expected=expected)
         if self._known and name not in self._known:
             labels = self.task.labels
-            hint = nearest(name, labels)
-            few = ", ".join(map(repr, labels[:10])) + (" …" if len(labels) > 10 else "")
-            raise DataError(
-                f"{where}: unknown label",
-                received=shown(name),
-                expected=f"one of {few}",
-                todo=f"did you mean {hint!r}?" if hint else None,
-            )
+            few = f"one of {', '.join(map(repr, labels[:10]))}" + (" …" if len(labels) > 10 else "")
+            todo = did_you_mean(name, labels)
+            raise DataError(f"{where}: unknown label", received=shown(name), expected=few, todo=todo)
         return name
 
 
@@ -231,9 +223,8 @@ def scan_labels(path: str | Path, *, task: Task = SingleLabel(), skip_bad: bool 
         assert sample.label is not None
         found.update(dict.fromkeys((sample.label,) if isinstance(sample.label, str) else sample.label))
         if len(found) > MAX_LABELS:
-            raise DataError(
-                f"{sample.where}: more than {MAX_LABELS:,} different labels", todo="is label the right key?"
-            )
+            what = f"{sample.where}: more than {MAX_LABELS:,} different labels"
+            raise DataError(what, todo="is label the right key?")
     return tuple(found)
 
 
@@ -289,26 +280,20 @@ def _size(path: Path) -> int:
 
 def _check_file(path: Path) -> None:
     if not path.is_file():
-        raise UsageError(
-            f"data file {path} {'is not a file' if path.exists() else 'does not exist'}",
-            expected="a JSONL file with one object per line: image, text, label",
-        )
+        what = f"data file {path} {'is not a file' if path.exists() else 'does not exist'}"
+        raise UsageError(what, expected="a JSONL file with one object per line: image, text, label")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """(1-based number, bytes) of every line that is not blank; never more than the limit in memory."""
     with path.open("rb") as file:
-        number = 0
-        while line := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if len(line) > MAX_LINE_BYTES:
                 # The rest of such a file is not worth guessing at: raised here, this is fatal even with skip_bad.
-                raise DataError(
-                    f"{path}:{number}: line longer than {MAX_LINE_BYTES // 2**20} MiB",
-                    expected="JSONL: one object per line",
-                )
+                what = f"{path}:{number}: line longer than {MAX_LINE_BYTES // 2**20} MiB"
+                raise DataError(what, expected="JSONL: one object per line")
             if line.strip():
                 yield number, line
 
@@ -331,15 +316,11 @@ def _value(row: dict[str, Any], key: str, where: str) -> Any:
     if key in row:
         return row[key]
     hint = nearest(key, row)
-    raise DataError(
-        f"{where}: {key} missing",
-        received=f"keys {', '.join(map(shown, list(row)[:10])) or 'none'}",
-        todo=f"is {hint!r} meant to be {key!r}?" if hint else None,
-    )
+    received, todo = ", ".join(map(shown, list(row)[:10])), f"is {hint!r} meant to be {key!r}?" if hint else None
+    raise DataError(f"{where}: {key} missing", received=f"keys {received or 'none'}", todo=todo)
 
 
-def _file(key: str, row: dict[str, Any], folder: Path, where: str) -> Path:
-    name = _value(row, key, where)
+def _file(key: str, name: object, folder: Path, where: str) -> Path:
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise DataError(f"{where}: {key}", received=shown(name), expected="a path")
     path = folder / name

@@ -30,6 +30,7 @@ __all__ = [
     "check_distinct",
     "choice",
     "decode",
+    "did_you_mean",
     "form",
     "length",
     "nearest",
@@ -55,9 +56,11 @@ def decode(value: object, kind: type[T], where: str, error: type[MopeError]) -> 
         error: the class of :class:`MopeError` to raise.
     """
     for inner, its_kind, place in _nodes(value, kind, where, leaves=False):
+        bare = _plain(its_kind)[0]
         if isinstance(inner, int) and abs(inner) > _HUGE:  # msgspec up to 0.20 stumbles over what no float holds
             raise error(place, received=shown(inner), expected=_expected(its_kind))
-        _check_keys(inner, its_kind, place, error)
+        if is_dataclass(bare) and isinstance(inner, Mapping):
+            _check_keys(inner, bare, place, error)
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError:
@@ -149,6 +152,12 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """The question that an error about a mistyped name ends with; see :func:`nearest`."""
+    hint = nearest(name, known)
+    return f"did you mean {hint!r}?" if hint else None
+
+
 def parse_json(text: str) -> Any:
     """Parse one JSON document; stricter than :func:`json.loads`.
 
@@ -201,20 +210,13 @@ def _nodes(value: object, kind: Any, where: str, *, leaves: bool) -> Iterator[tu
     yield value, kind, where
 
 
-def _check_keys(value: object, kind: Any, where: str, error: type[MopeError]) -> None:
+def _check_keys(value: Mapping[Any, object], kind: Any, where: str, error: type[MopeError]) -> None:
     """An object for a dataclass has its keys and no others."""
-    bare, _, _ = _plain(kind)
-    if not is_dataclass(bare) or not isinstance(value, Mapping):
-        return
-    known = {field.name: field for field in fields(bare)}
+    known = {field.name: field for field in fields(kind)}
     for key in value:
         if key not in known:
-            hint = nearest(str(key), known)
-            raise error(
-                f"{where}: unknown key {shown(key)}",
-                expected=f"one of {', '.join(known)}",
-                todo=f"did you mean {hint!r}?" if hint else None,
-            )
+            expected = f"one of {', '.join(known)}"
+            raise error(f"{where}: unknown key {shown(key)}", expected=expected, todo=did_you_mean(str(key), known))
     missing = [name for name, field in known.items() if name not in value and not field.metadata.get("may_lack")]
     if missing:
         received = f"only {', '.join(map(str, value)) or 'no keys'}"

@@ -27,8 +27,10 @@ def accuracy(true: ArrayLike, predicted: ArrayLike) -> float:
 def confusion_matrix(true: ArrayLike, predicted: ArrayLike, classes: int) -> NDArray[np.int64]:
     """Counts (C, C) of a single-label task: row = true class, column = predicted class."""
     true, predicted = _pair(true, predicted, ndim=1)
-    _check_classes(true, classes)
-    _check_classes(predicted, classes)
+    for indices in (true, predicted):
+        if indices.min() < 0 or indices.max() >= classes:
+            received = f"{indices.min()} to {indices.max()}"
+            raise UsageError("class indices", received=received, expected=f"0 to {classes - 1}")
     cells = np.bincount(true.astype(np.int64) * classes + predicted, minlength=classes * classes)
     return cells.reshape(classes, classes).astype(np.int64)
 
@@ -43,20 +45,16 @@ def f1_scores(true: ArrayLike, predicted: ArrayLike, classes: int) -> dict[str, 
     true, predicted = _pair(true, predicted)
     if true.ndim == 1:
         cells = confusion_matrix(true, predicted, classes)
-        hits, of_true, of_predicted = np.diag(cells), cells.sum(1), cells.sum(0)  # (C,) each
-        counted = (of_true + of_predicted) > 0
+        hits, total = np.diag(cells), cells.sum(1) + cells.sum(0)  # (C,) each
+        counted = total > 0
     else:
         if true.shape[1] != classes:
             raise UsageError("multi-label arrays", received=f"{true.shape[1]} classes", expected=classes)
-        hits, of_true, of_predicted = (true & predicted).sum(0), true.sum(0), predicted.sum(0)
+        hits, total = (true & predicted).sum(0), true.sum(0) + predicted.sum(0)
         counted = np.ones(classes, bool)
-    per_class = _f1(hits, of_true + of_predicted)
-    micro = _f1(hits.sum(), (of_true + of_predicted).sum())
-    return {
-        "macro": float(per_class[counted].mean()),
-        "micro": float(micro),
-        "per_class": [float(f) for f in per_class],
-    }
+    per_class = 2 * hits / np.maximum(total, 1)  # hits are 0 where the total is
+    micro = 2 * hits.sum() / max(total.sum(), 1)
+    return {"macro": float(per_class[counted].mean()), "micro": float(micro), "per_class": per_class.tolist()}
 
 
 def agreement(a: ArrayLike, b: ArrayLike) -> float:
@@ -86,23 +84,17 @@ def report(true: ArrayLike, predicted: ArrayLike, labels: Sequence[str]) -> dict
     true, predicted = _pair(true, predicted)
     scores = f1_scores(true, predicted, len(labels))
     support = np.bincount(true, minlength=len(labels)) if true.ndim == 1 else true.sum(0)
+    each = zip(labels, scores["per_class"], support.tolist(), strict=True)
     found: dict[str, Any] = {
         "samples": int(true.shape[0]),
         "accuracy": accuracy(true, predicted),
         "f1_macro": scores["macro"],
         "f1_micro": scores["micro"],
-        "per_class": {
-            label: {"f1": scores["per_class"][i], "support": int(support[i])} for i, label in enumerate(labels)
-        },
+        "per_class": {label: {"f1": f1, "support": count} for label, f1, count in each},
     }
     if true.ndim == 1:
         found["confusion_matrix"] = confusion_matrix(true, predicted, len(labels)).tolist()
     return found
-
-
-def _f1(hits: ArrayLike, total: ArrayLike) -> NDArray[np.float64]:
-    hits, total = np.asarray(hits, np.float64), np.asarray(total, np.float64)
-    return np.divide(2 * hits, total, out=np.zeros_like(hits), where=total > 0)
 
 
 def _pair(true: ArrayLike, predicted: ArrayLike, *, ndim: int | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -116,10 +108,3 @@ def _pair(true: ArrayLike, predicted: ArrayLike, *, ndim: int | None = None) -> 
             expected="class indices (n,) twice" + ("" if ndim == 1 else ", or booleans (n, classes) twice"),
         )
     return true, predicted
-
-
-def _check_classes(indices: NDArray[Any], classes: int) -> None:
-    if indices.min() < 0 or indices.max() >= classes:
-        raise UsageError(
-            "class indices", received=f"{indices.min()} to {indices.max()}", expected=f"0 to {classes - 1}"
-        )

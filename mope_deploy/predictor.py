@@ -161,10 +161,9 @@ class Predictor:
                 raise UsageError(problem, expected=" and ".join(read))
         many = {name: len(given[name]) for name in read if isinstance(given[name], list | tuple)}  # type: ignore[arg-type]
         if len(set(many.values())) > 1:
+            received = ", ".join(f"{count} of {name}" for name, count in many.items())
             raise UsageError(
-                "lists of inputs",
-                received=", ".join(f"{count} of {name}" for name, count in many.items()),
-                expected="equal lengths, or one single input for all",
+                "lists of inputs", received=received, expected="equal lengths, or one single input for all"
             )
         if batch_size < 1:
             raise UsageError("batch_size", received=batch_size, expected="at least 1")
@@ -250,9 +249,8 @@ class Predictor:
         """One batch through the graph."""
         shape = self.bundle.manifest.routing
         if routing and shape is None:
-            raise UsageError(
-                "this bundle has no routing output: it was exported without, or its model has no dynamic prompts"
-            )
+            reason = "it was exported without, or its model has no dynamic prompts"
+            raise UsageError(f"this bundle has no routing output: {reason}")
         notices: list[tuple[str, ...]] = [tuple(sample.get("notices", ())) for sample in loaded]
 
         def truncated(index: int, tokens: int) -> None:
@@ -265,10 +263,8 @@ class Predictor:
         found = self.session.run({name: arrays[name] for name in self._feeds}, outputs)
         logits = found["logits"].astype(np.float64)  # (B, C)
         if not np.isfinite(logits).all():
-            raise EngineError(
-                f"{self.session.name} on {self.session.device} returned NaN or infinite logits",
-                todo=f"run: mope verify {self.bundle.path}",
-            )
+            what = f"{self.session.name} on {self.session.device} returned NaN or infinite logits"
+            raise EngineError(what, todo=f"run: mope verify {self.bundle.path}")
         weights = found["routing"] if routing else [None] * len(loaded)  # (B, layers, K)
         named = [dict(zip(self.labels, row, strict=True)) for row in self.task.probabilities(logits).tolist()]
         rows = zip(logits, named, weights, notices, strict=True)

@@ -18,10 +18,11 @@ Where the figures come from (none of these devices was at hand):
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
 
 from mope_deploy.errors import ExportError, UsageError
-from mope_deploy.fields import nearest
+from mope_deploy.fields import did_you_mean
 from mope_deploy.manifest import PRECISIONS
 
 __all__ = ["TARGETS", "Target", "get_target"]
@@ -53,11 +54,10 @@ _OPSET_23 = {
     "RMSNormalization": f"an operator of opset 23, in TensorRT from 10.15 on: {_LATER}",
     "RotaryEmbedding": f"an operator of opset 23, in TensorRT from 10.15 on: {_LATER}",
 }
-_INT8_DYNAMIC = "TensorRT quantises with scales that are in the file: use int8, which calibrates them"
-_NO_DYNAMIC = {"int8-dynamic": _INT8_DYNAMIC}
+_NO_DYNAMIC = {"int8-dynamic": "TensorRT quantises with scales that are in the file: use int8, which calibrates them"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Target:
     """One kind of device; by default one with TensorRT.
 
@@ -81,6 +81,7 @@ class Target:
 
     name: str
     description: str
+    _: KW_ONLY
     runs: str
     precisions: tuple[str, ...] = ("fp32", "fp16", "bf16", "int8")
     default_precisions: tuple[str, ...] = ("fp16",)
@@ -118,30 +119,20 @@ class Target:
         found = [f"{op}: {reason}" for op in sorted(set(ops)) if (reason := self._against(op)) is not None]
         if found:
             more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
-            raise ExportError(
-                f"--target {self.name} ({self.runs}) does not take {'; '.join(found[:3])}{more}",
-            )
+            raise ExportError(f"--target {self.name} ({self.runs}) does not take {'; '.join(found[:3])}{more}")
 
     def check_precisions(self, precisions: Sequence[str]) -> None:
         """Raise :class:`UsageError` unless the device has all of them; the message says why where that is known."""
         for precision in precisions:
-            self._check_precision(precision)
-
-    def _check_precision(self, precision: str) -> None:
-        if precision in self.precisions:
-            return
-        known = (*PRECISIONS, *_MORE_PRECISIONS)
-        if precision not in known:
-            hint = nearest(precision, PRECISIONS)
-            reason = f"did you mean {hint!r}?" if hint else None
-        else:
-            reason = self.lacks.get(precision, f"mope-export writes no {precision}")
-        raise UsageError(
-            f"the precision for --target {self.name}",
-            received=precision,
-            expected=f"one of {', '.join(self.precisions)}",
-            todo=reason,
-        )
+            if precision not in self.precisions:
+                known = precision in (*PRECISIONS, *_MORE_PRECISIONS)
+                unwritten = f"mope-export writes no {precision}"
+                raise UsageError(
+                    f"the precision for --target {self.name}",
+                    received=precision,
+                    expected=f"one of {', '.join(self.precisions)}",
+                    todo=self.lacks.get(precision, unwritten) if known else did_you_mean(precision, PRECISIONS),
+                )
 
     def _against(self, op: str) -> str | None:
         """Why an operator is not taken; None if it is."""
@@ -155,33 +146,22 @@ class Target:
         return "not among the operators of its parser: express it by others"
 
 
-def _cc(least: str, name: str, precision: str) -> str:
-    return f"the GPU of {name} has compute capability 8.7 and {precision} needs {least}: use fp16 or int8"
-
-
-def _orin(name: str, description: str, *, batch: str, workspace: int) -> Target:
-    """JetPack 6 has TensorRT 10.3; what that takes, the 10.16 of JetPack 7.2 takes too."""
-    return Target(
-        name=name,
-        description=description,
-        runs="TensorRT 10.3 (JetPack 6) or later",
-        batch=batch,
-        workspace=workspace,
-        opsets=range(17, 21),
-        compute_capabilities=("8.7",),
-        lacks={**_NO_DYNAMIC, "fp8": _cc("8.9", "an Orin", "FP8"), "fp4": _cc("10.0", "an Orin", "FP4")},
-    )
-
-
+_ON_ORIN = "the GPU of an Orin has compute capability 8.7 and {}: use fp16 or int8"
+_ORIN: dict[str, Any] = {
+    "runs": "TensorRT 10.3 (JetPack 6) or later",  # what that takes, the 10.16 of JetPack 7.2 takes too
+    "opsets": range(17, 21),
+    "compute_capabilities": ("8.7",),
+    "lacks": {**_NO_DYNAMIC, "fp8": _ON_ORIN.format("FP8 needs 8.9"), "fp4": _ON_ORIN.format("FP4 needs 10.0")},
+}
 _ALL = (
     Target(
-        name="cpu",
-        description="laptops, servers and boards without a GPU that is used",
+        "cpu",
+        "laptops, servers and boards without a GPU that is used",
+        batch="1:1:16",
         runs="ONNX Runtime 1.18 or later, on the CPU",
+        opsets=range(17, 22),
         precisions=("fp32", "fp16", "int8", "int8-dynamic"),
         default_precisions=("fp32", "int8-dynamic"),
-        batch="1:1:16",
-        opsets=range(17, 22),
         ops=None,
         refused=dict.fromkeys(_OPSET_23, f"an operator of opset 23, which ONNX Runtime 1.18 does not have: {_LATER}"),
         lacks={
@@ -192,33 +172,33 @@ _ALL = (
         own_ops=True,
     ),
     Target(
-        name="rtx",
-        description="GeForce and professional RTX cards, Turing apart",
-        runs="TensorRT-RTX 1.7",
+        "rtx",
+        "GeForce and professional RTX cards, Turing apart",
         batch="1:4:16",
+        runs="TensorRT-RTX 1.7",
         opsets=range(17, 24),
         compute_capabilities=("8.0", "8.6", "8.9", "12.0", "12.1"),
         ops=_TENSORRT_OPS | {"Einsum", "RMSNormalization"},
         refused={**_NO_TENSORRT_10_12, "Attention": f"it parses and then fails to build there: {_LATER}"},
     ),
     Target(
-        name="server",
-        description="data-centre GPUs: A100, A10, L4, L40S, H100, H200, B200",
-        runs="TensorRT 10.3 or later",
+        "server",
+        "data-centre GPUs: A100, A10, L4, L40S, H100, H200, B200",
         batch="1:8:32",
+        runs="TensorRT 10.3 or later",
         opsets=range(17, 21),
         compute_capabilities=("8.0", "8.6", "8.9", "9.0", "10.0", "12.0"),
     ),
-    _orin("orin-nano", "Jetson Orin Nano, 4 or 8 GB shared by CPU and GPU", batch="1:1:4", workspace=512),
-    _orin("orin-nx", "Jetson Orin NX, 8 or 16 GB shared by CPU and GPU", batch="1:1:8", workspace=1024),
-    _orin("orin-agx", "Jetson AGX Orin, 32 or 64 GB shared by CPU and GPU", batch="1:4:16", workspace=4096),
+    Target("orin-nano", "Jetson Orin Nano, 4 or 8 GB shared by CPU and GPU", batch="1:1:4", workspace=512, **_ORIN),
+    Target("orin-nx", "Jetson Orin NX, 8 or 16 GB shared by CPU and GPU", batch="1:1:8", workspace=1024, **_ORIN),
+    Target("orin-agx", "Jetson AGX Orin, 32 or 64 GB shared by CPU and GPU", batch="1:4:16", workspace=4096, **_ORIN),
     Target(
-        name="thor",
-        description="Jetson AGX Thor, 128 GB shared by CPU and GPU",
-        runs="TensorRT 10.13 (JetPack 7.0) or later",
+        "thor",
+        "Jetson AGX Thor, 128 GB shared by CPU and GPU",
         batch="1:4:16",
-        workspace=8192,
+        runs="TensorRT 10.13 (JetPack 7.0) or later",
         opsets=range(17, 23),
+        workspace=8192,
         compute_capabilities=("11.0",),
         ops=_TENSORRT_OPS | {"Einsum"},
         refused={**_NO_TENSORRT_10_12, **_OPSET_23},
@@ -234,11 +214,6 @@ def get_target(name: str) -> Target:
         UsageError: there is none.
     """
     if name not in TARGETS:
-        hint = nearest(name, TARGETS)
-        raise UsageError(
-            "--target",
-            received=repr(name),
-            expected=f"one of {', '.join(TARGETS)}",
-            todo=f"did you mean {hint!r}?" if hint else None,
-        )
+        expected = f"one of {', '.join(TARGETS)}"
+        raise UsageError("--target", received=repr(name), expected=expected, todo=did_you_mean(name, TARGETS))
     return TARGETS[name]

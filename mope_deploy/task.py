@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mope_deploy.errors import DataError
-from mope_deploy.fields import shown
+from mope_deploy.fields import shown, twice
 
 __all__ = ["TASKS", "Label", "MultiLabel", "SingleLabel", "Task"]
 
@@ -55,48 +55,39 @@ class Task(Protocol):
         Raises:
             DataError: a label of another kind of task, or a name that ``name`` refuses.
         """
-        ...
 
     def encode(self, labels: Sequence[Label | None]) -> NDArray[Any]:
         """What the loss and the metrics compare with: class indices int64 (n,), or booleans (n, C).
 
         A sample without a label is -1, or no label at all.
         """
-        ...
 
     def probabilities(self, logits: NDArray[Any]) -> NDArray[np.float64]:
         """Of every label, (n, C): they sum to 1 where labels compete."""
-        ...
 
     def decide(self, logits: NDArray[Any]) -> NDArray[Any]:
         """What logits (n, C) say, in the form of :meth:`encode`."""
-        ...
 
     def cells(self, values: NDArray[Any]) -> NDArray[Any]:
         """Targets or decisions as one table of what can be right or wrong: (n, 1), or (n, C)."""
-        ...
 
     def verdicts(self, logits: NDArray[Any]) -> list[tuple[str, str, float]]:
         """Every decision about one sample's logits (C,): what is decided, the decision, and how far it is from another.
 
         The distance is in logits: between the two best, or from the threshold.
         """
-        ...
 
     def name(self, logits: NDArray[Any]) -> tuple[Label, float | None]:
         """The label that one sample's logits (C,) give, and its probability where it is a single one."""
-        ...
 
     def members(self, targets: NDArray[Any]) -> NDArray[np.bool_]:
         """Which samples carry each label, (C, n), from :meth:`encode`'s targets."""
-        ...
 
     def flips(self, logits: NDArray[Any], others: NDArray[Any]) -> list[tuple[str, str, str, float]]:
         """Where one sample's logits (C,) and another model's decide differently.
 
         What is decided, both decisions, and by how much ``logits`` prefer their own to the other one.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -113,12 +104,8 @@ class SingleLabel:
 
     def read(self, value: object, where: str, name: Callable[[object, str], str]) -> Label:
         if isinstance(value, list):
-            raise DataError(
-                f"{where}: label",
-                received=shown(value),
-                expected="one label name",
-                todo="lists of names belong to multi-label tasks",
-            )
+            todo = "lists of names belong to multi-label tasks"
+            raise DataError(f"{where}: label", received=shown(value), expected="one label name", todo=todo)
         return name(value, where)
 
     def encode(self, labels: Sequence[Label | None]) -> NDArray[Any]:
@@ -170,7 +157,7 @@ class MultiLabel:
             hint = f'write ["{value}"]' if isinstance(value, str) else None
             raise DataError(f"{where}: label", received=shown(value), expected="an array of label names", todo=hint)
         names = tuple(name(item, where) for item in value)
-        if len(set(names)) != len(names):
+        if twice(names) is not None:
             raise DataError(f"{where}: label", received="a name twice", expected="every name once")
         return names
 

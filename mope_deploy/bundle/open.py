@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from mope_deploy.data import Samples, open_samples
 from mope_deploy.errors import BundleError, ConfigError, UsageError
-from mope_deploy.fields import nearest
+from mope_deploy.fields import did_you_mean
 from mope_deploy.files import reason, sha256
 from mope_deploy.manifest import AGAIN, MANIFEST, FileEntry, Graph, Manifest, read_manifest
-from mope_deploy.preprocess import Preprocessing
+from mope_deploy.preprocess import MODALITIES, Preprocessing
 
 __all__ = ["ENGINES", "Bundle"]
 
@@ -89,22 +89,13 @@ class Bundle:
                     return graph
             made = ", ".join(f"{graph.name} ({graph.precision}, for {graph.runs_on})" for graph in graphs)
             raise UsageError(f"{self.path}: no graph for {engine}", received=made, todo=_advice(graphs, engine))
-        names = [g.name for g in graphs]
-        if name not in names:
-            hint = nearest(name, names)
-            raise UsageError(
-                f"{self.path}: no graph {name!r}",
-                expected=f"one of {', '.join(names)}",
-                todo=f"did you mean {hint!r}?" if hint else None,
-            )
-        found = graphs[names.index(name)]
+        named = {graph.name: graph for graph in graphs}
+        if (found := named.get(name)) is None:
+            expected = f"one of {', '.join(named)}"
+            raise UsageError(f"{self.path}: no graph {name!r}", expected=expected, todo=did_you_mean(name, named))
         if not found.takes(engine):
-            raise UsageError(
-                f"{self.path}: graph {name!r}",
-                received=f"engine {engine}",
-                expected=found.runs_on,
-                todo=_advice([found], engine),
-            )
+            what, todo = f"{self.path}: graph {name!r}", _advice([found], engine)
+            raise UsageError(what, received=f"engine {engine}", expected=found.runs_on, todo=todo)
         return found
 
     @cached_property
@@ -117,14 +108,8 @@ class Bundle:
         tokenizer = self.manifest.tokenizer
         try:
             text = None if tokenizer is None else self.file(tokenizer).read_bytes().decode("utf-8")
-            made = Preprocessing(
-                image=self.manifest.image,
-                text=self.manifest.text,
-                tokenizer=text,
-                audio=self.manifest.audio,
-                video=self.manifest.video,
-                missing=self.manifest.missing,
-            )
+            specs: dict[str, Any] = {name: getattr(self.manifest, name) for name in (*MODALITIES, "missing")}
+            made = Preprocessing(**specs, tokenizer=text)
             made.check_tokenizer()
         except (ConfigError, UnicodeDecodeError) as error:
             raise BundleError(f"{self.path / (tokenizer or MANIFEST)}: {error}") from error
@@ -143,10 +128,8 @@ class Bundle:
             raise BundleError(f"{self.path}: golden arrays", received="several sizes, or none", expected="one batch")
         if not all(np.isfinite(array).all() for array in outputs.values() if array.dtype.kind == "f"):
             raise BundleError(f"{self.path / golden.outputs}", received="NaN or infinity", expected="finite values")
-        for name, arrays, specs in (
-            (golden.inputs, inputs, graph.raw_inputs),
-            (golden.outputs, outputs, graph.outputs),
-        ):
+        stored = ((golden.inputs, inputs, graph.raw_inputs), (golden.outputs, outputs, graph.outputs))
+        for name, arrays, specs in stored:
             received = {key: f"{array.dtype} of {array.ndim} axes" for key, array in sorted(arrays.items())}
             expected = {spec.name: f"{spec.dtype} of {len(spec.shape)} axes" for spec in specs}
             if received != expected:
@@ -234,16 +217,12 @@ def _check_file(folder: Path, name: str, entry: FileEntry, *, verify: bool) -> N
             raise BundleError(f"{path} is not a file")
         size = path.stat().st_size
         if size != entry.bytes:
-            raise BundleError(
-                f"{path} was altered", received=f"{size:,} bytes", expected=f"{entry.bytes:,}", todo=AGAIN
-            )
-        if verify and (found := sha256(path)) != entry.sha256:
-            raise BundleError(
-                f"{path} was altered",
-                received=f"SHA-256 {found[:12]}…",
-                expected=f"{entry.sha256[:12]}…",
-                todo=AGAIN,
-            )
+            altered = f"{size:,} bytes", f"{entry.bytes:,}"
+        elif verify and (found := sha256(path)) != entry.sha256:
+            altered = f"SHA-256 {found[:12]}…", f"{entry.sha256[:12]}…"
+        else:
+            return
+        raise BundleError(f"{path} was altered", received=altered[0], expected=altered[1], todo=AGAIN)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(f"{path} is missing", expected=f"{entry.bytes:,} bytes", todo=AGAIN) from error
     except OSError as error:
@@ -261,6 +240,5 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     except BundleError:
         raise
     except Exception as error:  # numpy and zipfile raise whatever a damaged file makes them stumble over
-        raise BundleError(
-            f"{path} is damaged", received=reason(error), expected="arrays in .npz", todo=AGAIN
-        ) from error
+        what, received = f"{path} is damaged", reason(error)
+        raise BundleError(what, received=received, expected="arrays in .npz", todo=AGAIN) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mope_deploy.errors import BundleError
-from mope_deploy.fields import shown
+from mope_deploy.fields import shown, twice
 from mope_deploy.manifest.types import Graph, Manifest, TensorSpec, conditions_name, y_name
 from mope_deploy.preprocess import MODALITIES, Tensors
 
@@ -20,19 +20,12 @@ def check_consistent(manifest: Manifest, where: str) -> None:
     modalities = manifest.modalities
     prepared = [name for name in MODALITIES if getattr(manifest, name) is not None]
     if sorted(modalities) != sorted(prepared):
-        raise BundleError(
-            f"{where}.modalities",
-            received=", ".join(modalities),
-            expected=f"those that preprocess prepares, once each: {', '.join(prepared) or 'none'}",
-        )
+        expected = f"those that preprocess prepares, once each: {', '.join(prepared) or 'none'}"
+        raise BundleError(f"{where}.modalities", received=", ".join(modalities), expected=expected)
     if not set(manifest.missing) <= set(manifest.complementary):
-        raise BundleError(
-            f"{where}.preprocess.missing",
-            received=", ".join(manifest.missing),
-            expected=f"some of the complementary modalities: {', '.join(manifest.complementary) or 'none'}",
-        )
-    names = [graph.name for graph in manifest.graphs]
-    if len(set(names)) != len(names):
+        expected = f"some of the complementary modalities: {', '.join(manifest.complementary) or 'none'}"
+        raise BundleError(f"{where}.preprocess.missing", received=", ".join(manifest.missing), expected=expected)
+    if twice(graph.name for graph in manifest.graphs) is not None:
         raise BundleError(f"{where}.graphs", received="one name twice", expected="every graph's own name")
     for i, graph in enumerate(manifest.graphs):
         _check_graph(graph, manifest, f"{where}.graphs[{i}]")
@@ -44,9 +37,8 @@ def check_consistent(manifest: Manifest, where: str) -> None:
         if name not in manifest.files:
             raise BundleError(f"{where}.files: {name!r} is used and not listed", todo=AGAIN)
     if manifest.tokenizer is not None and manifest.files[manifest.tokenizer].bytes > MAX_TOKENIZER_BYTES:
-        raise BundleError(
-            f"{where}.files: the tokenizer is too large", expected=f"{MAX_TOKENIZER_BYTES:,} bytes at most"
-        )
+        expected = f"{MAX_TOKENIZER_BYTES:,} bytes at most"
+        raise BundleError(f"{where}.files: the tokenizer is too large", expected=expected)
 
 
 def _check_graph(graph: Graph, manifest: Manifest, where: str) -> None:
@@ -68,13 +60,11 @@ def _check_parts(graph: Graph, manifest: Manifest, where: str) -> None:
     """One part for each complementary modality, which reads that alone; the main file reads the rest and their rows."""
     modalities = tuple(part.modality for part in graph.parts)
     if modalities != manifest.complementary:
-        raise BundleError(
-            f"{where}.parts", received=", ".join(modalities), expected=f"{', '.join(manifest.complementary)}, or none"
-        )
+        expected = f"{', '.join(manifest.complementary)}, or none"
+        raise BundleError(f"{where}.parts", received=", ".join(modalities), expected=expected)
     if graph.runs_on != "onnxruntime":
         raise BundleError(f"{where}.runs_on", received=graph.runs_on, expected="onnxruntime for a graph in parts")
-    files = [graph.file, *(part.file for part in graph.parts)]
-    if len(set(files)) != len(files):
+    if twice([graph.file, *(part.file for part in graph.parts)]) is not None:
         raise BundleError(f"{where}.parts", received="one file twice", expected="a file of its own for each")
     read = manifest.tensors_of(manifest.main)
     for i, part in enumerate(graph.parts):
@@ -85,12 +75,7 @@ def _check_parts(graph: Graph, manifest: Manifest, where: str) -> None:
         if tuple(spec.name for spec in part.outputs) != names:
             raise BundleError(f"{at}.outputs", received=", ".join(widths), expected=" and ".join(names))
         for spec in part.outputs:
-            if (
-                len(spec.shape) != 2
-                or spec.shape[0] != "batch"
-                or spec.dtype != "float32"
-                or isinstance(spec.shape[1], str)
-            ):
+            if spec.dtype != "float32" or [*map(type, spec.shape)] != [str, int] or spec.shape[0] != "batch":
                 raise BundleError(f"{at}.outputs: {spec.name}", received=spec.form, expected="float32 (batch, a size)")
         read |= {names[1]: ("float32", ("batch", widths[names[1]]))}
     _check_tensors(graph.inputs, read, f"{where}.inputs")
@@ -100,16 +85,11 @@ def _check_parts(graph: Graph, manifest: Manifest, where: str) -> None:
 
 
 def _check_tensors(tensors: tuple[TensorSpec, ...], known: Tensors, where: str) -> None:
-    names = [tensor.name for tensor in tensors]
-    if len(set(names)) != len(names):
+    if twice(tensor.name for tensor in tensors) is not None:
         raise BundleError(where, received="one name twice", expected="every name once")
     for tensor in tensors:
         if tensor.name not in known:
             raise BundleError(where, received=shown(tensor.name), expected=", ".join(known))
-        dtype, shape = known[tensor.name]
-        if (tensor.dtype, tensor.shape) != (dtype, shape):
-            raise BundleError(
-                f"{where}: {tensor.name}",
-                received=tensor.form,
-                expected=TensorSpec(tensor.name, dtype, shape).form,
-            )
+        expected = TensorSpec(tensor.name, *known[tensor.name]).form
+        if tensor.form != expected:
+            raise BundleError(f"{where}: {tensor.name}", received=tensor.form, expected=expected)

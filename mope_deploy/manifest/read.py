@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated
 
 from mope_deploy.errors import BundleError
@@ -54,27 +54,13 @@ def read_manifest(content: str, where: str) -> Manifest:
         raise BundleError(f"{where}.format", received=shown(document.get("format")), expected=repr(FORMAT))
     _check_schema(document.get("schema"), where)
     read = decode(document, _Document, where, BundleError)
-    manifest = Manifest(
-        schema=read.schema,
-        name=read.name,
-        created=read.created,
-        versions=read.versions,
-        task=TASKS[read.task.type](labels=read.task.labels, threshold=read.task.threshold),  # type: ignore[arg-type]
-        main=read.modalities.main,
-        complementary=read.modalities.complementary,
-        image=read.preprocess.image,
-        text=read.preprocess.text,
-        audio=read.preprocess.audio,
-        video=read.preprocess.video,
-        missing=read.preprocess.missing or (),
-        tokenizer=read.preprocess.tokenizer,
-        graphs=read.graphs,
-        routing=read.routing,
-        golden=read.golden,
-        parity=read.parity,
-        build=read.build or Build(),
-        files=read.files,
-    )
+    parts = (read, read.modalities, read.preprocess)
+    found = {one.name: getattr(part, one.name) for part in parts for one in fields(part)} | {
+        "task": TASKS[read.task.type](labels=read.task.labels, threshold=read.task.threshold),  # type: ignore[arg-type]
+        "missing": read.preprocess.missing or (),
+        "build": read.build or Build(),
+    }
+    manifest = Manifest(**{one.name: found[one.name] for one in fields(Manifest)})
     check_consistent(manifest, where)
     return manifest
 
@@ -97,9 +83,8 @@ def _check_schema(schema: object, where: str) -> None:
         todo = "the bundle was written by a newer release: pip install --upgrade mope-deploy"
     elif isinstance(schema, int) and schema > 0:
         todo = "the bundle was written by an older release: export it again"
-    raise BundleError(
-        f"{where}.schema", received=shown(schema), expected=f"{SCHEMA}, the one that this release reads", todo=todo
-    )
+    expected = f"{SCHEMA}, the one that this release reads"
+    raise BundleError(f"{where}.schema", received=shown(schema), expected=expected, todo=todo)
 
 
 # What the file nests and :class:`Manifest` does not.

@@ -16,30 +16,6 @@ from mope_deploy.fields import FieldError, Number, between, check_distinct, choi
 from mope_deploy.preprocess import MODALITIES, AudioSpec, ImageSpec, Tensors, TextSpec, VideoSpec, tensors_of
 from mope_deploy.task import MultiLabel, SingleLabel
 
-__all__ = [
-    "FORMAT",
-    "MANIFEST",
-    "MAX_THREADS",
-    "PRECISIONS",
-    "SCHEMA",
-    "Build",
-    "Cpu",
-    "Digest",
-    "FileEntry",
-    "FileName",
-    "Gate",
-    "Golden",
-    "Graph",
-    "Manifest",
-    "Parity",
-    "Part",
-    "Routing",
-    "TensorSpec",
-    "Tolerance",
-    "conditions_name",
-    "y_name",
-]
-
 FORMAT = "mope-bundle"
 SCHEMA = 3
 MANIFEST = "manifest.json"

@@ -122,8 +122,8 @@ class AudioSpec:
             float32 (S,), or of a spectrogram (M, T).
 
         Raises:
-            MediaError: one line naming the file: missing, empty, not sound that can be read, without samples, with
-                NaN, outside the stated limits.
+            MediaError: one line naming the file: missing, empty, not sound that can be read, cut short, without
+                samples, with NaN, outside the stated limits.
             MissingExtraError: a file is to be read and soundfile is not installed.
         """
         waveform = read_waveform(source, seconds=self.max_seconds, target=self.sample_rate)
@@ -168,10 +168,7 @@ class Read(Waveform):
 def read_waveform(source: AudioSource, *, seconds: float, target: int) -> Read:
     """The first ``seconds`` of a clip, and what resampling to ``target`` Hz reads behind them; never more.
 
-    Raises:
-        MediaError: one line naming the file: missing, empty, not sound that can be read, cut short, without samples,
-            with NaN, outside the stated limits.
-        MissingExtraError: a file is to be read and soundfile is not installed.
+    Raises as :meth:`AudioSpec.load`.
     """
     if isinstance(source, Waveform):
         return _from_memory(source)
@@ -182,12 +179,10 @@ def read_waveform(source: AudioSource, *, seconds: float, target: int) -> Read:
     soundfile = require("soundfile", extra="audio", purpose="reading audio")
     try:
         with soundfile.SoundFile(os.fspath(source)) as file:
-            _check_limits(file.samplerate, file.channels, name)
-            wanted = math.ceil(seconds * file.samplerate) + support(file.samplerate, target) + 1
-            wanted = max(wanted, 1)
+            rate, total, exact = file.samplerate, file.frames, file.format in _EXACT_FORMATS
+            _check_limits(rate, file.channels, name)
+            wanted = max(math.ceil(seconds * rate) + support(rate, target) + 1, 1)
             samples = file.read(wanted, dtype="float32", always_2d=True)
-            total, exact = file.frames, file.format in _EXACT_FORMATS
-            rate = file.samplerate
     except soundfile.SoundFileError as error:
         raise MediaError(
             f"{name} is not audio that can be read",
@@ -206,11 +201,8 @@ def _from_memory(source: Waveform) -> Read:
     if samples.dtype == np.int16:
         samples = samples.astype(np.float32) / np.float32(32768)
     if samples.dtype.kind != "f" or samples.ndim not in (1, 2):
-        raise MediaError(
-            name,
-            received=f"{samples.dtype} {samples.shape}",
-            expected="float in ±1 or int16, (samples,) or (samples, channels)",
-        )
+        expected = "float in ±1 or int16, (samples,) or (samples, channels)"
+        raise MediaError(name, received=f"{samples.dtype} {samples.shape}", expected=expected)
     if samples.ndim == 1:
         samples = samples[:, None]
     if isinstance(source.rate, bool) or not isinstance(source.rate, int | np.integer):
@@ -223,11 +215,9 @@ def _from_memory(source: Waveform) -> Read:
 
 def _check_limits(rate: int, channels: int, name: str) -> None:
     if not (RATES[0] <= rate <= RATES[1] and 1 <= channels <= MAX_CHANNELS):
-        raise MediaError(
-            f"{name} is outside the limits",
-            received=f"{channels:,} channels at {rate:,} Hz",
-            expected=f"1 to {MAX_CHANNELS} channels at {RATES[0]:,} to {RATES[1]:,} Hz",
-        )
+        expected = f"1 to {MAX_CHANNELS} channels at {RATES[0]:,} to {RATES[1]:,} Hz"
+        received = f"{channels:,} channels at {rate:,} Hz"
+        raise MediaError(f"{name} is outside the limits", received=received, expected=expected)
 
 
 def _check_samples(samples: NDArray[np.float32], name: str) -> None:

@@ -13,13 +13,14 @@ from functools import cached_property
 from typing import Annotated, Any
 
 import numpy as np
+from msgspec import json
 from numpy.typing import NDArray
 
 from mope_deploy.errors import ConfigError, UsageError
-from mope_deploy.fields import MAY_LACK, check_distinct, choice, decode, length
+from mope_deploy.fields import MAY_LACK, check_distinct, choice, decode, length, twice
 from mope_deploy.preprocess.audio import AudioSource, AudioSpec
 from mope_deploy.preprocess.image import ImageSource, ImageSpec, normalise
-from mope_deploy.preprocess.shared import Notice, Tensors, jsonable
+from mope_deploy.preprocess.shared import Notice, Tensors
 from mope_deploy.preprocess.text import TextReader, TextSpec, check_text
 from mope_deploy.preprocess.video import VideoSource, VideoSpec
 
@@ -65,11 +66,8 @@ class Preprocessing:
     """Everything between raw inputs and the model's named arrays.
 
     Args:
-        image: how images are prepared, if the model reads any.
-        text: how texts are prepared, if the model reads any.
+        image, text, audio, video: how each is prepared; None where the model does not read it.
         tokenizer: the JSON text of ``tokenizer.json``, there if and only if ``text`` is.
-        audio: how sound is prepared, if the model reads any.
-        video: how video is prepared, if the model reads any.
         missing: modalities that a sample may lack; the model has a learned stand-in for each.
     """
 
@@ -84,12 +82,9 @@ class Preprocessing:
         if (self.text is None) != (self.tokenizer is None):
             raise ConfigError("preprocessing of text needs both a text specification and a tokenizer")
         unknown = [name for name in self.missing if name not in self.modalities]
-        if unknown or len(set(self.missing)) != len(self.missing):
-            raise ConfigError(
-                "modalities that may be missing",
-                received=", ".join(self.missing),
-                expected=f"some of {', '.join(self.modalities)}, once each",
-            )
+        if unknown or twice(self.missing) is not None:
+            received, expected = ", ".join(self.missing), f"some of {', '.join(self.modalities)}, once each"
+            raise ConfigError("modalities that may be missing", received=received, expected=expected)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -105,7 +100,8 @@ class Preprocessing:
         """JSON-ready; the tokenizer is not in it, it travels as a file of its own."""
         found = {one.name: getattr(self, one.name) or None for one in fields(Specs)}
         optional = {one.name for one in fields(Specs) if one.metadata == MAY_LACK}
-        return jsonable({name: spec for name, spec in found.items() if spec is not None or name not in optional})
+        given = {name: spec for name, spec in found.items() if spec is not None or name not in optional}
+        return json.decode(json.encode(given))
 
     @classmethod
     def from_dict(cls, value: object, *, tokenizer: str | None = None, where: str = "preprocess") -> Preprocessing:
@@ -179,11 +175,7 @@ class Preprocessing:
         return self._texts.encode(texts, pad_to=pad_to, on_truncate=on_truncate)
 
     def check_text(self, text: object) -> str:
-        """Return ``text`` if :meth:`encode_text` would take it.
-
-        Raises:
-            MediaError: as :meth:`encode_text`.
-        """
+        """Return ``text`` if :meth:`encode_text` would take it; else raises as that does."""
         return self._texts.check(text)
 
     def check_tokenizer(self) -> None:
@@ -217,11 +209,9 @@ class Preprocessing:
         arrays: dict[str, NDArray[Any]] = {}
         for name in self.modalities:
             items = [sample.get(name) for sample in samples]
-            ready = [
-                item if item is None or name == "text" or isinstance(item, np.ndarray) else self.load(name, item)
-                for item in items
-            ]
-            arrays |= self.arrays(name, ready, pad_to=pad_to, on_truncate=on_truncate)
+            if name != "text":
+                items = [one if one is None or isinstance(one, np.ndarray) else self.load(name, one) for one in items]
+            arrays |= self.arrays(name, items, pad_to=pad_to, on_truncate=on_truncate)
         return arrays
 
     def arrays(
@@ -247,20 +237,17 @@ class Preprocessing:
         """
         present = np.array([item is not None for item in items], np.int64)
         if modality not in self.missing and not present.all():
-            raise UsageError(
-                f"{modality} is missing", expected="one in every sample: this model has no stand-in for it"
-            )
+            expected = "one in every sample: this model has no stand-in for it"
+            raise UsageError(f"{modality} is missing", expected=expected)
         if modality == "text":
             made: dict[str, Any] = dict(self.encode_text(items, pad_to=pad_to, on_truncate=on_truncate))
         else:
             made = self._spec(modality).batch(items)
-        if modality in self.missing:
-            made[present_name(modality)] = present
-        return made
+        return made | ({present_name(modality): present} if modality in self.missing else {})
 
     @cached_property
     def _texts(self) -> TextReader:
-        spec: TextSpec = self._spec("text")
+        spec = self._spec("text")
         assert self.tokenizer is not None
         return TextReader(spec, self.tokenizer)
 

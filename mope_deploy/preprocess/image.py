@@ -18,7 +18,7 @@ import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,24 +38,10 @@ BACKGROUND = (255, 255, 255)  # what transparent pixels are composited on
 
 # EPS would run Ghostscript, and rarely used decoders are where decoders have their holes: only these are ever tried.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-_FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "box": Image.Resampling.BOX,
-    "hamming": Image.Resampling.HAMMING,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+_FILTERS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 _EXIF_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
+_UPRIGHT = {orientation: Image.Transpose[name] for orientation, name in enumerate(_TURNS, start=2)}
 
 _Mean = Annotated[float, between(0, 1)]
 _Std = Annotated[float, between(1e-6, 1e3)]
@@ -100,17 +86,17 @@ class ImageSpec:
         if channels != 3:
             raise ConfigError("the image encoder's input", received=f"{channels} channels", expected="3 (RGB)")
         crop = config["crop_pct"]
-        spec = cls(
-            height=height,
-            width=width,
-            resize_height=math.floor(height / crop),
-            resize_width=math.floor(width / crop),
-            crop_mode=config.get("crop_mode") or "center",
-            interpolation=config["interpolation"],
-            mean=tuple(config["mean"]),
-            std=tuple(config["std"]),
-        )
-        return cls.from_dict(asdict(spec), where="the image encoder's transform")
+        spec = {
+            "height": height,
+            "width": width,
+            "resize_height": math.floor(height / crop),
+            "resize_width": math.floor(width / crop),
+            "crop_mode": config.get("crop_mode") or "center",
+            "interpolation": config["interpolation"],
+            "mean": tuple(config["mean"]),
+            "std": tuple(config["std"]),
+        }
+        return cls.from_dict(spec, where="the image encoder's transform")
 
     @classmethod
     def from_dict(cls, value: object, *, where: str = "image") -> ImageSpec:
@@ -157,11 +143,8 @@ class ImageSpec:
 def normalise(images: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.float32]:
     """uint8 (…, H, W, 3) as :meth:`ImageSpec.load` returns them → float32 (…, 3, H, W), ``(x / 255 - mean) / std``."""
     if images.dtype != np.uint8 or images.ndim < 4 or images.shape[-3:] != (spec.height, spec.width, 3):
-        raise UsageError(
-            "images to normalise",
-            received=f"{images.dtype} {images.shape}",
-            expected=f"uint8 (B, {spec.height}, {spec.width}, 3) from load_image",
-        )
+        expected = f"uint8 (B, {spec.height}, {spec.width}, 3) from load_image"
+        raise UsageError("images to normalise", received=f"{images.dtype} {images.shape}", expected=expected)
     # One float32 rounding per step and in this order: what torchvision's ToTensor and Normalize do.
     x = np.ascontiguousarray(np.moveaxis(images, -1, -3)).astype(np.float32)  # (…, 3, H, W)
     x /= np.float32(255)
@@ -174,23 +157,16 @@ def _open(source: ImageSource, name: str) -> Image.Image:
     """A decoded Pillow image whose size is within the limits."""
     if isinstance(source, np.ndarray):
         return _from_array(source, name)
-    if isinstance(source, Image.Image):
-        image = source
-    elif isinstance(source, str | os.PathLike):
-        image = _open_file(Path(source), name)
-    else:
-        raise MediaError(
-            "image", received=type(source).__name__, expected="a path, a Pillow image or a uint8 array (H, W, 3)"
-        )
+    if not isinstance(source, Image.Image | str | os.PathLike):
+        expected = "a path, a Pillow image or a uint8 array (H, W, 3)"
+        raise MediaError("image", received=type(source).__name__, expected=expected)
+    image = source if isinstance(source, Image.Image) else _open_file(Path(source), name)
+    check_size(*image.size, name)
     try:
-        check_size(*image.size, name)
         image.load()
-    except MediaError:
-        raise
     except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
-        raise MediaError(
-            f"{name} cannot be decoded", received=one_line(error), expected="a complete image file"
-        ) from error
+        what, received = f"{name} cannot be decoded", one_line(error)
+        raise MediaError(what, received=received, expected="a complete image file") from error
     return image
 
 
@@ -211,17 +187,15 @@ _LIMITS = f"1 to {MAX_SIDE:,} pixels a side and at most {MAX_PIXELS // 1_000_000
 
 def check_size(width: int, height: int, name: str) -> None:
     if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE and width * height <= MAX_PIXELS):
-        raise MediaError(
-            f"{name} is outside the limits of size", received=f"{width:,} x {height:,} pixels", expected=_LIMITS
-        )
+        received = f"{width:,} x {height:,} pixels"
+        raise MediaError(f"{name} is outside the limits of size", received=received, expected=_LIMITS)
 
 
 def _from_array(array: NDArray[np.uint8], name: str) -> Image.Image:
     shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
     if array.dtype != np.uint8 or not shaped:
-        raise MediaError(
-            name, received=f"{array.dtype} {array.shape}", expected="uint8 (H, W), (H, W, 3) RGB or (H, W, 4) RGBA"
-        )
+        expected = "uint8 (H, W), (H, W, 3) RGB or (H, W, 4) RGBA"
+        raise MediaError(name, received=f"{array.dtype} {array.shape}", expected=expected)
     check_size(array.shape[1], array.shape[0], name)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
@@ -236,20 +210,16 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         wide = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise MediaError(
-            f"{name} has 32-bit {'float' if image.mode == 'F' else 'integer'} pixels, whose range is unknown",
-            expected="8 or 16 bits",
-            todo="convert it first",
-        )
+        what = f"{name} has 32-bit {'float' if image.mode == 'F' else 'integer'} pixels, whose range is unknown"
+        raise MediaError(what, expected="8 or 16 bits", todo="convert it first")
     try:
         if image.has_transparency_data:
             ground = Image.new("RGBA", image.size, (*BACKGROUND, 255))
             return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
         return image.convert("RGB")
     except Exception as error:  # a colour space without a conversion, a damaged palette
-        raise MediaError(
-            f"{name} cannot be converted to RGB", received=f"mode {image.mode}: {one_line(error)}"
-        ) from error
+        received = f"mode {image.mode}: {one_line(error)}"
+        raise MediaError(f"{name} cannot be converted to RGB", received=received) from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -285,7 +255,7 @@ def fit(image: Image.Image, spec: ImageSpec, name: str) -> NDArray[np.uint8]:
             todo="crop it first",
         )
     if (new_w, new_h) != (width, height):
-        image = image.resize((new_w, new_h), _FILTERS[spec.interpolation])
+        image = image.resize((new_w, new_h), Image.Resampling[spec.interpolation.upper()])
     fill = tuple(round(255 * m) for m in spec.mean) if spec.crop_mode == "border" else (0, 0, 0)
     return _center_crop(np.asarray(image), spec.height, spec.width, fill)
 
@@ -295,8 +265,7 @@ def _center_crop(pixels: NDArray[np.uint8], height: int, width: int, fill: tuple
     h, w, _ = pixels.shape
     if h < height or w < width:
         top, left = max(height - h, 0) // 2, max(width - w, 0) // 2
-        padded = np.empty((max(h, height), max(w, width), 3), np.uint8)
-        padded[:] = fill
+        padded = np.full((max(h, height), max(w, width), 3), fill, np.uint8)
         padded[top : top + h, left : left + w] = pixels
         pixels, (h, w) = padded, padded.shape[:2]
     top, left = round((h - height) / 2), round((w - width) / 2)

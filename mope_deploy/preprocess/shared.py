@@ -5,21 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from mope_deploy.errors import MediaError
 
-__all__ = ["Notice", "Tensors", "check_file", "describe", "jsonable", "one_line"]
+__all__ = ["Notice", "Tensors", "check_file", "describe", "one_line"]
 
 Tensors = dict[str, tuple[str, tuple[int | str, ...]]]  # name → dtype and axes: sizes, or names of those that vary
 Notice = Callable[[str], None]  # told what a user should know about an input that was used all the same
-
-
-def jsonable(spec: object) -> Any:
-    """A specification as JSON has it: dictionaries and lists."""
-    return msgspec.json.decode(msgspec.json.encode(spec))
 
 
 def describe(kind: str, source: object) -> str:

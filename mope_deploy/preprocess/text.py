@@ -65,11 +65,8 @@ class TextReader:
             raise ConfigError(f"tokenizer.json cannot be read: {error}") from error
         self._special = self._tokenizer.num_special_tokens_to_add(False)
         if spec.max_length <= self._special:
-            raise ConfigError(
-                "text.max_length",
-                received=spec.max_length,
-                expected=f"more than the tokenizer's {self._special} special tokens",
-            )
+            expected = f"more than the tokenizer's {self._special} special tokens"
+            raise ConfigError("text.max_length", received=spec.max_length, expected=expected)
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(spec.max_length)
 
@@ -79,8 +76,7 @@ class TextReader:
         Raises:
             MediaError: it has none, or :func:`check_text` refuses it.
         """
-        checked = check_text(text)
-        self._encode(checked)
+        self._encode(checked := check_text(text))
         return checked
 
     def encode(
@@ -108,24 +104,19 @@ class TextReader:
             rows.append(encoding.ids)
         longest = max(map(len, rows))
         if pad_to is not None and not longest <= pad_to <= self.spec.max_length:
-            raise UsageError(
-                "pad_to", received=pad_to, expected=f"{longest} (the longest text here) to {self.spec.max_length}"
-            )
+            expected = f"{longest} (the longest text here) to {self.spec.max_length}"
+            raise UsageError("pad_to", received=pad_to, expected=expected)
         length = pad_to or longest
-        ids = np.full((len(rows), length), self.spec.pad_id, np.int64)  # (B, T)
-        mask = np.zeros((len(rows), length), np.int64)  # (B, T)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = row
-            mask[i, : len(row)] = 1
+        ids = np.array([row + [self.spec.pad_id] * (length - len(row)) for row in rows], np.int64)  # (B, T)
+        mask = (np.arange(length) < np.array([[len(row)] for row in rows])).astype(np.int64)  # (B, T)
         return {"input_ids": ids, "attention_mask": mask}
 
     def _encode(self, text: str) -> Encoding:
         try:
             encoding = _rust(self._tokenizer.encode, text)
         except _TokenizerError as error:  # an unknown word and no token for such, say
-            raise MediaError(
-                "text cannot be tokenised", received=f"{shown(text)}: {error}", todo="is tokenizer.json complete?"
-            ) from error
+            received, todo = f"{shown(text)}: {error}", "is tokenizer.json complete?"
+            raise MediaError("text cannot be tokenised", received=received, todo=todo) from error
         if len(encoding.ids) <= self._special:
             raise MediaError("text has no tokens", received=shown(text), expected="at least one word")
         return encoding
@@ -156,17 +147,13 @@ def check_text(text: object) -> str:
     if not text.strip():
         raise MediaError("text is empty", expected="at least one word")
     if len(text) > MAX_TEXT_CHARS:
-        raise MediaError(
-            "text is too long", received=f"{len(text):,} characters", expected=f"at most {MAX_TEXT_CHARS:,}"
-        )
+        received = f"{len(text):,} characters"
+        raise MediaError("text is too long", received=received, expected=f"at most {MAX_TEXT_CHARS:,}")
     if "\0" in text:
         raise MediaError(f"text holds a NUL character at position {text.index(chr(0)):,}", todo="remove it")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise MediaError(
-            f"text holds half of a surrogate pair at position {error.start:,}",
-            expected="valid Unicode",
-            todo="remove it",
-        ) from error
+        what = f"text holds half of a surrogate pair at position {error.start:,}"
+        raise MediaError(what, expected="valid Unicode", todo="remove it") from error
     return text

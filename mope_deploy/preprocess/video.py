@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -121,9 +121,8 @@ def _decoded(path: Path, spec: VideoSpec, name: str, on_notice: Notice) -> list[
     except MediaError:
         raise
     except Exception as error:  # PyAV has an exception for each of ffmpeg's codes
-        raise MediaError(
-            f"{name} cannot be decoded", received=one_line(error), expected="a complete video file"
-        ) from error
+        what, received = f"{name} cannot be decoded", one_line(error)
+        raise MediaError(what, received=received, expected="a complete video file") from error
     if not seen:
         raise MediaError(f"{name} has no frames that can be decoded")
     if cut:
@@ -139,10 +138,8 @@ def _packets(av: Any, path: Path, spec: VideoSpec, name: str) -> tuple[int, bool
         for packet in container.demux(stream):
             if not packet.size:
                 continue
-            if (
-                packet.pts is not None
-                and float((packet.pts - (stream.start_time or 0)) * packet.time_base) >= spec.max_seconds
-            ):
+            start = stream.start_time or 0
+            if packet.pts is not None and float((packet.pts - start) * packet.time_base) >= spec.max_seconds:
                 cut = True
                 continue
             total += 1
@@ -156,24 +153,17 @@ def _pick(
 ) -> tuple[dict[int, NDArray[np.uint8]], int]:
     """Decode the first ``max_seconds`` and keep the wanted frames; (frame by number, frames in all)."""
     found: dict[int, NDArray[np.uint8]] = {}
-    seen = 0
+    seen, first = 0, None
     with av.open(os.fspath(path)) as container:
-        for frame in _frames(container, spec, name):
+        for frame in container.decode(_stream(container, name)):
+            if frame.time is not None:
+                first = frame.time if first is None else first
+                if frame.time - first >= spec.max_seconds:
+                    break
             if seen in wanted:
                 found[seen] = _upright(frame.to_ndarray(format="rgb24"), getattr(frame, "rotation", 0))
             seen += 1
     return found, seen
-
-
-def _frames(container: Any, spec: VideoSpec, name: str) -> Iterator[Any]:
-    stream = _stream(container, name)
-    first = None
-    for frame in container.decode(stream):
-        if frame.time is not None:
-            first = frame.time if first is None else first
-            if frame.time - first >= spec.max_seconds:
-                return
-        yield frame
 
 
 def _stream(container: Any, name: str) -> Any:
