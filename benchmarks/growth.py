@@ -55,7 +55,8 @@ def _curve(workshop: Workshop, quantity: str) -> Curve:
         for name, top_k in (("dense", 0),) if settings.few else (("dense", 0), ("top-1", 1)):
             calls = {}  # of one series at a time: gigabytes
             for value in values:
-                spec = replace(Spec(top_k=top_k), **{"experts" if quantity == "K" else "prompt_length": value})
+                spec = Spec(top_k=top_k)
+                spec = replace(spec, experts=value) if quantity == "K" else replace(spec, prompt_length=value)
                 calls[f"{name}, {value}"] = partial(workshop.open(spec), workshop.feeds(spec, batch=1))
             found |= compare(calls, settings, samples=1)
     series: dict[str, tuple[dict[str, float], ...]] = {}

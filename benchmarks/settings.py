@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 __all__ = ["FORMS", "SIZES", "TEXT_LENGTH", "Settings", "Size", "Spec"]
 
 TEXT_LENGTH = 32  # tokens, as the targets say
-FORMS = ("token", "prefix")
+FORMS: tuple[Literal["prefix", "token"], ...] = ("token", "prefix")
 
 
 @dataclass(frozen=True)
