@@ -78,21 +78,8 @@ def export_bundle(
         target: the folder to make.
         data: JSONL of real samples; a run folder brings its own.
         name: what the bundle calls itself; default: the run's name.
-        precisions: of the graphs: fp32, fp16, bf16, int8, int8-dynamic; the first is what runs by default.
-        opset: of the standard operators, 17 to 20.
-        fold: how prompts enter the layers: auto, tables, gram, mixed, none or token (docs/export.md).
-        fuse: also write a variant fused for ONNX Runtime.
-        routing: whether the graphs have the output ``routing``.
-        samples: real samples the parity gate compares on; None for as many as give it 128 logits.
-        gate_samples: real samples that precisions below fp32 are judged on; fewer if there are fewer.
         calibration: JSONL of real samples that int8 reads its ranges from; default: the run's training split.
-        calibration_samples: how many of them.
-        overwrite: replace a bundle at the target.
-        seed: of the generated batches and of the choice of samples.
-        split: every graph in several files: the complementary encoders, and all that depends on one of them alone, as
-            graphs of their own.
-        cpu_threads: of sessions on a CPU, unless the device says otherwise; None for as many as the process may use.
-        cpu_arena: whether such sessions keep memory for their next run.
+        precisions, opset, …: as :class:`export.options.Options` describes them.
 
     Returns:
         The bundle's folder.

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from rich.table import Table
 
 from mope_deploy.errors import ParityError
 
-__all__ = ["InterfaceCheck", "json_safe", "percent", "require", "verdict", "wrong"]
+__all__ = ["InterfaceCheck", "json_safe", "percent", "require", "table_of", "verdict", "wrong"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,17 @@ def wrong(checks: Sequence[InterfaceCheck]) -> list[str]:
     return [
         f"{check.what}: received {check.received}, expected {check.expected}" for check in checks if not check.passed
     ]
+
+
+def table_of(title: str, required: str, interface: Sequence[InterfaceCheck]) -> Table:
+    """For a terminal, one line a check: so far what is wrong with the interface."""
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    for column in ("check", "compared", "result", required, ""):
+        table.add_column(column, justify="left" if column == "check" else "right")
+    for check in interface:
+        if not check.passed:
+            table.add_row(check.what, "", check.received, check.expected, verdict(False))
+    return table
 
 
 def percent(share: float) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,22 @@ from numpy.typing import NDArray
 from export.gate.cases import Case
 from mope_deploy.model import MoPE
 
-__all__ = ["Reference", "eager_outputs", "in_float64", "largest_difference"]
+__all__ = ["Batch", "Reference", "eager_outputs", "in_float64", "largest_difference"]
 
 Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch, and :func:`eager_outputs` of it."""
+
+    case: Case
+    eager: dict[str, NDArray[Any]]
+
+    @property
+    def feeds(self) -> dict[str, NDArray[Any]]:
+        """Input arrays by name."""
+        return self.case.inputs
 
 
 def eager_outputs(model: MoPE, inputs: Arrays) -> dict[str, NDArray[Any]]:

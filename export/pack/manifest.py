@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -35,12 +36,9 @@ def graph_entry(work: Work, variant: Variant, golden: Golden) -> Graph:
     measured = _golden_errors(work, variant, golden) if variant.lowered is not None else _parity_errors(work)
     least, factor = GOLDEN_TOLERANCE[variant.precision], GOLDEN_FACTOR[variant.precision]
     allowed = {name: min(1.0, max(least, factor * measured.get(name, 0.0))) for name in ("logits", "routing")}
-    return describe(
-        variant.files[0],
-        work.final,
-        variant.part_files,
+    return replace(
+        describe(variant.files[0], work.final, variant.part_files, precision=variant.precision),
         name=variant.name,
-        precision=variant.precision,
         runs_on=variant.runs_on,
         tolerance=Tolerance(**allowed),
         gate=_gate(variant),

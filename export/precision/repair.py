@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ def lower_within_gate(
     """
     if attempts < 1:
         raise UsageError("attempts to find a file that passes", received=attempts, expected="at least 1")
-    search = _Search(lowering, judge, name, attempts=attempts, quick=quick, on_step=on_step)
+    search = _Search(lowering, judge, name, attempts, quick, on_step)
     kept, report = search.find()
     on_step(f"writing {name}")
     files = lowering.write(folder / name, keep=kept)
@@ -146,33 +146,34 @@ def lower_within_gate(
     return Lowered(tuple(files), kept, report, tuple(search.history))
 
 
+@dataclass
 class _Search:
     """See :func:`lower_within_gate`."""
 
-    def __init__(
-        self,
-        lowering: Lowering,
-        judge: Judge,
-        name: str,
-        *,
-        attempts: int,
-        quick: int,
-        on_step: Callable[[str], None],
-    ) -> None:
-        self.lowering, self.judge, self.name, self.on_step = lowering, judge, name, on_step
-        self.attempts, self.quick = attempts, quick
-        self.history: list[Attempt] = []
-        self.left = attempts
-        self.first: PrecisionReport | None = None  # of everything lowered
-        self.last: PrecisionReport | None = None
+    lowering: Lowering
+    judge: Judge
+    name: str
+    attempts: int
+    quick: int
+    on_step: Callable[[str], None]
+    history: list[Attempt] = field(default_factory=list)
+    first: PrecisionReport | None = None  # of everything lowered
+    last: PrecisionReport | None = None
+
+    @property
+    def tried(self) -> list[Attempt]:
+        """The choices, judged on all samples."""
+        return [attempt for attempt in self.history if attempt.lowered is None]
+
+    @property
+    def left(self) -> int:
+        return self.attempts - len(self.tried)
 
     def find(self) -> Choice:
         """What to keep, in graph order, and the report of that choice."""
         best = self.choice(())
         if best is None:
-            best = self.fewest_layers()
-            best = self.products_instead(best)
-            best = self.without_the_needless(best)
+            best = self.without_the_needless(self.products_instead(self.fewest_layers()))
         kept, report = best
         return self.in_graph_order(kept), report
 
@@ -255,9 +256,8 @@ class _Search:
         """
         if not self.left:
             raise self.gave_up()
-        self.left -= 1
         what = f"keeping {len(kept)} in fp32" if kept else "everything lowered"
-        self.on_step(f"{self.name}: {what} (attempt {self.attempts - self.left} of at most {self.attempts})")
+        self.on_step(f"{self.name}: {what} (attempt {len(self.tried) + 1} of at most {self.attempts})")
         self.last = report = self.judged(kept, None)
         self.first = self.first or report
         self.note(report, kept=self.in_graph_order(kept))
@@ -293,8 +293,7 @@ class _Search:
         """What was tried, and what the last attempt was missing."""
         assert self.last is not None
         problems = "; ".join(self.last.problems()[:4])
-        tried = [attempt for attempt in self.history if attempt.lowered is None]
-        precision = self.lowering.precision
+        precision, tried = self.lowering.precision, self.tried
         most = max(tried, key=lambda attempt: len(attempt.kept))
         if not most.kept:
             return ParityError(f"{self.name} does not pass in {precision}: {problems}")
