@@ -84,19 +84,25 @@ def describe(
 
 
 def open_files(
-    graph: Graph, file: Path, parts: Sequence[Path] = (), *, cpu: CpuSettings | None = None, spinning: bool = False
+    file: Path,
+    config: MoPEExporterConfig,
+    parts: Sequence[Path] = (),
+    *,
+    precision: str = "fp32",
+    cpu: CpuSettings | None = None,
+    spinning: bool = False,
 ) -> Session:
     """A fresh session on the CPU.
 
     Args:
-        graph: what :func:`describe` says about the files.
-        file, parts: where they are.
+        file, config, parts, precision: see :func:`describe`.
         cpu: how a device sets its session up; by default as one whose bundle says nothing.
         spinning: whether idle threads spin, as a device's do. No value depends on it, and beside PyTorch it is slow.
 
     Raises:
         EngineError: ONNX Runtime refuses a file, or it has other inputs or outputs.
     """
+    graph = describe(file, config, parts, precision=precision)
     settings = replace(cpu or cpu_settings(), spinning=spinning)
 
     def open_one(path: Path, described: Graph) -> Session:
@@ -143,9 +149,8 @@ def run_checked(
     """
     opened: list[InterfaceCheck] = []
     try:
-        graph = describe(file, config, parts, precision=precision)
         opened = _interface([_header(path).graph for path in (file, *parts)], config)
-        session = open_files(graph, file, parts, cpu=cpu)
+        session = open_files(file, config, parts, precision=precision, cpu=cpu)
     except EngineError as error:
         return [], [*opened, InterfaceCheck("loading in ONNX Runtime", str(error), "a session")], []
     runs: list[Run] = []

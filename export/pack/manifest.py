@@ -108,8 +108,7 @@ def _parity_errors(work: Work) -> dict[str, float]:
 
 def _golden_errors(work: Work, variant: Variant, golden: Golden) -> dict[str, float]:
     """``logits``: max|a − b| / max|b|; ``routing``: max|a − b|, as :mod:`mope_deploy.engines.golden` measures them."""
-    graph = describe(variant.runnable, work.final, precision=variant.precision)
-    session = open_files(graph, variant.runnable, cpu=work.cpu)
+    session = open_files(variant.runnable, work.final, precision=variant.precision, cpu=work.cpu)
     found = session.run(golden.inputs)
     errors = {name: float(np.abs(array - golden.outputs[name]).max()) for name, array in found.items()}
     errors["logits"] /= max(float(np.abs(golden.outputs["logits"]).max()), float(np.finfo(np.float32).tiny))
