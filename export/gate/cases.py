@@ -25,7 +25,7 @@ _SHORTEST = 3  # tokens: one word between two special ones
 _REAL_BATCH = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One batch that both sides compute.
 

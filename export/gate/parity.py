@@ -11,6 +11,7 @@ counted and listed.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from export.gate.cases import Case, generated_cases, sample_cases
 from export.gate.device import Run, origin, run_checked
 from export.gate.parity_report import CEILING, Decisions, NearTie, ParityReport, Rounding, ValueCheck
-from export.gate.reference import Batch, Reference, eager_outputs, in_float64, largest_difference
+from export.gate.reference import Batch, eager_outputs, in_float64, largest_difference
 from export.graph.exporter_config import MoPEExporterConfig
 from export.limits import MIN_VALUES
 from mope_deploy.data import Sample
@@ -67,15 +68,16 @@ class ParityGate:
         on_step: Callable[[str], None] = lambda _: None,
         on_report: Callable[[ParityReport], None] = lambda _: None,
     ) -> None:
-        self.reference = Reference(model)
+        self.model = model
         self.cases = [*generated_cases(config.graph, seed=seed), *sample_cases(model.preprocessing, samples)]
         self.cpu, self.on_step, self.on_report = cpu, on_step, on_report
+        self._eager = functools.cache(lambda case: eager_outputs(model, case.inputs))
         self.reports: dict[str, ParityReport] = {}
 
     def compare(self, name: str, file: Path, config: MoPEExporterConfig, parts: Sequence[Path] = ()) -> ParityReport:
         """Compare one file, or the ``parts`` and the main file of a graph, with the model and keep the report."""
         shown = self._shown(file.name)
-        report = measure(self.reference.model, file, config, shown, reference=self.reference, parts=parts, cpu=self.cpu)
+        report = measure(self.model, file, config, shown, eager=self._eager, parts=parts, cpu=self.cpu)
         self.reports[name] = report
         self.on_report(report)
         return report
@@ -92,7 +94,7 @@ def measure(
     config: MoPEExporterConfig,
     cases: Iterable[Case],
     *,
-    reference: Reference | None = None,
+    eager: Callable[[Case], Arrays] | None = None,
     parts: Sequence[Path] = (),
     cpu: CpuSettings | None = None,
 ) -> ParityReport:
@@ -103,12 +105,11 @@ def measure(
         file: the graph as saved, loaded here from disk.
         config: what the graph was asked to be: inputs, outputs, axes, tolerance.
         cases: the batches.
-        reference: of ``model``, to compute its outputs once for several files.
+        eager: what ``model`` computes for a batch, to compute it once for several files.
         parts: of a graph in several files the others; the report's hash is that of ``file``.
         cpu: how a device sets its session up; see :func:`export.gate.device.open_files`.
     """
-    reference = reference or Reference(model)
-    batches = (Batch(case, reference.outputs(case)) for case in cases)
+    batches = (Batch(case, eager(case) if eager else eager_outputs(model, case.inputs)) for case in cases)
     runs, opened, ran = run_checked(file, config, batches, parts, cpu=cpu)
     header = origin(file, parts) | {"tolerance": config.tolerance, "interface": (*opened, *ran)}
     if not runs:
