@@ -107,12 +107,12 @@ def export_bundle(
     if isinstance(model, MoPE):
         if data is None:
             raise UsageError("a model comes without data to check the export on", todo="give data=…, a JSONL file")
-        ranges = Path(calibration or data)
-        return export_model(model, Path(target), data=Path(data), calibration=ranges, options=options).bundle.path
-    source = find_source(model, data=data)
-    options = replace(options, name=name or source.name)
-    ranges = Path(calibration or source.calibration)
-    return export_model(source.load(), Path(target), data=source.data, calibration=ranges, options=options).bundle.path
+        ranges = calibration or data
+    else:
+        source = find_source(model, data=data)
+        options = replace(options, name=name or source.name)
+        model, data, ranges = source.load(), source.data, calibration or source.calibration
+    return export_model(model, Path(target), data=Path(data), calibration=Path(ranges), options=options).bundle.path
 
 
 def export_model(
@@ -129,10 +129,7 @@ def export_model(
     """:func:`export_bundle` on a loaded model.
 
     Args:
-        model: stays as it is.
-        target: the folder to make.
-        data: JSONL of real samples to compare on.
-        calibration: JSONL of real samples to read ranges from.
+        model, target, data, calibration: as there.
         options: how to export.
         on_step: called with a few words before each step.
         on_report: called with each report of a gate, passed or not.

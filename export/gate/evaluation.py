@@ -104,10 +104,8 @@ class Evaluation:
 
 
 def _check_labels(samples: Sequence[Sample], labels: Sequence[str]) -> None:
-    known = set(labels)
+    expected = f"one of {', '.join(labels[:10])}"
     for sample in samples:
         for name in (sample.label,) if isinstance(sample.label, str) else sample.label or ():
-            if name not in known:
-                raise DataError(
-                    f"{sample.where}: unknown label", received=repr(name), expected=f"one of {', '.join(labels[:10])}"
-                )
+            if name not in labels:
+                raise DataError(f"{sample.where}: unknown label", received=repr(name), expected=expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -144,7 +145,7 @@ class PrecisionReport:
     @property
     def routing(self) -> Share:
         """The top expert, over all layers."""
-        return Share(sum(layer.compared for layer in self.experts), sum(layer.equal for layer in self.experts))
+        return _all(self.experts)
 
     @property
     def worst_layer(self) -> int | None:
@@ -256,8 +257,7 @@ class PrecisionReport:
         elif not self.routing_passed and asked.routing is not None:
             table.add_row("top expert", "0", "no output routing", f"≥ {percent(asked.routing)}", verdict(False))
         if self.selections:
-            all_layers = Share(sum(s.compared for s in self.selections), sum(s.equal for s in self.selections))
-            _add_share(table, "selected experts", all_layers, None)
+            _add_share(table, "selected experts", _all(self.selections), None)
         remarks = [_MARKS.get(self.mark, self.mark)] if self.mark else []
         if self.samples < GATE_SAMPLES:
             remarks.append(f"{self.samples:,} samples only; {GATE_SAMPLES:,} would say more")
@@ -284,6 +284,10 @@ def _add_share(table: Table, name: str, found: Share, asked: float | None) -> No
         "" if asked is None else f"≥ {percent(asked)}",
         "" if asked is None else verdict(found.share >= asked),
     )
+
+
+def _all(layers: Sequence[Share]) -> Share:
+    return Share(sum(layer.compared for layer in layers), sum(layer.equal for layer in layers))
 
 
 def _share(found: Share) -> dict[str, float | int]:

@@ -176,9 +176,7 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        checks: list[Any] = [*self.interface, *self.values, *self.decisions]
-        compared = {check.output for check in self.values} >= {"logits"} and bool(self.decisions)
-        return compared and all(check.passed for check in checks)
+        return not self.problems()
 
     @property
     def max_error(self) -> float:
@@ -203,8 +201,8 @@ class ParityReport:
                     f"{decided.different} of {decided.compared} {decided.kind} differ (first: {first.where} of row "
                     f"{first.row} of {first.batch}: {first.exported} for {first.eager})"
                 )
-        if not found and not self.passed:
-            found.append("nothing was compared")
+        if not self.decisions or not any(check.output == "logits" for check in self.values):
+            found = found or ["nothing was compared"]
         return found
 
     def to_dict(self) -> dict[str, Any]:
