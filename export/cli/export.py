@@ -27,7 +27,7 @@ from mope_deploy.targets import TARGETS, get_target
 
 if TYPE_CHECKING:
     from export.gate import ParityReport, PrecisionReport
-    from export.pipeline import Exported
+    from mope_deploy.bundle import Bundle
 
 __all__ = ["export_app"]
 
@@ -260,13 +260,13 @@ def export(
             out.print(summary_table(exported.rows))
         if "triton" in formats:
             step("writing the Triton repository")
-            repositories = _write_triton(exported, repository)
+            repositories = _write_triton(exported.bundle, repository)
     for row in exported.rows:
         if row.explanation:
             out.print(f"{row.graph}: {row.explanation}", markup=False)
         if row.parts:
             out.print(f"{row.graph} in parts: {row.parts}", markup=False)
-    _print_result(exported, source, target, seconds=time.monotonic() - started)
+    _print_result(exported.bundle, source, target, seconds=time.monotonic() - started)
     if "triton" in formats:
         print_rows({"triton": ", ".join(map(str, repositories))})
     return 0
@@ -290,28 +290,26 @@ def _check_used(what: str, used: bool, given: Mapping[str, object]) -> None:
             raise UsageError(f"{option} is for {what}, and would change nothing here", todo="leave it out")
 
 
-def _write_triton(exported: Exported, repository: Path) -> list[Path]:
+def _write_triton(bundle: Bundle, repository: Path) -> list[Path]:
     """A model for every graph that the server's ONNX Runtime takes."""
     from export.pack.triton import model_name, write_repository
 
-    bundle = exported.bundle
-    graphs = [graph.name for graph in bundle.manifest.graphs if graph.takes("onnxruntime")]
     return [
-        write_repository(bundle, repository, graph=graph, name=model_name(bundle) + graph.removeprefix("model"))
-        for graph in graphs
+        write_repository(
+            bundle, repository, graph=graph.name, name=model_name(bundle) + graph.name.removeprefix("model")
+        )
+        for graph in bundle.manifest.graphs
+        if graph.takes("onnxruntime")
     ]
 
 
-def _print_result(exported: Exported, source: Source, target: Path, *, seconds: float) -> None:
+def _print_result(bundle: Bundle, source: Source, target: Path, *, seconds: float) -> None:
     from mope_deploy.data import open_samples
 
-    bundle = exported.bundle
-    files = bundle.manifest.files
-    total = sum(entry.bytes for entry in files.values())
-    golden = bundle.file(bundle.manifest.golden.samples)
     manifest = bundle.manifest
+    total = sum(entry.bytes for entry in manifest.files.values())
     rows = open_samples(
-        golden,
+        bundle.file(manifest.golden.samples),
         task=manifest.task,
         require_label=False,
         modalities=(manifest.main, *manifest.complementary),
@@ -327,7 +325,7 @@ def _print_result(exported: Exported, source: Source, target: Path, *, seconds: 
     given = " ".join(f"--{name} {shlex.quote(value)}" for name, value in inputs.items())
     print_rows(
         {
-            "bundle": f"{target} ({size(total)} in {len(files) + 1} files)",
+            "bundle": f"{target} ({size(total)} in {len(manifest.files) + 1} files)",
             "took": f"{seconds:.1f} s",
             "next": f"mope verify {path}",
             "": f"mope run {path} {given}",
