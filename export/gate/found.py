@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from rich.table import Table
 
 from mope_deploy.errors import ParityError
 
-__all__ = ["InterfaceCheck", "json_safe", "percent", "require", "table_of", "verdict", "wrong"]
+__all__ = ["InterfaceCheck", "Report", "json_safe", "percent", "require", "table_of", "verdict", "wrong"]
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,18 @@ class InterfaceCheck:
         return self.received == self.expected
 
 
-class Report(Protocol):
+class Report(ABC):
     """What a gate found on a file."""
 
-    @property
-    def file(self) -> str: ...
+    file: str
+
+    @abstractmethod
+    def problems(self) -> list[str]:
+        """Everything that failed as a phrase."""
 
     @property
-    def passed(self) -> bool: ...
-
-    def problems(self) -> list[str]: ...
+    def passed(self) -> bool:
+        return not self.problems()
 
 
 R = TypeVar("R", bound=Report)

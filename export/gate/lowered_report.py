@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from export.gate.found import InterfaceCheck, json_safe, percent, require, table_of, verdict, wrong
+from export.gate.found import InterfaceCheck, Report, json_safe, percent, require, table_of, verdict, wrong
 from export.gate.thresholds import Thresholds
 from export.limits import GATE_SAMPLES
 
@@ -88,7 +88,7 @@ class Flip:
 
 
 @dataclass(frozen=True)
-class PrecisionReport:
+class PrecisionReport(Report):
     """What the gate found; passed only if every part did.
 
     Attributes:
@@ -134,10 +134,6 @@ class PrecisionReport:
     thresholds: Thresholds
 
     @property
-    def passed(self) -> bool:
-        return not self.problems()
-
-    @property
     def ran(self) -> bool:
         """Whether there is anything to judge: the file is what it should be from outside, and ran on some samples."""
         return self.samples > 0 and all(check.passed for check in self.interface)
@@ -175,7 +171,6 @@ class PrecisionReport:
         return bool(self.experts) and all(layer.share >= asked for layer in self.experts)
 
     def problems(self) -> list[str]:
-        """Everything that failed as a phrase."""
         if found := wrong(self.interface):
             return found
         if not self.samples:

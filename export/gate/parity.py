@@ -118,8 +118,7 @@ def measure(
     keep = [_same_experts(run.eager, run.exported, top_k) for run in runs]
     sources = dict.fromkeys(run.case.source for run in runs)
     values = [_values(runs, keep, output, source, config.tolerance) for output in config.outputs for source in sources]
-    if not all(check.within for check in values):
-        values = _with_rounding(values, runs, keep, model, top_k)
+    values = _with_rounding(values, runs, keep, model, top_k)
     decisions = [_labels(runs, keep, model, NEAR_TIE_FACTOR * _measured(values, "logits"))]
     if "routing" in config.outputs:
         error = _measured(values, "routing")

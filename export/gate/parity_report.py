@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from export.gate.found import InterfaceCheck, json_safe, require, table_of, verdict, wrong
+from export.gate.found import InterfaceCheck, Report, json_safe, require, table_of, verdict, wrong
 
 __all__ = [
     "CEILING",
@@ -152,7 +152,7 @@ class Decisions:
 
 
 @dataclass(frozen=True)
-class ParityReport:
+class ParityReport(Report):
     """What the gate found; passed only if every part did.
 
     Attributes:
@@ -175,16 +175,11 @@ class ParityReport:
     set_aside: int
 
     @property
-    def passed(self) -> bool:
-        return not self.problems()
-
-    @property
     def max_error(self) -> float:
         """The largest relative error of any output."""
         return max((check.error for check in self.values), default=np.inf)
 
     def problems(self) -> list[str]:
-        """Every failed check as a phrase."""
         found = wrong(self.interface)
         for check in self.values:
             if check.values < check.enough:

@@ -33,7 +33,11 @@ def graph_entry(work: Work, variant: Variant, golden: Golden) -> Graph:
 
     That is of fp32 over everything that was compared, of lower precisions on the golden samples themselves.
     """
-    measured = _golden_errors(work, variant, golden) if variant.lowered is not None else _parity_errors(work)
+    measured, gate = _parity_errors(work), None
+    if variant.lowered is not None:
+        report, measured = variant.lowered.report, _golden_errors(work, variant, golden)
+        asked, figures = report.thresholds.to_dict(), report.figures()
+        gate = Gate(samples=report.samples, mark=report.mark, kept=variant.kept, thresholds=asked, figures=figures)
     least, factor = GOLDEN_TOLERANCE[variant.precision], GOLDEN_FACTOR[variant.precision]
     allowed = {name: min(1.0, max(least, factor * measured.get(name, 0.0))) for name in ("logits", "routing")}
     return replace(
@@ -41,7 +45,7 @@ def graph_entry(work: Work, variant: Variant, golden: Golden) -> Graph:
         name=variant.name,
         runs_on=variant.runs_on,
         tolerance=Tolerance(**allowed),
-        gate=_gate(variant),
+        gate=gate,
     )
 
 
@@ -83,19 +87,6 @@ def reports_of(work: Work, variants: Sequence[Variant]) -> dict[str, Any]:
                 "max_relative_error": variant.split_error,
             }
     return found
-
-
-def _gate(variant: Variant) -> Gate | None:
-    if variant.lowered is None:
-        return None
-    report = variant.lowered.report
-    return Gate(
-        samples=report.samples,
-        mark=report.mark,
-        kept=variant.kept,
-        thresholds=report.thresholds.to_dict(),
-        figures=report.figures(),
-    )
 
 
 def _parity_errors(work: Work) -> dict[str, float]:
