@@ -38,9 +38,7 @@ def check_bundle(
         model: what the bundle should compute.
         bundle: opened and verified.
         data: JSONL of real samples.
-        samples: how many of them for fp32; None for as many as give the gate 128 logits.
-        gate_samples: how many of them for lower precisions; fewer if there are fewer.
-        seed: of the generated batches and of the choice of samples.
+        samples, gate_samples, seed: see :class:`export.options.Options`.
         on_step: called with a few words before each step.
 
     Returns:

@@ -42,18 +42,12 @@ def origin(file: Path, parts: Sequence[Path]) -> dict[str, Any]:
     }
 
 
-def describe(
-    file: Path,
-    config: MoPEExporterConfig,
-    parts: Sequence[Path] = (),
-    *,
-    precision: str = "fp32",
-) -> Graph:
+def describe(file: Path, config: MoPEExporterConfig, parts: Sequence[Path] = (), *, precision: str = "fp32") -> Graph:
     """What a manifest says about a graph, but for its name, what runs it and how it was judged.
 
     Args:
         file: the graph, or the main file of one in parts.
-        config: what it was asked to be.
+        config: what it was asked to be: inputs, outputs, dtypes, axes, in order.
         parts: of a graph in several files the others.
         precision: of the graph.
 
@@ -138,11 +132,8 @@ def run_checked(
     """Open the saved file and run every batch, up to the first that shows anything wrong with it.
 
     Args:
-        file, parts: the graph as saved.
-        config: what it was asked to be: inputs, outputs, dtypes, axes, in order.
+        file, config, parts, precision, cpu: see :func:`open_files`.
         batches: whose eager outputs have the dtypes and shapes that are asked for.
-        precision: of the graph.
-        cpu: see :func:`open_files`.
 
     Returns:
         Every batch, none if anything is wrong; what was checked when the file was opened; and when it ran.

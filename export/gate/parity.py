@@ -102,12 +102,9 @@ def measure(
 
     Args:
         model: the trained model; left as it is, its training mode included.
-        file: the graph as saved, loaded here from disk.
-        config: what the graph was asked to be: inputs, outputs, axes, tolerance.
         cases: the batches.
         eager: what ``model`` computes for a batch, to compute it once for several files.
-        parts: of a graph in several files the others; the report's hash is that of ``file``.
-        cpu: how a device sets its session up; see :func:`export.gate.device.open_files`.
+        file, config, parts, cpu: see :func:`export.gate.device.open_files`; the report's hash is that of ``file``.
     """
     batches = (Batch(case, eager(case) if eager else eager_outputs(model, case.inputs)) for case in cases)
     runs, opened, ran = run_checked(file, config, batches, parts, cpu=cpu)
