@@ -68,8 +68,8 @@ def summarise(
     runners: dict[str, Callable[[], object]] = {}
     for variant in variants:
         if variant.runs_on != "tensorrt":
-            files, precision = (variant.files[0], work.final, variant.part_files), variant.precision
-            session = open_files(*files, precision=precision, cpu=work.cpu, spinning=True)
+            main, parts = variant.files[0], variant.part_files
+            session = open_files(main, work.final, parts, precision=variant.precision, cpu=work.cpu, spinning=True)
             runners[variant.name] = partial(session.run, one)
     for engine in engines:
         if engine.session is not None:
@@ -93,21 +93,19 @@ def summarise(
         )
         for variant in variants
     ]
-    named = {variant.name: variant for variant in variants}
-    for engine in engines:
-        variant = named[engine.graph]
-        rows.append(
-            Row(
-                engine.sidecar.backend,
-                variant.name,
-                variant.precision,
-                engine.sidecar.engine.bytes,
-                None,
-                seconds.get(f"{engine.graph} engine"),
-                engine.not_run is None,
-            )
+    precisions = {variant.name: variant.precision for variant in variants}
+    return rows + [
+        Row(
+            engine.sidecar.backend,
+            engine.graph,
+            precisions[engine.graph],
+            engine.sidecar.engine.bytes,
+            None,
+            seconds.get(f"{engine.graph} engine"),
+            engine.not_run is None,
         )
-    return rows
+        for engine in engines
+    ]
 
 
 def _parts(variant: Variant) -> str:

@@ -227,9 +227,8 @@ class _Search:
         costs: dict[str, float] = {}
         for i, part in enumerate(parts, 1):
             self.on_step(f"finding what breaks {self.name}: {part} alone ({i} of {len(parts)})")
-            report = self.judged([name for name in everything if name != part], self.quick)
-            costs[part] = self.cost(report)
-            self.note(report, lowered=part)
+            others = [name for name in everything if name != part]
+            costs[part] = self.cost(self.judged(others, self.quick, lowered=part))
         return sorted(parts, key=lambda part: -costs[part])
 
     def cost(self, report: PrecisionReport) -> float:
@@ -260,22 +259,20 @@ class _Search:
         self.on_step(f"{self.name}: {what} (attempt {len(self.tried) + 1} of at most {self.attempts})")
         self.last = report = self.judged(kept, None)
         self.first = self.first or report
-        self.note(report, kept=self.in_graph_order(kept))
         if not report.ran:
             raise self.gave_up()
         return (tuple(kept), report) if report.passed else None
 
-    def judged(self, kept: Collection[str], limit: int | None) -> PrecisionReport:
+    def judged(self, kept: Collection[str], limit: int | None, *, lowered: str | None = None) -> PrecisionReport:
+        """The gate's report on one file, noted in the history; of a part ``lowered`` alone, or else of a choice."""
         with tempfile.TemporaryDirectory(prefix="mope-lower-") as folder:
             self.lowering.write_runnable(Path(folder) / self.name, keep=tuple(kept))
-            return self.judge(Path(folder) / self.name, limit)
-
-    def note(self, report: PrecisionReport, *, lowered: str | None = None, kept: tuple[str, ...] = ()) -> None:
+            report = self.judge(Path(folder) / self.name, limit)
         routed = bool(report.experts)
         self.history.append(
             Attempt(
                 lowered=lowered,
-                kept=kept,
+                kept=self.in_graph_order(kept) if lowered is None else (),
                 samples=report.samples,
                 logits=report.logits.rms,
                 drift=_damage(report)[1] if routed else None,
@@ -284,8 +281,9 @@ class _Search:
                 passed=report.passed,
             )
         )
+        return report
 
-    def in_graph_order(self, kept: Sequence[str]) -> tuple[str, ...]:
+    def in_graph_order(self, kept: Collection[str]) -> tuple[str, ...]:
         order = [name for layer in self.lowering.layers for name in (layer, *self.lowering.products(layer))]
         return tuple(sorted(kept, key=order.index))
 
