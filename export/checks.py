@@ -39,16 +39,12 @@ def check_sizes(model: MoPE, options: Options) -> dict[str, Sizes]:
     profile = {axis: Sizes.parse(sizes, axis=axis) for axis, sizes in options.profile().items()}
     words, text = profile.get("text_length"), model.preprocessing.text
     if words is not None and (text is None or words.max > text.max_length):
-        expected = "nothing: this model reads no text"
-        if text is not None:
-            expected = f"at most {text.max_length:,} tokens: longer texts are cut to that"
-        raise UsageError("--text-len", received=str(words), expected=expected)
+        most = text and f"at most {text.max_length:,} tokens: longer texts are cut to that"
+        raise UsageError("--text-len", received=words, expected=most or "nothing: this model reads no text")
     clip, sound = profile.get("audio_length"), model.preprocessing.audio
     if clip is not None and (sound is None or clip.min < sound.min_samples or clip.max > sound.max_samples):
-        expected = "nothing: this model hears nothing"
-        if sound is not None:
-            expected = f"{sound.min_samples:,} to {sound.max_samples:,} samples"
-        raise UsageError("--audio-len", received=str(clip), expected=expected)
+        range_ = sound and f"{sound.min_samples:,} to {sound.max_samples:,} samples"
+        raise UsageError("--audio-len", received=clip, expected=range_ or "nothing: this model hears nothing")
     return profile
 
 

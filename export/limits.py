@@ -11,9 +11,7 @@ __all__ = [
     "GATE_SAMPLES",
     "GOLDEN_COUNT",
     "MAX_IR_VERSION",
-    "MAX_OPSET",
     "METHODS",
-    "MIN_OPSET",
     "MIN_VALUES",
     "OPSETS",
     "THRESHOLD_NAMES",
@@ -21,8 +19,7 @@ __all__ = [
 
 FORMATS = ("onnx", "trt", "triton")
 
-MIN_OPSET, MAX_OPSET = 17, 20
-OPSETS = range(MIN_OPSET, MAX_OPSET + 1)  # what the TensorRT parsers and ONNX Runtime 1.18 all read
+OPSETS = range(17, 21)  # what the TensorRT parsers and ONNX Runtime 1.18 all read
 DEFAULT_OPSET = 18
 MAX_IR_VERSION = 10  # the newest that ONNX Runtime 1.18 (JetPack 6) reads
 EMBED_LIMIT = 2_000_000_000  # bytes of weights that stay inside the file; protobuf ends at 2 GiB

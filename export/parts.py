@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from export.gate import THRESHOLDS, judge_again, require_parity, require_precision
-from export.gate.device import describe, open_files
+from export.gate.device import open_files
 from export.gate.reference import largest_difference
 from export.graph.split import SplitGraph, part_inputs, split
 from export.precision.check import DYNAMIC_OPS
 from export.variants import Variant, Work
-from mope_deploy.engines.session import Session
 
 __all__ = ["in_parts"]
 
@@ -54,9 +52,8 @@ def _judged(work: Work, whole: Variant, cut: SplitGraph) -> Variant:
         return found
     if error == 0:
         return found
-    assert work.precision is not None
     report = judge_again(
-        work.precision,
+        work.evaluation,
         cut.main[0],
         work.final,
         precision=whole.precision,
@@ -68,12 +65,10 @@ def _judged(work: Work, whole: Variant, cut: SplitGraph) -> Variant:
 
 def _difference(work: Work, whole: Variant, cut: SplitGraph) -> float:
     """max|a − b| / max|b| between a graph in parts and the whole one, over all batches and the worst output."""
-
-    def opened(file: Path, parts: Sequence[Path]) -> Session:
-        graph = describe(file, work.final, parts, precision=whole.precision)
-        return open_files(graph, file, parts, cpu=work.cpu)
-
-    sessions = opened(cut.main[0], cut.part_files), opened(whole.files[0], ())
+    sessions = [
+        open_files(file, work.final, parts, precision=whole.precision, cpu=work.cpu)
+        for file, parts in ((cut.main[0], cut.part_files), (whole.files[0], ()))
+    ]
     names = list(work.final.outputs)
     errors, scales = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     for case in work.parity.cases:

@@ -6,14 +6,13 @@ Nothing is written to the target before every graph has passed its gate.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from export.checks import check_device, check_sizes, check_split, check_target
-from export.gate import Evaluation, ParityGate, ParityReport, PrecisionReport
-from export.gate.cases import rows_needed, sample_cases
-from export.graph.exporter_config import exporter_config
+from export.gate import ParityReport, PrecisionReport
+from export.gate.cases import rows_needed
 from export.limits import CALIBRATION_SAMPLES, DEFAULT_OPSET, GATE_SAMPLES, GOLDEN_COUNT
 from export.options import Options
 from export.pack.engines import EngineOptions, ExportedEngine, check_engine_options, export_engines
@@ -22,13 +21,10 @@ from export.pack.manifest import REPORT, TOKENIZER, graph_entry, manifest_of, re
 from export.pack.summary import Row, summarise
 from export.parts import in_parts
 from export.source import find_source
-from export.variants import Feeds, Variant, Work, make_variants
+from export.variants import Variant, Work, make_variants
 from mope_deploy.bundle import Bundle, write_bundle
-from mope_deploy.data import Sample
-from mope_deploy.engines.onnxruntime.cpu import cpu_settings
 from mope_deploy.errors import UsageError
 from mope_deploy.files import json_bytes
-from mope_deploy.manifest import Cpu
 from mope_deploy.model import MoPE
 from mope_deploy.targets import get_target
 
@@ -78,21 +74,8 @@ def export_bundle(
         target: the folder to make.
         data: JSONL of real samples; a run folder brings its own.
         name: what the bundle calls itself; default: the run's name.
-        precisions: of the graphs: fp32, fp16, bf16, int8, int8-dynamic; the first is what runs by default.
-        opset: of the standard operators, 17 to 20.
-        fold: how prompts enter the layers: auto, tables, gram, mixed, none or token (docs/export.md).
-        fuse: also write a variant fused for ONNX Runtime.
-        routing: whether the graphs have the output ``routing``.
-        samples: real samples the parity gate compares on; None for as many as give it 128 logits.
-        gate_samples: real samples that precisions below fp32 are judged on; fewer if there are fewer.
         calibration: JSONL of real samples that int8 reads its ranges from; default: the run's training split.
-        calibration_samples: how many of them.
-        overwrite: replace a bundle at the target.
-        seed: of the generated batches and of the choice of samples.
-        split: every graph in several files: the complementary encoders, and all that depends on one of them alone, as
-            graphs of their own.
-        cpu_threads: of sessions on a CPU, unless the device says otherwise; None for as many as the process may use.
-        cpu_arena: whether such sessions keep memory for their next run.
+        precisions, opset, …: as :class:`export.options.Options` describes them.
 
     Returns:
         The bundle's folder.
@@ -124,12 +107,12 @@ def export_bundle(
     if isinstance(model, MoPE):
         if data is None:
             raise UsageError("a model comes without data to check the export on", todo="give data=…, a JSONL file")
-        ranges = Path(calibration or data)
-        return export_model(model, Path(target), data=Path(data), calibration=ranges, options=options).bundle.path
-    source = find_source(model, data=data)
-    options = replace(options, name=name or source.name)
-    ranges = Path(calibration or source.calibration)
-    return export_model(source.load(), Path(target), data=source.data, calibration=ranges, options=options).bundle.path
+        ranges = calibration or data
+    else:
+        source = find_source(model, data=data)
+        options = replace(options, name=name or source.name)
+        model, data, ranges = source.load(), source.data, calibration or source.calibration
+    return export_model(model, Path(target), data=Path(data), calibration=Path(ranges), options=options).bundle.path
 
 
 def export_model(
@@ -146,10 +129,7 @@ def export_model(
     """:func:`export_bundle` on a loaded model.
 
     Args:
-        model: stays as it is.
-        target: the folder to make.
-        data: JSONL of real samples to compare on.
-        calibration: JSONL of real samples to read ranges from.
+        model, target, data, calibration: as there.
         options: how to export.
         on_step: called with a few words before each step.
         on_report: called with each report of a gate, passed or not.
@@ -164,58 +144,28 @@ def export_model(
     on_step("reading samples")
     samples = pick_samples(data, model, options.samples or rows_needed(len(model.task.labels)), seed=options.seed)
     with tempfile.TemporaryDirectory(prefix="mope-export-") as folder:
-        work = _work(model, Path(folder), samples, data, calibration, options, on_step, on_report)
+        work = Work(
+            model=model,
+            options=options,
+            folder=Path(folder),
+            samples=samples,
+            data=data,
+            calibration=calibration,
+            on_step=on_step,
+            on_report=on_report,
+        )
         variants = make_variants(work)
         if options.split:
             variants = in_parts(work, variants)
         check_device(options, [(variant.precision, (variant.files[0], *variant.part_files)) for variant in variants])
-        return _pack(work, variants, samples, target, engines)
+        return _pack(work, variants, target, engines)
 
 
-def _work(
-    model: MoPE,
-    folder: Path,
-    samples: Sequence[Sample],
-    data: Path,
-    calibration: Path,
-    options: Options,
-    on_step: Callable[[str], None],
-    on_report: Callable[[ParityReport | PrecisionReport], None],
-) -> Work:
-    """The gates, with what they judge on."""
-    cpu = cpu_settings(Cpu(threads=options.cpu_threads, arena=options.cpu_arena))
-    config = exporter_config(model, routing_output=options.routing)
-    precision = None
-    if options.precisions != ("fp32",):
-        judged = pick_samples(data, model, options.gate_samples, seed=options.seed)
-        precision = Evaluation(model, judged, on_step=on_step, cpu=cpu)
-
-    def feeds() -> Iterator[Feeds]:
-        # Another choice than what is judged, where both are of one file.
-        rows = pick_samples(calibration, model, options.calibration_samples, seed=options.seed + 1)
-        for case in sample_cases(model.preprocessing, rows):
-            yield {name: case.inputs[name] for name in model.input_names}
-
-    return Work(
-        model=model,
-        options=options,
-        folder=folder,
-        parity=ParityGate(model, config, samples, seed=options.seed, cpu=cpu, on_step=on_step, on_report=on_report),
-        precision=precision,
-        calibration=feeds,
-        cpu=cpu,
-        on_step=on_step,
-        on_report=on_report,
-    )
-
-
-def _pack(
-    work: Work, variants: Sequence[Variant], samples: Sequence[Sample], target: Path, engines: EngineOptions | None
-) -> Exported:
+def _pack(work: Work, variants: Sequence[Variant], target: Path, engines: EngineOptions | None) -> Exported:
     """Golden samples, reports, manifest, engines: everything in one folder, whole or not at all."""
     model = work.model
     work.on_step("choosing golden samples")
-    golden = make_golden(model, golden_samples(model, samples, GOLDEN_COUNT), outputs=work.final.outputs)
+    golden = make_golden(model, golden_samples(model, work.samples, GOLDEN_COUNT), outputs=work.final.outputs)
     graphs = [graph_entry(work, variant, golden) for variant in variants]
     manifest = manifest_of(work, variants, graphs)
     contents: dict[str, Path | bytes] = {path.name: path for variant in variants for path in variant.all_files}
@@ -228,7 +178,7 @@ def _pack(
         built = export_engines(without, work.folder / "engines", engines, on_step=work.on_step)
         contents |= {name: path for engine in built for name, path in engine.files.items()}
     work.on_step("timing each graph")
-    rows = summarise(variants, graphs, built, golden.inputs, cpu=work.cpu)
+    rows = summarise(work, variants, built, golden.inputs)
     work.on_step("writing the bundle")
     bundle = write_bundle(target, files=contents, manifest=manifest, overwrite=work.options.overwrite)
     return Exported(bundle, work.parity.reports, tuple(rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,9 +38,7 @@ def check_bundle(
         model: what the bundle should compute.
         bundle: opened and verified.
         data: JSONL of real samples.
-        samples: how many of them for fp32; None for as many as give the gate 128 logits.
-        gate_samples: how many of them for lower precisions; fewer if there are fewer.
-        seed: of the generated batches and of the choice of samples.
+        samples, gate_samples, seed: see :class:`export.options.Options`.
         on_step: called with a few words before each step.
 
     Returns:
@@ -52,33 +51,31 @@ def check_bundle(
     config = exporter_config(model, routing_output=bundle.manifest.routing is not None)
     cpu = cpu_settings(bundle.manifest.build.cpu)
     found: dict[str, ParityReport | PrecisionReport] = {}
-    graphs = [graph for graph in bundle.manifest.graphs if graph.takes("onnxruntime")]
-    files = {
-        graph.name: (bundle.file(graph.file), [bundle.file(part.file) for part in graph.parts]) for graph in graphs
-    }
-    plain = [graph for graph in graphs if graph.precision == "fp32"]
-    if plain:
+
+    @functools.cache
+    def gate() -> ParityGate:
         rows = pick_samples(data, model, samples or rows_needed(len(model.config.labels)), seed=seed)
-        gate = ParityGate(model, config, rows, seed=seed, cpu=cpu, on_step=on_step)
-        for graph in plain:
-            file, parts = files[graph.name]
-            found[graph.name] = gate.compare(graph.name, file, config, parts)
-    if len(plain) < len(graphs):
-        judged = pick_samples(data, model, gate_samples, seed=seed)
-        evaluation = Evaluation(model, judged, on_step=on_step, cpu=cpu)
-        for graph in graphs:
-            if graph in plain:
-                continue
-            limits = THRESHOLDS[graph.precision]
-            if graph.gate is not None:
-                asked = graph.gate.thresholds
-                limits = Thresholds(
-                    labels=asked.get("labels", 0.0), routing=asked.get("routing"), metric=asked.get("metric")
-                )
-            file, parts = files[graph.name]
-            found[graph.name] = judge_again(
-                evaluation, file, config, precision=graph.precision, thresholds=limits, parts=parts
+        return ParityGate(model, config, rows, seed=seed, cpu=cpu, on_step=on_step)
+
+    @functools.cache
+    def evaluation() -> Evaluation:
+        return Evaluation(model, pick_samples(data, model, gate_samples, seed=seed), on_step=on_step, cpu=cpu)
+
+    graphs = [graph for graph in bundle.manifest.graphs if graph.takes("onnxruntime")]
+    for graph in sorted(graphs, key=lambda graph: graph.precision != "fp32"):
+        file, parts = bundle.file(graph.file), [bundle.file(part.file) for part in graph.parts]
+        if graph.precision == "fp32":
+            found[graph.name] = gate().compare(graph.name, file, config, parts)
+            continue
+        limits = THRESHOLDS[graph.precision]
+        if graph.gate is not None:
+            asked = graph.gate.thresholds
+            limits = Thresholds(
+                labels=asked.get("labels", 0.0), routing=asked.get("routing"), metric=asked.get("metric")
             )
+        found[graph.name] = judge_again(
+            evaluation(), file, config, precision=graph.precision, thresholds=limits, parts=parts
+        )
     return found
 
 

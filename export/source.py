@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,26 +68,25 @@ def find_source(given: str | Path, *, data: str | Path | None = None) -> Source:
             todo=f"run it: mope info {where}; to compare it with its run: mope-export check RUN {where}",
         )
     if (path / RUN).is_file():
-        checkpoint, description = _of_run(path, where)
-        compared = _data(data, _split(path, description), where)
-        return Source(path.resolve().name, str(checkpoint), compared, _calibration(path, description, compared), where)
-    if (path / CONFIG).is_file():
+        description = _read_run(path)
+        checkpoint, splits = str(_best(path, where, description)), _splits(path, description)
+        name = path.resolve().name
+    elif (path / CONFIG).is_file():
         run = path.resolve().parent
-        description = _read_run(run) if (run / RUN).is_file() else {}
-        split = _split(run, description)
-        name = run.name if split is not None else path.resolve().name
-        compared = _data(data, split, where)
-        return Source(name, str(path), compared, _calibration(run, description, compared), where)
+        splits = _splits(run, _read_run(run)) if (run / RUN).is_file() else {}
+        checkpoint, name = str(path), run.name if _tested(splits) is not None else path.resolve().name
     # Of two words with a slash between them, the first one being a folder here, the second was meant to be in it.
-    if path.exists() or not _is_hub_id(where) or (data is None and path.parent.is_dir()):
+    elif path.exists() or not _is_hub_id(where) or (data is None and path.parent.is_dir()):
         raise _nothing(path, where)
-    compared = _data(data, None, where)
-    return Source(where.rpartition("/")[2], where, compared, compared, where)
+    else:
+        checkpoint, name, splits = where, where.rpartition("/")[2], {}
+    compared = _data(data, _tested(splits), where)
+    recorded = [splits[split] for split in ("train", "validation") if split in splits and splits[split].is_file()]
+    return Source(name, checkpoint, compared, recorded[0] if recorded else compared, where)
 
 
-def _of_run(run: Path, where: str) -> tuple[Path, dict[str, Any]]:
-    """The best checkpoint of a finished run, and what the run says about itself."""
-    description = _read_run(run)
+def _best(run: Path, where: str, description: dict[str, Any]) -> Path:
+    """The best checkpoint of a finished run."""
     best = run / str(description.get("checkpoint", "best"))
     has_best = (best / CONFIG).is_file() and (best / WEIGHTS).is_file()
     if description.get("status") != "finished":
@@ -100,7 +98,7 @@ def _of_run(run: Path, where: str) -> tuple[Path, dict[str, Any]]:
         )
     if not has_best:
         raise CheckpointError(f"the run {where} has no checkpoint {best.name}", expected=f"{best / WEIGHTS}")
-    return best, description
+    return best
 
 
 def _read_run(run: Path) -> dict[str, Any]:
@@ -115,23 +113,15 @@ def _read_run(run: Path) -> dict[str, Any]:
     return description
 
 
-def _split(run: Path, description: dict[str, Any], names: Sequence[str] = ("test", "validation")) -> Path | None:
-    """The first of these splits that the run recorded; by default that for testing, else that for validation."""
-    splits = description.get("data")
-    for name in names:
-        recorded = splits.get(name) if isinstance(splits, dict) else None
-        if isinstance(recorded, str):
-            return run / recorded  # an absolute path stays itself
-    return None
+def _splits(run: Path, description: dict[str, Any]) -> dict[str, Path]:
+    """Where each split is that the run recorded."""
+    recorded = description.get("data")
+    found = recorded.items() if isinstance(recorded, dict) else ()
+    return {name: run / place for name, place in found if isinstance(place, str)}  # an absolute path stays itself
 
 
-def _calibration(run: Path, description: dict[str, Any], compared: Path) -> Path:
-    """The run's training split, else its validation split, where it is still there; else what is compared on."""
-    for name in ("train", "validation"):
-        recorded = _split(run, description, (name,))
-        if recorded is not None and recorded.is_file():
-            return recorded
-    return compared
+def _tested(splits: dict[str, Path]) -> Path | None:
+    return splits.get("test", splits.get("validation"))
 
 
 def _data(given: str | Path | None, recorded: Path | None, where: str) -> Path:

@@ -6,7 +6,7 @@ are made from the canonical one, judged by what they decide (:mod:`export.gate.m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,16 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from export.gate import THRESHOLDS, Evaluation, ParityGate, PrecisionReport, measure_precision, require_parity
+from export.gate import (
+    THRESHOLDS,
+    Evaluation,
+    ParityGate,
+    ParityReport,
+    PrecisionReport,
+    measure_precision,
+    require_parity,
+)
+from export.gate.cases import sample_cases
 from export.graph.exporter_config import MoPEExporterConfig, exporter_config
 from export.graph.files import save
 from export.graph.fused import attention_layers, fuse, routers
@@ -24,15 +33,16 @@ from export.graph.split import PartFile
 from export.graph.static import to_static
 from export.graph.to_onnx import drop_routing, trace
 from export.options import Options
+from export.pack.golden import pick_samples
 from export.precision import lowering
 from export.precision.check import DYNAMIC_OPS
 from export.precision.repair import Lowered, lower_within_gate
-from mope_deploy.engines.onnxruntime.cpu import CpuSettings
+from mope_deploy.data import Sample
+from mope_deploy.engines.onnxruntime.cpu import CpuSettings, cpu_settings
+from mope_deploy.manifest import Cpu
 from mope_deploy.model import MoPE
 
 __all__ = ["Variant", "Work", "make_variants"]
-
-Feeds = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,23 +53,52 @@ class Work:
         model: the reference; stays as it is.
         options: what was asked for.
         folder: where files go.
-        parity: the gate for fp32.
-        precision: what lower precisions are judged on; None if fp32 is all that was asked for.
-        calibration: gives input arrays of real samples, for the ranges of int8's activations.
-        cpu: how a device sets its sessions up; the gates and the timing do so too.
+        samples: of ``data``, for the parity gate and the golden samples.
+        data: JSONL of real samples to compare on.
+        calibration: JSONL of real samples that int8 reads its ranges from.
         on_step: called with a few words before each step.
-        on_report: called with the last report on each lower precision, passed or not.
+        on_report: called with each report on fp32 and the last one on each lower precision, passed or not.
     """
 
     model: MoPE
     options: Options
     folder: Path
-    parity: ParityGate
-    precision: Evaluation | None
-    calibration: Callable[[], Iterator[Feeds]]
-    cpu: CpuSettings
+    samples: Sequence[Sample]
+    data: Path
+    calibration: Path
     on_step: Callable[[str], None]
-    on_report: Callable[[PrecisionReport], None]
+    on_report: Callable[[ParityReport | PrecisionReport], None]
+
+    @cached_property
+    def cpu(self) -> CpuSettings:
+        """How a device sets its sessions up; the gates and the timing do so too."""
+        return cpu_settings(Cpu(threads=self.options.cpu_threads, arena=self.options.cpu_arena))
+
+    @cached_property
+    def parity(self) -> ParityGate:
+        """The gate for fp32."""
+        return ParityGate(
+            self.model,
+            self.final,
+            self.samples,
+            seed=self.options.seed,
+            cpu=self.cpu,
+            on_step=self.on_step,
+            on_report=self.on_report,
+        )
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """What lower precisions are judged on."""
+        judged = pick_samples(self.data, self.model, self.options.gate_samples, seed=self.options.seed)
+        return Evaluation(self.model, judged, on_step=self.on_step, cpu=self.cpu)
+
+    def feeds(self) -> Iterator[dict[str, NDArray[Any]]]:
+        """Input arrays to calibrate on; another choice than what is judged, where both are of one file."""
+        options = self.options
+        rows = pick_samples(self.calibration, self.model, options.calibration_samples, seed=options.seed + 1)
+        for case in sample_cases(self.model.preprocessing, rows):
+            yield {name: case.inputs[name] for name in self.model.input_names}
 
     @cached_property
     def routed(self) -> MoPEExporterConfig:
@@ -157,35 +196,29 @@ def _canonical(work: Work) -> tuple[Path, Variant]:
             final = work.folder / "model.onnx"
             files = save(graph, final, external=external)
             require_parity(work.parity.compare("model", final, work.final))
-        if work.precision is not None:
+        if work.options.precisions != ("fp32",):
             judged = measure_precision(
-                work.precision, source, work.routed, precision="fp32", thresholds=THRESHOLDS["fp32"]
+                work.evaluation, source, work.routed, precision="fp32", thresholds=THRESHOLDS["fp32"]
             )
     return source, Variant("model", "fp32", "any", tuple(files), final, judged, None)
 
 
 def _lowered(work: Work, source: Path, precision: str) -> Variant:
     """One lower precision, judged with its routing in sight; without that output afterwards if none was asked for."""
-    assert work.precision is not None
-    evaluation, folder = work.precision, work.folder
+    folder = work.folder
     lower = lowering(
         source,
         precision,
-        calibration=work.calibration() if precision == "int8" else None,
+        calibration=work.feeds() if precision == "int8" else None,
         method=work.options.calibration_method,
         on_step=work.on_step,
     )
     thresholds = replace(THRESHOLDS[precision], **work.options.thresholds)
 
     def judge(file: Path, limit: int | None) -> PrecisionReport:
+        mark = lower.runtime_mark
         return measure_precision(
-            evaluation,
-            file,
-            work.routed,
-            precision=precision,
-            thresholds=thresholds,
-            mark=lower.runtime_mark,
-            limit=limit,
+            work.evaluation, file, work.routed, precision=precision, thresholds=thresholds, mark=mark, limit=limit
         )
 
     work.on_step(f"lowering to {precision}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from export.checks import check_sizes, check_split, check_target
-from export.cli.options import Data, GateSamples, Report, Run, Samples, Seed, Version, check_report, new_app
+from export.cli.options import Data, GateSamples, Report, Run, Samples, Seed, Version, check_report, new_app, unset
 from export.cli.plan import print_plan
 from export.cli.show import load, print_rows, size, steps, write_report
 from export.limits import CALIBRATION_SAMPLES, DEFAULT_OPSET, FOLDS, FORMATS, GATE_SAMPLES, METHODS, OPSETS
@@ -27,7 +27,7 @@ from mope_deploy.targets import TARGETS, get_target
 
 if TYPE_CHECKING:
     from export.gate import ParityReport, PrecisionReport
-    from export.pipeline import Exported
+    from mope_deploy.bundle import Bundle
 
 __all__ = ["export_app"]
 
@@ -63,14 +63,10 @@ def export(
     ] = "onnx",
     precision: Annotated[
         str | None,
-        typer.Option(
-            help=f"A list of: {', '.join(PRECISIONS)}. The first runs by default. Default: fp32, or the target's.",
-            show_default=False,
-        ),
+        unset(help=f"A list of: {', '.join(PRECISIONS)}. The first runs by default. Default: fp32, or the target's."),
     ] = None,
     device: Annotated[
-        str | None,
-        typer.Option("--target", help=f"What it is for: {', '.join(TARGETS)}. Checks and presets.", show_default=False),
+        str | None, unset("--target", help=f"What it is for: {', '.join(TARGETS)}. Checks and presets.")
     ] = None,
     target: Annotated[
         Path | None,
@@ -79,10 +75,7 @@ def export(
     data: Data = None,
     opset: Annotated[
         int | None,
-        typer.Option(
-            help=f"Version of the ONNX operators, {OPSETS.start} to {OPSETS.stop - 1}. Default: {DEFAULT_OPSET}.",
-            show_default=False,
-        ),
+        unset(help=f"Version of the ONNX operators, {OPSETS.start} to {OPSETS.stop - 1}. Default: {DEFAULT_OPSET}."),
     ] = None,
     fold: Annotated[
         str,
@@ -108,81 +101,52 @@ def export(
     gate_samples: GateSamples = None,
     threshold: Annotated[
         str | None,
-        typer.Option(
+        unset(
             metavar="NAME=SHARE",
             help="What they have to reach: labels=0.99,routing=0.99 (least share equal), metric=0.01 (largest drop).",
-            show_default=False,
         ),
     ] = None,
     calib: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            help=f"Real samples that int8 reads its ranges from. Default: {CALIBRATION_SAMPLES}.",
-            show_default=False,
-        ),
+        unset(min=1, help=f"Real samples that int8 reads its ranges from. Default: {CALIBRATION_SAMPLES}."),
     ] = None,
     calib_data: Annotated[
-        Path | None,
-        typer.Option(metavar="JSONL", help="Where they are; default: the run's training split.", show_default=False),
+        Path | None, unset(metavar="JSONL", help="Where they are; default: the run's training split.")
     ] = None,
     calib_method: Annotated[
         str | None,
-        typer.Option(
-            help=f"How outliers among them are cut: {' or '.join(METHODS)}. Default: {METHODS[0]}.",
-            show_default=False,
-        ),
+        unset(help=f"How outliers among them are cut: {' or '.join(METHODS)}. Default: {METHODS[0]}."),
     ] = None,
-    batch: Annotated[
-        str | None, typer.Option(help="Batch sizes that engines are built for, min:opt:max.", show_default=False)
-    ] = None,
-    text_len: Annotated[
-        str | None, typer.Option(help="The same for tokens of a text, 8:32:128.", show_default=False)
-    ] = None,
-    audio_len: Annotated[
-        str | None, typer.Option(help="The same for a clip, in samples at its encoder's rate.", show_default=False)
-    ] = None,
-    workspace: Annotated[
-        int | None, typer.Option(min=1, help="Limit of a builder's GPU scratch memory, MiB.", show_default=False)
-    ] = None,
+    batch: Annotated[str | None, unset(help="Batch sizes that engines are built for, min:opt:max.")] = None,
+    text_len: Annotated[str | None, unset(help="The same for tokens of a text, 8:32:128.")] = None,
+    audio_len: Annotated[str | None, unset(help="The same for a clip, in samples at its encoder's rate.")] = None,
+    workspace: Annotated[int | None, unset(min=1, help="Limit of a builder's GPU scratch memory, MiB.")] = None,
     backend: Annotated[
         str | None,
-        typer.Option(
-            help="Library that --format trt builds with: tensorrt or tensorrt_rtx; default: what fits this machine.",
-            show_default=False,
-        ),
+        unset(help="Library that --format trt builds with: tensorrt or tensorrt_rtx; default: what fits this machine."),
     ] = None,
     compute: Annotated[
         str | None,
-        typer.Option(
-            help="Compute capabilities of --format trt, 8.6,12.0; default: this GPU's, or all without one.",
-            show_default=False,
-        ),
+        unset(help="Compute capabilities of --format trt, 8.6,12.0; default: this GPU's, or all without one."),
     ] = None,
     tf32: Annotated[
         bool, typer.Option("--tf32", help="Let engines round float32 products to TF32, which is faster.")
     ] = False,
     triton: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="REPOSITORY", help="Where --format triton writes; default: OUT-triton.", show_default=False
-        ),
+        Path | None, unset(metavar="REPOSITORY", help="Where --format triton writes; default: OUT-triton.")
     ] = None,
     cpu_threads: Annotated[
         int | None,
-        typer.Option(
+        unset(
             min=1,
             help="Threads of a session on a device's CPU, unless it says otherwise; default: as many as it has cores.",
-            show_default=False,
         ),
     ] = None,
     arena: Annotated[
         bool, typer.Option("--arena/--no-arena", help="Whether such a session keeps memory for its next run.")
     ] = True,
     seed: Seed = 0,
-    name: Annotated[
-        str | None, typer.Option(help="What the bundle calls itself; default: the run's name.", show_default=False)
-    ] = None,
+    name: Annotated[str | None, unset(help="What the bundle calls itself; default: the run's name.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the bundle that is at --out.")] = False,
     report: Report = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Load everything, say what would be done, stop.")] = False,
@@ -296,13 +260,13 @@ def export(
             out.print(summary_table(exported.rows))
         if "triton" in formats:
             step("writing the Triton repository")
-            repositories = _write_triton(exported, repository)
+            repositories = _write_triton(exported.bundle, repository)
     for row in exported.rows:
         if row.explanation:
             out.print(f"{row.graph}: {row.explanation}", markup=False)
         if row.parts:
             out.print(f"{row.graph} in parts: {row.parts}", markup=False)
-    _print_result(exported, source, target, seconds=time.monotonic() - started)
+    _print_result(exported.bundle, source, target, seconds=time.monotonic() - started)
     if "triton" in formats:
         print_rows({"triton": ", ".join(map(str, repositories))})
     return 0
@@ -326,28 +290,26 @@ def _check_used(what: str, used: bool, given: Mapping[str, object]) -> None:
             raise UsageError(f"{option} is for {what}, and would change nothing here", todo="leave it out")
 
 
-def _write_triton(exported: Exported, repository: Path) -> list[Path]:
+def _write_triton(bundle: Bundle, repository: Path) -> list[Path]:
     """A model for every graph that the server's ONNX Runtime takes."""
     from export.pack.triton import model_name, write_repository
 
-    bundle = exported.bundle
-    graphs = [graph.name for graph in bundle.manifest.graphs if graph.takes("onnxruntime")]
     return [
-        write_repository(bundle, repository, graph=graph, name=model_name(bundle) + graph.removeprefix("model"))
-        for graph in graphs
+        write_repository(
+            bundle, repository, graph=graph.name, name=model_name(bundle) + graph.name.removeprefix("model")
+        )
+        for graph in bundle.manifest.graphs
+        if graph.takes("onnxruntime")
     ]
 
 
-def _print_result(exported: Exported, source: Source, target: Path, *, seconds: float) -> None:
+def _print_result(bundle: Bundle, source: Source, target: Path, *, seconds: float) -> None:
     from mope_deploy.data import open_samples
 
-    bundle = exported.bundle
-    files = bundle.manifest.files
-    total = sum(entry.bytes for entry in files.values())
-    golden = bundle.file(bundle.manifest.golden.samples)
     manifest = bundle.manifest
+    total = sum(entry.bytes for entry in manifest.files.values())
     rows = open_samples(
-        golden,
+        bundle.file(manifest.golden.samples),
         task=manifest.task,
         require_label=False,
         modalities=(manifest.main, *manifest.complementary),
@@ -363,7 +325,7 @@ def _print_result(exported: Exported, source: Source, target: Path, *, seconds: 
     given = " ".join(f"--{name} {shlex.quote(value)}" for name, value in inputs.items())
     print_rows(
         {
-            "bundle": f"{target} ({size(total)} in {len(files) + 1} files)",
+            "bundle": f"{target} ({size(total)} in {len(manifest.files) + 1} files)",
             "took": f"{seconds:.1f} s",
             "next": f"mope verify {path}",
             "": f"mope run {path} {given}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from mope_deploy import __version__
 from mope_deploy.console import out
 from mope_deploy.errors import UsageError
 
-__all__ = ["Data", "GateSamples", "Report", "Run", "Samples", "Seed", "Version", "check_report", "new_app"]
+__all__ = ["Data", "GateSamples", "Report", "Run", "Samples", "Seed", "Version", "check_report", "new_app", "unset"]
 
 
 def new_app() -> typer.Typer:
@@ -25,20 +26,18 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
+unset = partial(typer.Option, show_default=False)  # without a value it is None
+
 Run = Annotated[str, typer.Argument(metavar="RUN", help="What to export.", show_default=False)]
 Data = Annotated[
     Path | None,
     typer.Option(metavar="JSONL", help="Real samples for the comparison; default: the run's test split."),
 ]
-Samples = Annotated[
-    int | None, typer.Option(min=1, help="How many of them; default: enough for 128 logits.", show_default=False)
-]
+Samples = Annotated[int | None, unset(min=1, help="How many of them; default: enough for 128 logits.")]
 GateSamples = Annotated[
     int | None,
-    typer.Option(
-        min=1,
-        help=f"Real samples that precisions below fp32 are judged on, or all there are. Default: {GATE_SAMPLES}.",
-        show_default=False,
+    unset(
+        min=1, help=f"Real samples that precisions below fp32 are judged on, or all there are. Default: {GATE_SAMPLES}."
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Of generated inputs and of the choice of samples.")]

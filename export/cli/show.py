@@ -26,7 +26,17 @@ PLAIN_EVERY_S = 5.0
 def steps() -> Iterator[Callable[[str | None], None]]:
     """Show what is being done: a spinner on a terminal, plain lines elsewhere; None clears the way for other output."""
     if not err.is_terminal:
-        yield _plain_steps()
+        last, shown = "", 0.0
+
+        def plain(text: str | None) -> None:
+            """A line for each new step; of the batches within one only now and then."""
+            nonlocal last, shown
+            step = (text or "").partition(" (")[0]
+            if step and (step != last or time.monotonic() - shown > PLAIN_EVERY_S):
+                err.print(f"{text if step == last else step} …", markup=False)
+                last, shown = step, time.monotonic()
+
+        yield plain
         return
     status = err.status("starting")
 
@@ -41,20 +51,6 @@ def steps() -> Iterator[Callable[[str | None], None]]:
         yield show
     finally:
         status.stop()
-
-
-def _plain_steps() -> Callable[[str | None], None]:
-    """A line for each new step; of the batches within one only now and then."""
-    last, shown = "", 0.0
-
-    def show(text: str | None) -> None:
-        nonlocal last, shown
-        step = (text or "").partition(" (")[0]
-        if step and (step != last or time.monotonic() - shown > PLAIN_EVERY_S):
-            err.print(f"{text if step == last else step} …", markup=False)
-            last, shown = step, time.monotonic()
-
-    return show
 
 
 def load(source: Source) -> MoPE:

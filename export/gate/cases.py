@@ -19,13 +19,13 @@ from export.limits import MIN_VALUES
 from mope_deploy.data import Sample
 from mope_deploy.preprocess import AudioSpec, Preprocessing, VideoSpec, present_name
 
-__all__ = ["Case", "generated_cases", "rows_needed", "sample_cases"]
+__all__ = ["Case", "batches_of", "generated_cases", "rows_needed", "sample_cases"]
 
 _SHORTEST = 3  # tokens: one word between two special ones
 _REAL_BATCH = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One batch that both sides compute.
 
@@ -70,14 +70,15 @@ def generated_cases(graph: MoPEGraph, *, seed: int = 0) -> list[Case]:
 
 def sample_cases(preprocessing: Preprocessing, samples: Sequence[Sample]) -> Iterator[Case]:
     """Real samples as preprocessing makes them, in batches that are not of the traced size."""
-    done = 0
-    for size in itertools.chain((1, 3), itertools.repeat(_REAL_BATCH)):
-        rows = samples[done : done + size]
-        if not rows:
-            return
-        inputs = preprocessing.collate([sample.load(preprocessing) for sample in rows])
-        yield Case(f"samples {done + 1} to {done + len(rows)}", "samples", inputs)
-        done += len(rows)
+    for start, stop in batches_of(len(samples)):
+        inputs = preprocessing.collate([sample.load(preprocessing) for sample in samples[start:stop]])
+        yield Case(f"samples {start + 1} to {stop}", "samples", inputs)
+
+
+def batches_of(count: int) -> Iterator[tuple[int, int]]:
+    """Start and stop of batches of 1, 3, then 16: not the traced size, and one is what most devices run."""
+    edges = (0, 1, 4, *range(4 + _REAL_BATCH, count, _REAL_BATCH))
+    return itertools.pairwise([*(edge for edge in edges if edge < count), count])
 
 
 def _case(graph: MoPEGraph, random: np.random.Generator, B: int, T: int, padding: str) -> Case:

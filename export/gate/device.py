@@ -5,52 +5,51 @@ There is no bundle yet: what its manifest will say about the files is made here,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
+from export.gate.cases import Case
 from export.gate.found import InterfaceCheck
+from export.gate.reference import Batch
 from export.graph.exporter_config import MoPEExporterConfig
 from mope_deploy.engines.onnxruntime.cpu import CpuSettings, cpu_settings
 from mope_deploy.engines.onnxruntime.session import OnnxRuntimeSession, library_version
 from mope_deploy.engines.session import Arrays, Session
 from mope_deploy.engines.split import SplitSession
 from mope_deploy.errors import EngineError, UsageError
-from mope_deploy.manifest import Gate, Graph, Part, TensorSpec, Tolerance, conditions_name, y_name
+from mope_deploy.files import sha256
+from mope_deploy.manifest import Graph, Part, TensorSpec, Tolerance, conditions_name, y_name
 from mope_deploy.preprocess import MODALITIES, present_name
 
-__all__ = ["describe", "open_checked", "open_files", "run_checked", "runtime"]
+__all__ = ["Run", "describe", "open_files", "origin", "run_checked"]
 
 _NUMPY = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 
 
-def runtime() -> str:
-    """What the gates run files in."""
-    return f"onnxruntime {library_version()} on the CPU"
+def origin(file: Path, parts: Sequence[Path]) -> dict[str, Any]:
+    """How a gate's report begins: what was compared, with what, and what ran it."""
+    return {
+        "file": " + ".join(path.name for path in (file, *parts)),
+        "sha256": sha256(file),
+        "reference": "the eager model, PyTorch float32",
+        "runtime": f"onnxruntime {library_version()} on the CPU",
+    }
 
 
-def describe(
-    file: Path,
-    config: MoPEExporterConfig,
-    parts: Sequence[Path] = (),
-    *,
-    name: str = "model",
-    precision: str = "fp32",
-    runs_on: str = "any",
-    tolerance: Tolerance | None = None,
-    gate: Gate | None = None,
-) -> Graph:
-    """What a manifest says about a graph.
+def describe(file: Path, config: MoPEExporterConfig, parts: Sequence[Path] = (), *, precision: str = "fp32") -> Graph:
+    """What a manifest says about a graph, but for its name, what runs it and how it was judged.
 
     Args:
         file: the graph, or the main file of one in parts.
-        config: what it was asked to be.
+        config: what it was asked to be: inputs, outputs, dtypes, axes, in order.
         parts: of a graph in several files the others.
-        name, precision, runs_on, tolerance, gate: see :class:`mope_deploy.manifest.Graph`.
+        precision: of the graph.
 
     Raises:
         EngineError: a file is no ONNX graph, or no part.
@@ -60,38 +59,44 @@ def describe(
     found = tuple(_part(part, specs) for part in parts)
     encoded = {spec.name for part in found for spec in part.inputs}
     return Graph(
-        name=name,
+        name="model",
         file=file.name,
         data=_data(header),
         precision=precision,
         opset=next((opset.version for opset in header.opset_import if opset.domain == ""), 0),
         ir_version=header.ir_version,
-        runs_on=runs_on,
+        runs_on="any",
         inputs=(
             *(specs[key] for key in config.input_shapes if key not in encoded),
             *(part.outputs[1] for part in found),
         ),
         outputs=tuple(specs[key] for key in config.output_shapes),
-        tolerance=tolerance or Tolerance(logits=0.0, routing=0.0),
-        gate=gate,
+        tolerance=Tolerance(logits=0.0, routing=0.0),
+        gate=None,
         parts=found,
     )
 
 
 def open_files(
-    graph: Graph, file: Path, parts: Sequence[Path] = (), *, cpu: CpuSettings | None = None, spinning: bool = False
+    file: Path,
+    config: MoPEExporterConfig,
+    parts: Sequence[Path] = (),
+    *,
+    precision: str = "fp32",
+    cpu: CpuSettings | None = None,
+    spinning: bool = False,
 ) -> Session:
     """A fresh session on the CPU.
 
     Args:
-        graph: what :func:`describe` says about the files.
-        file, parts: where they are.
+        file, config, parts, precision: see :func:`describe`.
         cpu: how a device sets its session up; by default as one whose bundle says nothing.
         spinning: whether idle threads spin, as a device's do. No value depends on it, and beside PyTorch it is slow.
 
     Raises:
         EngineError: ONNX Runtime refuses a file, or it has other inputs or outputs.
     """
+    graph = describe(file, config, parts, precision=precision)
     settings = replace(cpu or cpu_settings(), spinning=spinning)
 
     def open_one(path: Path, described: Graph) -> Session:
@@ -106,53 +111,53 @@ def open_files(
     return SplitSession(graph, open_one(file, graph), sessions)
 
 
-def open_checked(
+@dataclass(frozen=True)
+class Run:
+    """Both sides' outputs for one batch; the eager side also has ``soft``, its scores before top-k selection."""
+
+    case: Case
+    eager: Arrays
+    exported: Arrays
+
+
+def run_checked(
     file: Path,
     config: MoPEExporterConfig,
+    batches: Iterable[Batch],
     parts: Sequence[Path] = (),
     *,
     precision: str = "fp32",
     cpu: CpuSettings | None = None,
-) -> tuple[Session | None, list[InterfaceCheck]]:
-    """A fresh session on the saved file, None if anything is wrong with it; and what was checked.
+) -> tuple[list[Run], list[InterfaceCheck], list[InterfaceCheck]]:
+    """Open the saved file and run every batch, up to the first that shows anything wrong with it.
 
     Args:
-        file, parts: the graph as saved.
-        config: what it was asked to be: inputs, outputs, dtypes, axes, in order.
-        precision: of the graph.
-        cpu: see :func:`open_files`.
+        file, config, parts, precision, cpu: see :func:`open_files`.
+        batches: whose eager outputs have the dtypes and shapes that are asked for.
+
+    Returns:
+        Every batch, none if anything is wrong; what was checked when the file was opened; and when it ran.
     """
-    checks: list[InterfaceCheck] = []
+    opened: list[InterfaceCheck] = []
     try:
-        graph = describe(file, config, parts, precision=precision)
-        checks = _interface([_header(path).graph for path in (file, *parts)], config)
-        session = open_files(graph, file, parts, cpu=cpu)
+        opened = _interface([_header(path).graph for path in (file, *parts)], config)
+        session = open_files(file, config, parts, precision=precision, cpu=cpu)
     except EngineError as error:
-        return None, [*checks, InterfaceCheck("loading in ONNX Runtime", str(error), "a session")]
-    return (session if all(check.passed for check in checks) else None), checks
-
-
-def run_checked(
-    session: Session, feeds: Arrays, eager: Arrays, outputs: Sequence[str], where: str
-) -> tuple[Arrays | None, list[InterfaceCheck]]:
-    """The file's outputs for one batch, None if anything is wrong with them; and what was checked.
-
-    Args:
-        session: the file.
-        feeds: arrays by input name.
-        eager: what the model computes for them, whose dtypes and shapes are asked for.
-        outputs: names.
-        where: what a report calls the batch.
-    """
-    try:
-        found = session.run(feeds, outputs)
-    except (EngineError, UsageError) as error:
-        return None, [InterfaceCheck(f"running {where}", str(error), "outputs")]
-    checks = [
-        InterfaceCheck(f"{name} of {where}", *(f"{side[name].dtype} {side[name].shape}" for side in (found, eager)))
-        for name in outputs
-    ]
-    return (found if all(check.passed for check in checks) else None), checks
+        return [], [*opened, InterfaceCheck("loading in ONNX Runtime", str(error), "a session")], []
+    runs: list[Run] = []
+    ran: list[InterfaceCheck] = []
+    for batch in batches if all(check.passed for check in opened) else ():
+        try:
+            found = session.run(batch.feeds, list(config.outputs))
+        except (EngineError, UsageError) as error:
+            return [], opened, [*ran, InterfaceCheck(f"running {batch.case.name}", str(error), "outputs")]
+        for name in config.outputs:
+            forms = (f"{side[name].dtype} {side[name].shape}" for side in (found, batch.eager))
+            ran.append(InterfaceCheck(f"{name} of {batch.case.name}", *forms))
+        if not all(check.passed for check in ran):
+            return [], opened, ran
+        runs.append(Run(batch.case, batch.eager, found))
+    return runs, opened, ran
 
 
 def _interface(graphs: Sequence[onnx.GraphProto], config: MoPEExporterConfig) -> list[InterfaceCheck]:

@@ -1,46 +1,25 @@
-"""The eager side of the gate: real samples with what the untouched model computes for them, once for all files.
-
-Letters: n samples · B batch · C classes · K experts.
-"""
+"""The eager side of the gate: real samples with what the untouched model computes for them, once for all files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.gate.reference import eager_outputs
+from export.gate.cases import Case, batches_of
+from export.gate.reference import Batch, eager_outputs
 from mope_deploy.data import Sample
 from mope_deploy.engines.onnxruntime.cpu import CpuSettings
 from mope_deploy.errors import DataError
 from mope_deploy.model import MoPE
 
-__all__ = ["Batch", "Evaluation"]
+__all__ = ["Evaluation"]
 
-_FIRST_SIZES = (1, 3)  # sizes that a graph was not traced with; a batch of one is what most devices run
-_SIZE = 16
 _KEPT_FEEDS = 128 * 2**20  # bytes; what is beyond is decoded again for every file
 
 Arrays = dict[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Consecutive samples.
-
-    Attributes:
-        start, stop: which ones.
-        feeds: input arrays by name.
-        eager: the eager model's ``logits`` (B, C) and, if it routes, ``routing`` and ``soft`` (B, layers, K).
-    """
-
-    start: int
-    stop: int
-    feeds: Arrays
-    eager: Arrays
 
 
 class Evaluation:
@@ -98,15 +77,18 @@ class Evaluation:
             DataError: a sample that cannot be read, by file and line.
         """
         total = len(self) if limit is None else min(limit, len(self))
-        for start, stop in _slices(len(self)):
+        for start, stop in batches_of(len(self)):
             if start >= total:
                 return
-            feeds, rows = self._inputs(start, stop), slice(0, min(stop, total) - start)
+            feeds = self._inputs(start, stop)
             if start not in self._eager:
                 self._eager[start] = eager_outputs(self.model, feeds)
-            eager = self._eager[start]
-            yield Batch(start, min(stop, total), _cut(feeds, rows), _cut(eager, rows))
-            self.on_step(f"comparing {what} with the model ({min(stop, total):,} of {total:,} samples)")
+            stop = min(stop, total)
+            feeds, eager = (
+                {name: array[: stop - start] for name, array in side.items()} for side in (feeds, self._eager[start])
+            )
+            yield Batch(Case(f"samples {start + 1} to {stop}", "samples", feeds), eager)
+            self.on_step(f"comparing {what} with the model ({stop:,} of {total:,} samples)")
 
     def _inputs(self, start: int, stop: int) -> Arrays:
         if start in self._feeds:
@@ -121,25 +103,9 @@ class Evaluation:
         return feeds
 
 
-def _slices(count: int) -> Iterator[tuple[int, int]]:
-    start = 0
-    for size in _FIRST_SIZES:
-        if start < count:
-            yield start, min(start + size, count)
-            start += size
-    for begin in range(start, count, _SIZE):
-        yield begin, min(begin + _SIZE, count)
-
-
-def _cut(arrays: Arrays, rows: slice) -> Arrays:
-    return {name: array[rows] for name, array in arrays.items()}
-
-
 def _check_labels(samples: Sequence[Sample], labels: Sequence[str]) -> None:
-    known = set(labels)
+    expected = f"one of {', '.join(labels[:10])}"
     for sample in samples:
         for name in (sample.label,) if isinstance(sample.label, str) else sample.label or ():
-            if name not in known:
-                raise DataError(
-                    f"{sample.where}: unknown label", received=repr(name), expected=f"one of {', '.join(labels[:10])}"
-                )
+            if name not in labels:
+                raise DataError(f"{sample.where}: unknown label", received=repr(name), expected=expected)

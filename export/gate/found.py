@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+from rich.table import Table
 
 from mope_deploy.errors import ParityError
 
-__all__ = ["InterfaceCheck", "json_safe", "percent", "require", "verdict", "wrong"]
+__all__ = ["InterfaceCheck", "Report", "json_safe", "percent", "require", "table_of", "verdict", "wrong"]
 
 
 @dataclass(frozen=True)
@@ -27,16 +29,18 @@ class InterfaceCheck:
         return self.received == self.expected
 
 
-class Report(Protocol):
+class Report(ABC):
     """What a gate found on a file."""
 
-    @property
-    def file(self) -> str: ...
+    file: str
+
+    @abstractmethod
+    def problems(self) -> list[str]:
+        """Everything that failed as a phrase."""
 
     @property
-    def passed(self) -> bool: ...
-
-    def problems(self) -> list[str]: ...
+    def passed(self) -> bool:
+        return not self.problems()
 
 
 R = TypeVar("R", bound=Report)
@@ -60,6 +64,17 @@ def wrong(checks: Sequence[InterfaceCheck]) -> list[str]:
     return [
         f"{check.what}: received {check.received}, expected {check.expected}" for check in checks if not check.passed
     ]
+
+
+def table_of(title: str, required: str, interface: Sequence[InterfaceCheck]) -> Table:
+    """For a terminal, one line a check: so far what is wrong with the interface."""
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    for column in ("check", "compared", "result", required, ""):
+        table.add_column(column, justify="left" if column == "check" else "right")
+    for check in interface:
+        if not check.passed:
+            table.add_row(check.what, "", check.received, check.expected, verdict(False))
+    return table
 
 
 def percent(share: float) -> str:

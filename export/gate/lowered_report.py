@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
 
-from export.gate.found import InterfaceCheck, json_safe, percent, require, verdict, wrong
+from export.gate.found import InterfaceCheck, Report, json_safe, percent, require, table_of, verdict, wrong
 from export.gate.thresholds import Thresholds
 from export.limits import GATE_SAMPLES
 
@@ -88,7 +88,7 @@ class Flip:
 
 
 @dataclass(frozen=True)
-class PrecisionReport:
+class PrecisionReport(Report):
     """What the gate found; passed only if every part did.
 
     Attributes:
@@ -134,10 +134,6 @@ class PrecisionReport:
     thresholds: Thresholds
 
     @property
-    def passed(self) -> bool:
-        return not self.problems()
-
-    @property
     def ran(self) -> bool:
         """Whether there is anything to judge: the file is what it should be from outside, and ran on some samples."""
         return self.samples > 0 and all(check.passed for check in self.interface)
@@ -145,7 +141,7 @@ class PrecisionReport:
     @property
     def routing(self) -> Share:
         """The top expert, over all layers."""
-        return Share(sum(layer.compared for layer in self.experts), sum(layer.equal for layer in self.experts))
+        return _all(self.experts)
 
     @property
     def worst_layer(self) -> int | None:
@@ -175,7 +171,6 @@ class PrecisionReport:
         return bool(self.experts) and all(layer.share >= asked for layer in self.experts)
 
     def problems(self) -> list[str]:
-        """Everything that failed as a phrase."""
         if found := wrong(self.interface):
             return found
         if not self.samples:
@@ -202,16 +197,16 @@ class PrecisionReport:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, every part with its verdict."""
-        document = {"passed": self.passed, "problems": self.problems()} | dataclasses.asdict(self)
-        document["few_samples"] = self.samples < GATE_SAMPLES
-        document["thresholds"] = self.thresholds.to_dict()
-        document["labels"] = _share(self.labels)
-        document["metric"] = (
-            None if self.metric is None else dataclasses.asdict(self.metric) | {"change": self.metric.change}
-        )
-        document["routing"] = _share(self.routing) if self.experts else None
-        document["experts"] = [_share(layer) for layer in self.experts]
-        document["selections"] = [_share(layer) for layer in self.selections]
+        document = {"passed": self.passed, "problems": self.problems()} | asdict(self)
+        document |= {
+            "few_samples": self.samples < GATE_SAMPLES,
+            "thresholds": self.thresholds.to_dict(),
+            "labels": _share(self.labels),
+            "metric": self.metric and asdict(self.metric) | {"change": self.metric.change},
+            "routing": _share(self.routing) if self.experts else None,
+            "experts": [_share(layer) for layer in self.experts],
+            "selections": [_share(layer) for layer in self.selections],
+        }
         return json_safe(document)
 
     def figures(self) -> dict[str, float | str | bool]:
@@ -221,22 +216,14 @@ class PrecisionReport:
             "runtime": self.runtime,
             "logits_max_relative_error": self.logits.maximum,
             "logits_rms_relative_error": self.logits.rms,
-            "labels_compared": self.labels.compared,
-            "labels_equal": self.labels.equal,
-            "labels_agreement": self.labels.share,
         }
+        found |= _counted("labels", self.labels)
         if self.metric is not None:
-            found |= {
-                "metric": self.metric.name,
-                "metric_samples": self.metric.samples,
-                "metric_before": self.metric.before,
-                "metric_after": self.metric.after,
-            }
+            found["metric"] = self.metric.name
+            found |= {f"metric_{name}": getattr(self.metric, name) for name in ("samples", "before", "after")}
         if self.worst_layer is not None:
+            found |= _counted("experts", self.routing)
             found |= {
-                "experts_compared": self.routing.compared,
-                "experts_equal": self.routing.equal,
-                "experts_agreement": self.routing.share,
                 "experts_worst_layer": self.worst_layer,
                 "experts_worst_layer_agreement": self.experts[self.worst_layer].share,
             }
@@ -244,12 +231,8 @@ class PrecisionReport:
 
     def table(self) -> Table:
         """For a terminal: one line a check."""
-        table = Table(title=f"{self.file} ({self.precision}) against {self.reference}", title_justify="left")
-        for column in ("check", "compared", "result", "required", ""):
-            table.add_column(column, justify="left" if column == "check" else "right")
+        table = table_of(f"{self.file} ({self.precision}) against {self.reference}", "required", self.interface)
         if not self.ran:
-            for one in (check for check in self.interface if not check.passed):
-                table.add_row(one.what, "", one.received, one.expected, verdict(False))
             if all(check.passed for check in self.interface):
                 table.add_row("samples", "0", "nothing was compared", "some", verdict(False))
             return table
@@ -269,19 +252,14 @@ class PrecisionReport:
         elif not self.routing_passed and asked.routing is not None:
             table.add_row("top expert", "0", "no output routing", f"≥ {percent(asked.routing)}", verdict(False))
         if self.selections:
-            all_layers = Share(sum(s.compared for s in self.selections), sum(s.equal for s in self.selections))
-            _add_share(table, "selected experts", all_layers, None)
-        table.caption = "; ".join(self._remarks()) or None
-        table.caption_justify = "left"
-        return table
-
-    def _remarks(self) -> list[str]:
-        found = [_MARKS.get(self.mark, self.mark)] if self.mark else []
+            _add_share(table, "selected experts", _all(self.selections), None)
+        remarks = [_MARKS.get(self.mark, self.mark)] if self.mark else []
         if self.samples < GATE_SAMPLES:
-            found.append(f"{self.samples:,} samples only; {GATE_SAMPLES:,} would say more")
+            remarks.append(f"{self.samples:,} samples only; {GATE_SAMPLES:,} would say more")
         if self.metric is None:
-            found.append("no sample has a label, so no metric was compared")
-        return found
+            remarks.append("no sample has a label, so no metric was compared")
+        table.caption = "; ".join(remarks) or None
+        return table
 
 
 def require_precision(report: PrecisionReport) -> PrecisionReport:
@@ -303,8 +281,16 @@ def _add_share(table: Table, name: str, found: Share, asked: float | None) -> No
     )
 
 
+def _all(layers: Sequence[Share]) -> Share:
+    return Share(sum(layer.compared for layer in layers), sum(layer.equal for layer in layers))
+
+
 def _share(found: Share) -> dict[str, float | int]:
-    return dataclasses.asdict(found) | {"share": found.share}
+    return asdict(found) | {"share": found.share}
+
+
+def _counted(kind: str, found: Share) -> dict[str, float | str | bool]:
+    return {f"{kind}_compared": found.compared, f"{kind}_equal": found.equal, f"{kind}_agreement": found.share}
 
 
 def _of(found: Share) -> str:

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.gate.device import open_checked, run_checked, runtime
-from export.gate.evaluation import Batch, Evaluation
+from export.gate.device import origin, run_checked
+from export.gate.evaluation import Evaluation
 from export.gate.lowered_report import Flip, LogitsError, Metric, PrecisionReport, Share
 from export.gate.thresholds import Thresholds
 from export.graph.exporter_config import MoPEExporterConfig
-from mope_deploy import files
 from mope_deploy.metrics import report as scores
 from mope_deploy.task import Task
 
@@ -56,38 +55,20 @@ def measure_precision(
     Raises:
         DataError: a sample that cannot be read.
     """
-    digest = files.sha256(file)
-    session, interface = open_checked(file, config, parts, precision=precision, cpu=evaluation.cpu)
-    outputs = tuple(config.outputs)
-    runs: list[tuple[Batch, Arrays]] = []
-    if session is not None:
-        for batch in evaluation.batches(limit=limit, what=file.name):
-            where = f"samples {batch.start + 1} to {batch.stop}"
-            found, checks = run_checked(session, batch.feeds, batch.eager, outputs, where)
-            if found is None:
-                interface += [check for check in checks if not check.passed]
-                break
-            runs.append((batch, found))
-    if not all(check.passed for check in interface):
-        runs = []
-    model, n = evaluation.model.config, sum(batch.stop - batch.start for batch, _ in runs)
-    eager: Arrays = {}
-    lowered = {}
-    if runs:
-        eager = {name: np.concatenate([batch.eager[name] for batch, _ in runs]) for name in runs[0][0].eager}
-        lowered = {name: np.concatenate([arrays[name] for _, arrays in runs]) for name in outputs}
+    batches = evaluation.batches(limit=limit, what=file.name)
+    runs, opened, ran = run_checked(file, config, batches, parts, precision=precision, cpu=evaluation.cpu)
+    model, n = evaluation.model.config, sum(run.case.batch for run in runs)
+    eager = _joined([run.eager for run in runs])
+    lowered = _joined([run.exported for run in runs])
     finite = all(bool(np.isfinite(array).all()) for array in (*eager.values(), *lowered.values()))
     labels, label_flips = _labels(eager, lowered, evaluation.model.task, evaluation.name)
     experts, expert_flips = _experts(eager, lowered, evaluation.name)
     return PrecisionReport(
-        file=" + ".join(path.name for path in (file, *parts)),
-        sha256=digest,
+        **origin(file, parts),
         precision=precision,
-        reference="the eager model, PyTorch float32",
-        runtime=runtime(),
         mark=mark,
         samples=n,
-        interface=tuple(interface),
+        interface=(*opened, *(check for check in ran if not check.passed)),
         finite=finite,
         logits=_error(eager, lowered),
         labels=labels,
@@ -121,6 +102,11 @@ def judge_again(
         mark="CPU" if precision == "fp16" else "",
         parts=parts,
     )
+
+
+def _joined(batches: Sequence[Arrays]) -> Arrays:
+    """All samples in one array for each output; none without batches."""
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in (batches[0] if batches else ())}
 
 
 def _error(eager: Arrays, lowered: Arrays) -> LogitsError:

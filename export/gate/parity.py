@@ -11,22 +11,22 @@ counted and listed.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from export.gate.cases import Case, generated_cases, sample_cases
-from export.gate.device import open_checked, run_checked, runtime
+from export.gate.device import Run, origin, run_checked
 from export.gate.parity_report import CEILING, Decisions, NearTie, ParityReport, Rounding, ValueCheck
-from export.gate.reference import Reference, eager_outputs, in_float64, largest_difference
+from export.gate.reference import Batch, eager_outputs, in_float64, largest_difference
 from export.graph.exporter_config import MoPEExporterConfig
 from export.limits import MIN_VALUES
-from mope_deploy import files
 from mope_deploy.data import Sample
 from mope_deploy.engines.onnxruntime.cpu import CpuSettings
 from mope_deploy.model import MoPE
@@ -38,7 +38,7 @@ KEPT_SHARE = 0.8  # of the samples: more near-ties than that set aside would lea
 _LISTED = 100  # near-ties and differences written out; all are counted
 
 Array = NDArray[Any]
-T = TypeVar("T")
+Arrays = dict[str, Array]
 
 
 class ParityGate:
@@ -68,15 +68,16 @@ class ParityGate:
         on_step: Callable[[str], None] = lambda _: None,
         on_report: Callable[[ParityReport], None] = lambda _: None,
     ) -> None:
-        self.reference = Reference(model)
+        self.model = model
         self.cases = [*generated_cases(config.graph, seed=seed), *sample_cases(model.preprocessing, samples)]
         self.cpu, self.on_step, self.on_report = cpu, on_step, on_report
+        self._eager = functools.cache(lambda case: eager_outputs(model, case.inputs))
         self.reports: dict[str, ParityReport] = {}
 
     def compare(self, name: str, file: Path, config: MoPEExporterConfig, parts: Sequence[Path] = ()) -> ParityReport:
         """Compare one file, or the ``parts`` and the main file of a graph, with the model and keep the report."""
         shown = self._shown(file.name)
-        report = measure(self.reference.model, file, config, shown, reference=self.reference, parts=parts, cpu=self.cpu)
+        report = measure(self.model, file, config, shown, eager=self._eager, parts=parts, cpu=self.cpu)
         self.reports[name] = report
         self.on_report(report)
         return report
@@ -93,8 +94,7 @@ def measure(
     config: MoPEExporterConfig,
     cases: Iterable[Case],
     *,
-    minimum: int = MIN_VALUES,
-    reference: Reference | None = None,
+    eager: Callable[[Case], Arrays] | None = None,
     parts: Sequence[Path] = (),
     cpu: CpuSettings | None = None,
 ) -> ParityReport:
@@ -102,46 +102,20 @@ def measure(
 
     Args:
         model: the trained model; left as it is, its training mode included.
-        file: the graph as saved, loaded here from disk.
-        config: what the graph was asked to be: inputs, outputs, axes, tolerance.
         cases: the batches.
-        minimum: values that each output must be compared on, generated batches and samples each; of samples no more
-            than there are.
-        reference: of ``model``, to compute its outputs once for several files.
-        parts: of a graph in several files the others; the report's hash is that of ``file``.
-        cpu: how a device sets its session up; see :func:`export.gate.device.open_files`.
+        eager: what ``model`` computes for a batch, to compute it once for several files.
+        file, config, parts, cpu: see :func:`export.gate.device.open_files`; the report's hash is that of ``file``.
     """
-    header: dict[str, Any] = {
-        "file": " + ".join(path.name for path in (file, *parts)),
-        "sha256": files.sha256(file),
-        "reference": "the eager model, PyTorch float32",
-        "runtime": runtime(),
-        "tolerance": config.tolerance,
-    }
-    reference = reference or Reference(model)
-    session, interface = open_checked(file, config, parts, cpu=cpu)
-    runs: list[_Run] = []
-    for case in cases:
-        if session is None:
-            break
-        eager = reference.outputs(case)
-        exported, checks = run_checked(session, case.inputs, eager, list(config.outputs), case.name)
-        interface += checks
-        if exported is None:
-            break
-        runs.append(_Run(case, eager, exported))
-    if not runs or not all(check.passed for check in interface):
-        return ParityReport(**header, batches=(), interface=tuple(interface), values=(), decisions=(), set_aside=0)
+    batches = (Batch(case, eager(case) if eager else eager_outputs(model, case.inputs)) for case in cases)
+    runs, opened, ran = run_checked(file, config, batches, parts, cpu=cpu)
+    header = origin(file, parts) | {"tolerance": config.tolerance, "interface": (*opened, *ran)}
+    if not runs:
+        return ParityReport(**header, batches=(), values=(), decisions=(), set_aside=0)
     top_k = model.config.top_k if "routing" in config.outputs else 0
-    keep = [_kept(run, top_k) for run in runs]
+    keep = [_same_experts(run.eager, run.exported, top_k) for run in runs]
     sources = dict.fromkeys(run.case.source for run in runs)
-    values = [
-        _values(runs, keep, output, source, config.tolerance, minimum)
-        for output in config.outputs
-        for source in sources
-    ]
-    if not all(check.within for check in values):
-        values = _with_rounding(values, runs, keep, model, top_k)
+    values = [_values(runs, keep, output, source, config.tolerance) for output in config.outputs for source in sources]
+    values = _with_rounding(values, runs, keep, model, top_k)
     decisions = [_labels(runs, keep, model, NEAR_TIE_FACTOR * _measured(values, "logits"))]
     if "routing" in config.outputs:
         error = _measured(values, "routing")
@@ -152,28 +126,18 @@ def measure(
     return ParityReport(
         **header,
         batches=tuple((run.case.name, run.case.source) for run in runs),
-        interface=tuple(interface),
         values=tuple(values),
         decisions=tuple(decisions),
         set_aside=sum(int((~rows).sum()) for rows in keep),
     )
 
 
-@dataclass(frozen=True)
-class _Run:
-    """Both sides' outputs for one batch; the eager side also has ``soft``, its scores before top-k selection."""
-
-    case: Case
-    eager: dict[str, Array]
-    exported: dict[str, Array]
-
-
-def _values(
-    runs: Sequence[_Run], keep: Sequence[Array], output: str, source: str, tolerance: float, minimum: int
-) -> ValueCheck:
+def _values(runs: Sequence[Run], keep: Sequence[Array], output: str, source: str, tolerance: float) -> ValueCheck:
     """The largest error of ``output`` over the kept rows of every batch from ``source``; NaN stays NaN."""
     count, given, largest, scale, worst = 0, 0, 0.0, 0.0, ""
-    for run, rows in _of_source(zip(runs, keep, strict=True), source):
+    for run, rows in zip(runs, keep, strict=True):
+        if run.case.source != source:
+            continue
         b = run.eager[output][rows]
         error = largest_difference(run.exported[output][rows], b)
         if not worst or error > largest or np.isnan(error):  # once NaN, it stays
@@ -182,12 +146,12 @@ def _values(
         given += run.eager[output].size
         scale = max(scale, float(np.abs(b).max(initial=0.0)))
     # A small data set is compared as a whole; the generated batches have the full count in any case.
-    enough = minimum if source == "generated" else min(minimum, math.ceil(given * KEPT_SHARE))
+    enough = MIN_VALUES if source == "generated" else min(MIN_VALUES, math.ceil(given * KEPT_SHARE))
     return ValueCheck(output, source, count, enough, largest, scale, tolerance, worst)
 
 
 def _with_rounding(
-    values: Sequence[ValueCheck], runs: Sequence[_Run], keep: Sequence[Array], model: MoPE, top_k: int
+    values: Sequence[ValueCheck], runs: Sequence[Run], keep: Sequence[Array], model: MoPE, top_k: int
 ) -> list[ValueCheck]:
     """``values`` with both sides' distance from float64, where the tolerance was missed by no more than rounding may.
 
@@ -199,8 +163,7 @@ def _with_rounding(
     distances: dict[str, list[tuple[float, float]]] = {check.output: [] for check in values}
     for run, kept in zip(runs, keep, strict=True):
         exact = eager_outputs(twin, run.case.inputs)
-        rows = kept & ((exact["routing"] > 0) == (run.eager["routing"] > 0)).all(axis=(1, 2)) if top_k else kept
-        for row in np.flatnonzero(rows).tolist():
+        for row in np.flatnonzero(kept & _same_experts(exact, run.eager, top_k)).tolist():
             for name, pairs in distances.items():
                 exported, eager = (side[name][row] for side in (run.exported, run.eager))
                 pairs.append(
@@ -228,45 +191,55 @@ def _rounding(check: ValueCheck, rows: Sequence[tuple[float, float]]) -> Roundin
     )
 
 
-def _of_source(pairs: Iterable[tuple[_Run, T]], source: str) -> Iterator[tuple[_Run, T]]:
-    return ((run, other) for run, other in pairs if run.case.source == source)
-
-
 def _measured(values: Sequence[ValueCheck], output: str) -> float:
     """max|a − b| of one output, at most what could still pass: a gross error makes no decision a near-tie."""
     return max(min(check.max_abs_error, CEILING * check.scale) for check in values if check.output == output)
 
 
-def _labels(runs: Sequence[_Run], keep: Sequence[Array], model: MoPE, limit: float) -> Decisions:
+def _labels(runs: Sequence[Run], keep: Sequence[Array], model: MoPE, limit: float) -> Decisions:
     """Everything that is decided about every kept row."""
-    judge = _Judge("labels", limit)
+    made = []
     for run, rows in zip(runs, keep, strict=True):
         for row in np.flatnonzero(rows).tolist():
             eager, exported = (model.task.verdicts(side["logits"][row]) for side in (run.eager, run.exported))
             for (where, ours, gap), (_, theirs, _) in zip(eager, exported, strict=True):
-                judge.add(run.case, row, where, ours, theirs, gap=gap)
-    return judge.decisions()
+                made.append(NearTie(run.case.name, row, where, ours, theirs, gap, limit))
+    return _decisions("labels", made)
 
 
-def _experts(runs: Sequence[_Run], top_k: int, limit: float) -> Decisions:
+def _experts(runs: Sequence[Run], top_k: int, limit: float) -> Decisions:
     """The top expert of every row and layer and, under top-k routing, the set of experts that were selected.
 
     Once a row's selection differs in a layer, its later layers see another x: they are not compared.
     """
-    judge = _Judge("experts", limit)
+    made = []
     for run in runs:
         eager, exported, soft = run.eager["routing"], run.exported["routing"], run.eager["soft"]  # (B, layers, K)
         for row in range(run.case.batch):
             for layer in range(eager.shape[1]):
                 e, x = eager[row, layer], exported[row, layer]
-                gap = float(_gap(e, 1))
+                gap = _gap(e, 1)
                 if top_k:
-                    gap = min(float(_gap(soft[row, layer], top_k)), gap if top_k > 1 else np.inf)
-                chosen = [_choice(side, top_k) for side in (e, x)]
-                judge.add(run.case, row, f"layer {layer}", *chosen, gap=gap)
+                    gap = min(_gap(soft[row, layer], top_k), gap if top_k > 1 else np.inf)
+                ours, theirs = _choice(e, top_k), _choice(x, top_k)
+                made.append(NearTie(run.case.name, row, f"layer {layer}", ours, theirs, gap, limit))
                 if top_k and ((e > 0) != (x > 0)).any():
                     break
-    return judge.decisions()
+    return _decisions("experts", made)
+
+
+def _decisions(kind: str, made: Sequence[NearTie]) -> Decisions:
+    near = [one for one in made if one.gap <= one.limit]
+    faults = [one for one in made if one.eager != one.exported and not one.gap <= one.limit]
+    return Decisions(
+        kind=kind,
+        compared=len(made),
+        equal=sum(one.eager == one.exported for one in made),
+        near_ties=len(near),
+        different=len(faults),
+        listed=tuple(near[:_LISTED]),
+        faults=tuple(faults[:_LISTED]),
+    )
 
 
 def _choice(weights: Array, top_k: int) -> str:
@@ -276,11 +249,11 @@ def _choice(weights: Array, top_k: int) -> str:
     return f"expert {top}" + (f" with {', '.join(others)}" if others else "")
 
 
-def _kept(run: _Run, top_k: int) -> Array:
-    """(B,): rows whose values can be compared, that is, for which both sides selected the same experts everywhere."""
+def _same_experts(a: Arrays, b: Arrays, top_k: int) -> Array:
+    """(B,): rows for which both sides selected the same experts everywhere, so that their values can be compared."""
     if not top_k:
-        return np.ones(run.case.batch, bool)
-    return ~((run.eager["routing"] > 0) != (run.exported["routing"] > 0)).any(axis=(1, 2))
+        return np.ones(len(a["logits"]), bool)
+    return ((a["routing"] > 0) == (b["routing"] > 0)).all(axis=(1, 2))
 
 
 def _gap(scores: Array, k: int) -> float:
@@ -288,36 +261,4 @@ def _gap(scores: Array, k: int) -> float:
     if len(scores) <= k:
         return np.inf
     ordered = np.sort(scores.astype(np.float64))[::-1]
-    return ordered[k - 1] - ordered[k]
-
-
-class _Judge:
-    """Counts decisions of one kind; see :class:`Decisions`."""
-
-    def __init__(self, kind: str, limit: float) -> None:
-        self.kind, self.limit = kind, limit
-        self.compared = self.equal = self.near = self.different = 0
-        self.listed: list[NearTie] = []
-        self.faults: list[NearTie] = []
-
-    def add(self, case: Case, row: int, where: str, eager: str, exported: str, *, gap: float) -> None:
-        tie = NearTie(case.name, row, where, eager, exported, gap, self.limit)
-        self.compared += 1
-        self.equal += eager == exported
-        if gap <= self.limit:
-            self.near += 1
-            self.listed += [tie] if len(self.listed) < _LISTED else []
-        elif eager != exported:
-            self.different += 1
-            self.faults += [tie] if len(self.faults) < _LISTED else []
-
-    def decisions(self) -> Decisions:
-        return Decisions(
-            kind=self.kind,
-            compared=self.compared,
-            equal=self.equal,
-            near_ties=self.near,
-            different=self.different,
-            listed=tuple(self.listed),
-            faults=tuple(self.faults),
-        )
+    return float(ordered[k - 1] - ordered[k])

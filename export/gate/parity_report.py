@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from export.gate.found import InterfaceCheck, json_safe, require, verdict, wrong
+from export.gate.found import InterfaceCheck, Report, json_safe, require, table_of, verdict, wrong
 
 __all__ = [
     "CEILING",
@@ -152,7 +152,7 @@ class Decisions:
 
 
 @dataclass(frozen=True)
-class ParityReport:
+class ParityReport(Report):
     """What the gate found; passed only if every part did.
 
     Attributes:
@@ -175,18 +175,11 @@ class ParityReport:
     set_aside: int
 
     @property
-    def passed(self) -> bool:
-        checks: list[Any] = [*self.interface, *self.values, *self.decisions]
-        compared = {check.output for check in self.values} >= {"logits"} and bool(self.decisions)
-        return compared and all(check.passed for check in checks)
-
-    @property
     def max_error(self) -> float:
         """The largest relative error of any output."""
         return max((check.error for check in self.values), default=np.inf)
 
     def problems(self) -> list[str]:
-        """Every failed check as a phrase."""
         found = wrong(self.interface)
         for check in self.values:
             if check.values < check.enough:
@@ -203,17 +196,16 @@ class ParityReport:
                     f"{decided.different} of {decided.compared} {decided.kind} differ (first: {first.where} of row "
                     f"{first.row} of {first.batch}: {first.exported} for {first.eager})"
                 )
-        if not found and not self.passed:
-            found.append("nothing was compared")
+        if not self.decisions or not any(check.output == "logits" for check in self.values):
+            found = found or ["nothing was compared"]
         return found
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, every check with its verdict."""
         document: dict[str, Any] = {"passed": self.passed, "problems": self.problems()} | dataclasses.asdict(self)
         document["batches"] = [{"name": name, "source": source} for name, source in self.batches]
-        document["values"] = [
-            dataclasses.asdict(check) | {"error": check.error, "earned": check.earned} for check in self.values
-        ]
+        for entry, value in zip(document["values"], self.values, strict=True):
+            entry |= {"error": value.error, "earned": value.earned}
         for kind in ("interface", "values", "decisions"):
             for entry, check in zip(document[kind], getattr(self, kind), strict=True):
                 entry["passed"] = check.passed
@@ -227,18 +219,12 @@ class ParityReport:
             found[f"{output}_max_relative_error"] = max(check.error for check in checks)
             found[f"{output}_values"] = sum(check.values for check in checks)
         for decided in self.decisions:
-            found[f"{decided.kind}_compared"] = decided.compared
-            found[f"{decided.kind}_equal"] = decided.equal
-            found[f"{decided.kind}_near_ties"] = decided.near_ties
+            found |= {f"{decided.kind}_{name}": getattr(decided, name) for name in ("compared", "equal", "near_ties")}
         return found
 
     def table(self) -> Table:
         """For a terminal: one line a check."""
-        table = Table(title=f"{self.file} against {self.reference}", title_justify="left")
-        for column in ("check", "compared", "result", "allowed", ""):
-            table.add_column(column, justify="left" if column == "check" else "right")
-        for one in (check for check in self.interface if not check.passed):
-            table.add_row(one.what, "", one.received, one.expected, verdict(False))
+        table = table_of(f"{self.file} against {self.reference}", "allowed", self.interface)
         if not wrong(self.interface):
             table.add_row("names, dtypes, axes, shapes", f"{len(self.interface)}", "equal", "equal", verdict(True))
         for check in self.values:
@@ -259,7 +245,6 @@ class ParityReport:
         if earned:
             worst = max(earned, key=lambda check: check.error)
             table.caption = f"* float32 rounds more than that here{_off(worst.rounding)}"
-            table.caption_justify = "left"
         return table
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,22 @@ from numpy.typing import NDArray
 from export.gate.cases import Case
 from mope_deploy.model import MoPE
 
-__all__ = ["Reference", "eager_outputs", "in_float64", "largest_difference"]
+__all__ = ["Batch", "eager_outputs", "in_float64", "largest_difference"]
 
 Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch, and :func:`eager_outputs` of it."""
+
+    case: Case
+    eager: dict[str, NDArray[Any]]
+
+    @property
+    def feeds(self) -> dict[str, NDArray[Any]]:
+        """Input arrays by name."""
+        return self.case.inputs
 
 
 def eager_outputs(model: MoPE, inputs: Arrays) -> dict[str, NDArray[Any]]:
@@ -43,24 +57,6 @@ def eager_outputs(model: MoPE, inputs: Arrays) -> dict[str, NDArray[Any]]:
         model.train(training)
     named = {"logits": out.logits, "routing": out.routing, "soft": out.soft_routing}
     return {name: tensor.cpu().numpy() for name, tensor in named.items() if tensor is not None}
-
-
-class Reference:
-    """What ``model`` computes for each batch, computed once however many files are compared with it.
-
-    Args:
-        model: the trained model.
-    """
-
-    def __init__(self, model: MoPE) -> None:
-        self.model = model
-        self._known: dict[int, tuple[Case, dict[str, NDArray[Any]]]] = {}
-
-    def outputs(self, case: Case) -> dict[str, NDArray[Any]]:
-        """:func:`eager_outputs` of the batch ``case``."""
-        if id(case) not in self._known:
-            self._known[id(case)] = case, eager_outputs(self.model, case.inputs)  # the case lives as long as its id
-        return self._known[id(case)][1]
 
 
 def in_float64(model: MoPE) -> MoPE:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mope_deploy.bundle import Bundle
-from mope_deploy.engines import Session
+from mope_deploy.engines import Session, open_built
 from mope_deploy.engines.tensorrt.backends import choose_backend
 from mope_deploy.engines.tensorrt.build import build_engine, compute_capabilities, why_not_run_here
 from mope_deploy.engines.tensorrt.device import this_device
@@ -110,8 +110,6 @@ def export_engines(
         EngineError: the parser's or builder's refusal, or an engine that is not what it is called.
         ParityError: the golden samples do not come out.
     """
-    from mope_deploy.engines import open_built
-
     device = this_device()
     backend = choose_backend(options.backend, gpu=device.gpu is not None).name
     graphs = [graph for graph in bundle.manifest.graphs if graph.takes(backend)]

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from export.gate.cases import sample_cases
 from export.gate.reference import eager_outputs
 from mope_deploy.data import Sample, open_samples
 from mope_deploy.errors import DataError
@@ -127,11 +128,8 @@ def _is_steady(model: MoPE, samples: Sequence[Sample]) -> list[bool]:
     if not model.config.dynamic or not 0 < top_k < model.config.experts:
         return [True] * len(samples)
     found: list[bool] = []
-    for start in range(0, len(samples), 16):
-        batch = [sample.load(model.preprocessing) for sample in samples[start : start + 16]]
-        soft = -np.sort(
-            -eager_outputs(model, model.preprocessing.collate(batch))["soft"], axis=-1
-        )  # (B, layers, K), falling
+    for case in sample_cases(model.preprocessing, samples):
+        soft = -np.sort(-eager_outputs(model, case.inputs)["soft"], axis=-1)  # (B, layers, K), falling
         found += ((soft[..., top_k - 1] - soft[..., top_k]).min(axis=-1) > _SAFE_GAP).tolist()
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -32,18 +33,19 @@ def graph_entry(work: Work, variant: Variant, golden: Golden) -> Graph:
 
     That is of fp32 over everything that was compared, of lower precisions on the golden samples themselves.
     """
-    measured = _golden_errors(work, variant, golden) if variant.lowered is not None else _parity_errors(work)
+    measured, gate = _parity_errors(work), None
+    if variant.lowered is not None:
+        report, measured = variant.lowered.report, _golden_errors(work, variant, golden)
+        asked, figures = report.thresholds.to_dict(), report.figures()
+        gate = Gate(samples=report.samples, mark=report.mark, kept=variant.kept, thresholds=asked, figures=figures)
     least, factor = GOLDEN_TOLERANCE[variant.precision], GOLDEN_FACTOR[variant.precision]
     allowed = {name: min(1.0, max(least, factor * measured.get(name, 0.0))) for name in ("logits", "routing")}
-    return describe(
-        variant.files[0],
-        work.final,
-        variant.part_files,
+    return replace(
+        describe(variant.files[0], work.final, variant.part_files, precision=variant.precision),
         name=variant.name,
-        precision=variant.precision,
         runs_on=variant.runs_on,
         tolerance=Tolerance(**allowed),
-        gate=_gate(variant),
+        gate=gate,
     )
 
 
@@ -87,19 +89,6 @@ def reports_of(work: Work, variants: Sequence[Variant]) -> dict[str, Any]:
     return found
 
 
-def _gate(variant: Variant) -> Gate | None:
-    if variant.lowered is None:
-        return None
-    report = variant.lowered.report
-    return Gate(
-        samples=report.samples,
-        mark=report.mark,
-        kept=variant.kept,
-        thresholds=report.thresholds.to_dict(),
-        figures=report.figures(),
-    )
-
-
 def _parity_errors(work: Work) -> dict[str, float]:
     """The largest of each output over everything that was compared."""
     errors: dict[str, float] = {}
@@ -110,8 +99,7 @@ def _parity_errors(work: Work) -> dict[str, float]:
 
 def _golden_errors(work: Work, variant: Variant, golden: Golden) -> dict[str, float]:
     """``logits``: max|a − b| / max|b|; ``routing``: max|a − b|, as :mod:`mope_deploy.engines.golden` measures them."""
-    graph = describe(variant.runnable, work.final, precision=variant.precision)
-    session = open_files(graph, variant.runnable, cpu=work.cpu)
+    session = open_files(variant.runnable, work.final, precision=variant.precision, cpu=work.cpu)
     found = session.run(golden.inputs)
     errors = {name: float(np.abs(array - golden.outputs[name]).max()) for name, array in found.items()}
     errors["logits"] /= max(float(np.abs(golden.outputs["logits"]).max()), float(np.finfo(np.float32).tiny))

@@ -16,10 +16,8 @@ from export.gate import PrecisionReport
 from export.gate.device import open_files
 from export.gate.found import percent
 from export.pack.engines import ExportedEngine
-from export.variants import Variant
+from export.variants import Variant, Work
 from mope_deploy.bench.timing import interleave, warm_up
-from mope_deploy.engines.onnxruntime.cpu import CpuSettings
-from mope_deploy.manifest import Graph
 
 __all__ = ["Row", "summarise", "summary_table"]
 
@@ -56,27 +54,22 @@ class Row:
 
 
 def summarise(
-    variants: Sequence[Variant],
-    graphs: Sequence[Graph],
-    engines: Sequence[ExportedEngine],
-    golden: Mapping[str, NDArray[Any]],
-    *,
-    cpu: CpuSettings,
+    work: Work, variants: Sequence[Variant], engines: Sequence[ExportedEngine], golden: Mapping[str, NDArray[Any]]
 ) -> list[Row]:
     """Rows of the graphs, then of the engines, timed on one golden sample.
 
     Args:
-        variants: the graphs, while their files are there.
-        graphs: what the manifest says about each.
+        work: of the export, while its files are there.
+        variants: the graphs.
         engines: built from them.
         golden: input arrays of the golden samples.
-        cpu: how a device sets its session up.
     """
     one = {name: array[:1] for name, array in golden.items()}
     runners: dict[str, Callable[[], object]] = {}
-    for variant, graph in zip(variants, graphs, strict=True):
+    for variant in variants:
         if variant.runs_on != "tensorrt":
-            session = open_files(graph, variant.files[0], variant.part_files, cpu=cpu, spinning=True)
+            main, parts = variant.files[0], variant.part_files
+            session = open_files(main, work.final, parts, precision=variant.precision, cpu=work.cpu, spinning=True)
             runners[variant.name] = partial(session.run, one)
     for engine in engines:
         if engine.session is not None:
@@ -100,21 +93,19 @@ def summarise(
         )
         for variant in variants
     ]
-    named = {variant.name: variant for variant in variants}
-    for engine in engines:
-        variant = named[engine.graph]
-        rows.append(
-            Row(
-                engine.sidecar.backend,
-                variant.name,
-                variant.precision,
-                engine.sidecar.engine.bytes,
-                None,
-                seconds.get(f"{engine.graph} engine"),
-                engine.not_run is None,
-            )
+    precisions = {variant.name: variant.precision for variant in variants}
+    return rows + [
+        Row(
+            engine.sidecar.backend,
+            engine.graph,
+            precisions[engine.graph],
+            engine.sidecar.engine.bytes,
+            None,
+            seconds.get(f"{engine.graph} engine"),
+            engine.not_run is None,
         )
-    return rows
+        for engine in engines
+    ]
 
 
 def _parts(variant: Variant) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def activation_limits(
             for name, array in zip(tensors, found, strict=True):
                 if not np.isfinite(array).all():
                     raise ExportError(f"{name} is not finite on a calibration sample", received="NaN or infinity")
-                with _quiet():
+                with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
                     collector.collect({name: [array]})
             start = stop
         samples += rows
@@ -86,7 +86,7 @@ def activation_limits(
     if method == "entropy":
         for name, histogram in collector.histogram_dict.items():
             collector.histogram_dict[name] = (*_merged(*histogram[:2]), *histogram[2:])
-    with _quiet():
+    with contextlib.redirect_stdout(io.StringIO()):
         ranges = collector.compute_collection_result()
     return {name: float(max(abs(ranges[name][0]), abs(ranges[name][1]))) for name in tensors}
 
@@ -111,10 +111,3 @@ def _session(graph: Path, tensors: Sequence[str]) -> ort.InferenceSession:
         file = Path(folder, "calibration.onnx")
         ir.save(model, file, external_data=f"{file.name}.data")
         return open_probe(file)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The collectors print what they do."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ def lower_within_gate(
     """
     if attempts < 1:
         raise UsageError("attempts to find a file that passes", received=attempts, expected="at least 1")
-    search = _Search(lowering, judge, name, attempts=attempts, quick=quick, on_step=on_step)
+    search = _Search(lowering, judge, name, attempts, quick, on_step)
     kept, report = search.find()
     on_step(f"writing {name}")
     files = lowering.write(folder / name, keep=kept)
@@ -146,33 +146,34 @@ def lower_within_gate(
     return Lowered(tuple(files), kept, report, tuple(search.history))
 
 
+@dataclass
 class _Search:
     """See :func:`lower_within_gate`."""
 
-    def __init__(
-        self,
-        lowering: Lowering,
-        judge: Judge,
-        name: str,
-        *,
-        attempts: int,
-        quick: int,
-        on_step: Callable[[str], None],
-    ) -> None:
-        self.lowering, self.judge, self.name, self.on_step = lowering, judge, name, on_step
-        self.attempts, self.quick = attempts, quick
-        self.history: list[Attempt] = []
-        self.left = attempts
-        self.first: PrecisionReport | None = None  # of everything lowered
-        self.last: PrecisionReport | None = None
+    lowering: Lowering
+    judge: Judge
+    name: str
+    attempts: int
+    quick: int
+    on_step: Callable[[str], None]
+    history: list[Attempt] = field(default_factory=list)
+    first: PrecisionReport | None = None  # of everything lowered
+    last: PrecisionReport | None = None
+
+    @property
+    def tried(self) -> list[Attempt]:
+        """The choices, judged on all samples."""
+        return [attempt for attempt in self.history if attempt.lowered is None]
+
+    @property
+    def left(self) -> int:
+        return self.attempts - len(self.tried)
 
     def find(self) -> Choice:
         """What to keep, in graph order, and the report of that choice."""
         best = self.choice(())
         if best is None:
-            best = self.fewest_layers()
-            best = self.products_instead(best)
-            best = self.without_the_needless(best)
+            best = self.without_the_needless(self.products_instead(self.fewest_layers()))
         kept, report = best
         return self.in_graph_order(kept), report
 
@@ -226,9 +227,8 @@ class _Search:
         costs: dict[str, float] = {}
         for i, part in enumerate(parts, 1):
             self.on_step(f"finding what breaks {self.name}: {part} alone ({i} of {len(parts)})")
-            report = self.judged([name for name in everything if name != part], self.quick)
-            costs[part] = self.cost(report)
-            self.note(report, lowered=part)
+            others = [name for name in everything if name != part]
+            costs[part] = self.cost(self.judged(others, self.quick, lowered=part))
         return sorted(parts, key=lambda part: -costs[part])
 
     def cost(self, report: PrecisionReport) -> float:
@@ -255,27 +255,24 @@ class _Search:
         """
         if not self.left:
             raise self.gave_up()
-        self.left -= 1
         what = f"keeping {len(kept)} in fp32" if kept else "everything lowered"
-        self.on_step(f"{self.name}: {what} (attempt {self.attempts - self.left} of at most {self.attempts})")
+        self.on_step(f"{self.name}: {what} (attempt {len(self.tried) + 1} of at most {self.attempts})")
         self.last = report = self.judged(kept, None)
         self.first = self.first or report
-        self.note(report, kept=self.in_graph_order(kept))
         if not report.ran:
             raise self.gave_up()
         return (tuple(kept), report) if report.passed else None
 
-    def judged(self, kept: Collection[str], limit: int | None) -> PrecisionReport:
+    def judged(self, kept: Collection[str], limit: int | None, *, lowered: str | None = None) -> PrecisionReport:
+        """The gate's report on one file, noted in the history; of a part ``lowered`` alone, or else of a choice."""
         with tempfile.TemporaryDirectory(prefix="mope-lower-") as folder:
             self.lowering.write_runnable(Path(folder) / self.name, keep=tuple(kept))
-            return self.judge(Path(folder) / self.name, limit)
-
-    def note(self, report: PrecisionReport, *, lowered: str | None = None, kept: tuple[str, ...] = ()) -> None:
+            report = self.judge(Path(folder) / self.name, limit)
         routed = bool(report.experts)
         self.history.append(
             Attempt(
                 lowered=lowered,
-                kept=kept,
+                kept=self.in_graph_order(kept) if lowered is None else (),
                 samples=report.samples,
                 logits=report.logits.rms,
                 drift=_damage(report)[1] if routed else None,
@@ -284,8 +281,9 @@ class _Search:
                 passed=report.passed,
             )
         )
+        return report
 
-    def in_graph_order(self, kept: Sequence[str]) -> tuple[str, ...]:
+    def in_graph_order(self, kept: Collection[str]) -> tuple[str, ...]:
         order = [name for layer in self.lowering.layers for name in (layer, *self.lowering.products(layer))]
         return tuple(sorted(kept, key=order.index))
 
@@ -293,8 +291,7 @@ class _Search:
         """What was tried, and what the last attempt was missing."""
         assert self.last is not None
         problems = "; ".join(self.last.problems()[:4])
-        tried = [attempt for attempt in self.history if attempt.lowered is None]
-        precision = self.lowering.precision
+        precision, tried = self.lowering.precision, self.tried
         most = max(tried, key=lambda attempt: len(attempt.kept))
         if not most.kept:
             return ParityError(f"{self.name} does not pass in {precision}: {problems}")

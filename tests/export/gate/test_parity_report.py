@@ -9,8 +9,9 @@ import pytest
 
 from export.gate import require_parity
 from export.gate.cases import Case, generated_cases
+from export.gate.device import Run as _Run
 from export.gate.found import InterfaceCheck
-from export.gate.parity import _experts, _labels, _Run, measure
+from export.gate.parity import _experts, _labels, measure
 from export.gate.parity_report import NearTie, Rounding, ValueCheck
 from mope_deploy.errors import ParityError
 from mope_deploy.model import MoPE
