@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +212,7 @@ def test_an_encoder_without_layers_says_what_can_be_prompted(family: Family, fol
     for known in ("timm VisionTransformer", "timm SwinTransformer", "transformers BERT-like"):
         assert known in str(caught.value)
     with pytest.raises(ConfigError, match="with prompts=0"):
-        load_encoder(replace(spec, prompts=2))
+        load_encoder(EncoderSpec(**dict(spec) | {"prompts": 2}))
 
 
 @every
