@@ -126,7 +126,9 @@ class Training:
             prepared = time.monotonic()
             finished = loop.train()
             trained = time.monotonic()
-            self._dismiss_other_processes()
+            self.machine.state.wait_for_everyone()
+            if dist.is_initialized():
+                dist.destroy_process_group()  # what follows training is the work of one process
             if not finished:
                 self._finish("interrupted", step=loop.progress.step)
                 return Outcome(self.run, "interrupted", {})
@@ -224,12 +226,6 @@ class Training:
             elif spec.modality not in y:
                 y[spec.modality] = features.bare(encoders[spec.modality].backbone, spec.modality, train)
         fit_statistics(self.model, train, y, seed=self.recipe.seed)
-
-    def _dismiss_other_processes(self) -> None:
-        """What follows training is the work of one process."""
-        self.machine.state.wait_for_everyone()
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
     def _finish(self, status: str, **values: Any) -> None:
         if self.machine.writes:

@@ -127,11 +127,7 @@ def _write_split(rows: Any, name: str, folder: Path, section: DataSection, task:
         for number, row in enumerate(track(rows, what=f"writing {name}", total=len(rows))):
             where = f"{section.hub}, split {name}, row {number:,}"
             image = _write_image(row[columns.image], folder / "images" / name / f"{number:07d}", where)
-            line = {
-                "image": f"images/{name}/{image}",
-                "text": row[columns.text],
-                "label": to_name(row[columns.label]),
-            }
+            line = {"image": f"images/{name}/{image}", "text": row[columns.text], "label": to_name(row[columns.label])}
             extra = {key: row[key] for key in others if isinstance(row[key], str | int | float | bool)}
             file.write(json.dumps({**extra, **line}, ensure_ascii=False) + "\n")
 

@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 
 import mope_deploy
-from mope_deploy.console import out, run_app
+from mope_deploy.console import out
 from mope_deploy.errors import UsageError
 from mope_deploy.extras import require
 
-__all__ = ["BATCH", "main"]
+__all__ = ["BATCH", "app"]
 
 BATCH = 128  # scenes or sentences a step
 
@@ -71,7 +71,3 @@ def _run(encoder: str, folder: Path | None, threads: int, seed: int, **amount: i
     accuracy = asdict(getattr(module, f"pretrain_{encoder}")(folder, **amount, batch=BATCH, seed=seed))
     figures = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in accuracy.items())
     out.print(f"{folder}: written after {time.monotonic() - began:.0f} s; read linearly: {figures}", markup=False)
-
-
-def main() -> int:
-    return run_app(app)
