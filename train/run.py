@@ -88,16 +88,8 @@ def plan(recipe: Recipe) -> Plan:
 
 
 class Training:
-    """The state of a run. To make one reads and checks everything and writes nothing.
-
-    Args:
-        recipe: a checked recipe.
-        machine: where to train.
-        interruption: whether the run is to stop.
-        resume: the run to continue, whose recipe this is; None starts a new one.
-
-    Raises:
-        MopeError: whatever is wrong with recipe or data.
+    """The state of a run. To make one reads and checks everything and writes nothing; arguments and errors as
+    :func:`fit`'s, with the machine to train on, and whether the run is to stop.
     """
 
     def __init__(self, recipe: Recipe, machine: Machine, interruption: Interruption, *, resume: Run | None) -> None:

@@ -20,22 +20,11 @@ SCHEMA = 1
 
 # What may differ when a run is continued: it changes neither the model, the data nor the order of the steps.
 MAY_CHANGE = (
-    "baselines",
-    "data.check_images",
-    "data.image_cache_mb",
-    "data.workers",
-    "resume",
-    "run.dir",
-    "run.root",
-    "run.standalone",
-    "train.early_stopping",
-    "train.eval_batch_size",
-    "train.log_every",
-    "train.save_every",
-    "train.tensorboard",
-    "train.threads",
-    "train.y_cache_mb",
-)
+    "baselines", "resume", "run.dir", "run.root", "run.standalone",
+    "data.check_images", "data.image_cache_mb", "data.workers",
+    "train.early_stopping", "train.eval_batch_size", "train.log_every", "train.save_every", "train.tensorboard",
+    "train.threads", "train.y_cache_mb",
+)  # fmt: skip
 
 
 class Run:

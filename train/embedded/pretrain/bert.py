@@ -59,12 +59,8 @@ def pretrain_bert(
 ) -> ReadingAccuracy:
     """Train the text encoder and write it to ``out`` in transformers' folder format, tokenizer included.
 
-    Args:
-        out: folder to write; replaced only when the training has finished.
-        sentences: number of sentences to train on.
-        batch: sentences a step, half of them masked.
-        peak_lr: learning rate after the warm-up.
-        seed: of weights, sentences and masks.
+    Arguments are those of :func:`train.embedded.pretrain.vit.pretrain_vit`, with ``sentences`` for scenes; half of a
+    batch is masked.
 
     Returns:
         accuracies on 2,000 further sentences.
