@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from statistics import mean
@@ -116,18 +116,20 @@ def _linear(problem: _Problem, seed: int) -> dict[str, Any]:
     validation = {C: problem.scores(head, 1)[problem.metric] for C, head in heads.items()}
     C = max(heads, key=lambda C: validation[C])
     parts = heads[C].estimators_ if problem.task.several else [heads[C]]
-    parameters = sum(part.coef_.size + part.intercept_.size for part in parts if hasattr(part, "coef_"))
-    found = {**problem.scores(heads[C], 2), "validation": validation[C]}
-    return {"parameters": parameters, "settings": {"C": C}} | {
-        key: {"mean": found[key], "seeds": [found[key]]} for key in SCORES
-    }
+    arrays = [array for part in parts if hasattr(part, "coef_") for array in (part.coef_, part.intercept_)]
+    return _entry(problem, [(heads[C], validation[C])], arrays, {"C": C})
 
 
 def _mlp(problem: _Problem, seed: int) -> dict[str, Any]:
     fitted = [_fitted_mlp(problem, seed + i) for i in range(SEEDS)]
+    arrays = (*fitted[0][0].coefs_, *fitted[0][0].intercepts_)
+    return _entry(problem, fitted, arrays, {"learning_rate": list(RATES), "alpha": WEIGHT_DECAY})
+
+
+def _entry(problem: _Problem, fitted: list[Any], arrays: Iterable[Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """What is reported of the heads (head, validation metric) of each seed and the parameters of one of them."""
     found = [{**problem.scores(head, 2), "validation": validation} for head, validation in fitted]
-    parameters = sum(array.size for array in (*fitted[0][0].coefs_, *fitted[0][0].intercepts_))
-    return {"parameters": parameters, "settings": {"learning_rate": list(RATES), "alpha": WEIGHT_DECAY}} | {
+    return {"parameters": sum(array.size for array in arrays), "settings": settings} | {
         key: {"mean": mean(scores[key] for scores in found), "seeds": [scores[key] for scores in found]}
         for key in SCORES
     }

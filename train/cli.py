@@ -59,7 +59,7 @@ def train(
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> int:
     if version:
-        out.print(f"mope-deploy {mope_deploy.__version__}", markup=False)
+        _say(f"mope-deploy {mope_deploy.__version__}")
         return 0
     require("pydantic", extra="train", purpose="training")
     require("yaml", extra="train", purpose="training")
@@ -68,7 +68,7 @@ def train(
 
     if list_recipes:
         for name, about in shipped_recipes().items():
-            out.print(f"{name:<16} {about}", markup=False)
+            _say(f"{name:<16} {about}")
         return 0
     source, overrides = _split(arguments or [])
     if standalone:
@@ -84,7 +84,7 @@ def train(
                 raise UsageError("resume=true needs run.dir=RUN", todo="or use --resume RUN")
             resume = Path(recipe.run.dir)
         elif show:
-            out.print(to_yaml(recipe), markup=False, end="")
+            _say(to_yaml(recipe), end="")
             return 0
     run: Run | None = None
     if resume is not None:
@@ -100,15 +100,14 @@ def train(
     if dry_run:
         _print_plan(plan(recipe), recipe.name)
         return 0
-    main_process = os.environ.get("RANK", "0") == "0"
     outcome = fit(recipe, command=shlex.join(["python", "-m", "train", *sys.argv[1:]]), resume=run)
-    if outcome.status == "interrupted":
-        if main_process:
-            err.print(f"interrupted; continue with: python -m train --resume {outcome.run.folder}", markup=False)
-        return INTERRUPTED
-    if main_process:
-        _print_outcome(outcome.run.folder, outcome.evaluation)
-    return 0
+    interrupted, folder = outcome.status == "interrupted", outcome.run.folder
+    if os.environ.get("RANK", "0") == "0":
+        if interrupted:
+            err.print(f"interrupted; continue with: python -m train --resume {folder}", markup=False)
+        else:
+            _print_outcome(folder, outcome.evaluation)
+    return INTERRUPTED if interrupted else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -116,44 +115,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_app(app, argv)
 
 
+def _say(line: str, *, end: str = "\n") -> None:
+    out.print(line, markup=False, end=end)
+
+
 def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     """The recipe, if one is given, and the overrides behind it."""
-    if not arguments:
-        return None, []
-    first = arguments[0]
-    if "=" in first and not Path(first).is_file():
+    if not arguments or ("=" in arguments[0] and not Path(arguments[0]).is_file()):
         return None, list(arguments)
-    return first, list(arguments[1:])
+    return arguments[0], list(arguments[1:])
 
 
 def _print_plan(plan: Any, name: str) -> None:
     if plan.rows is None:
-        out.print(f"{name}: the data does not exist yet and would be generated or fetched", markup=False)
+        _say(f"{name}: the data does not exist yet and would be generated or fetched")
     else:
-        out.print("data       " + ", ".join(f"{split} {rows:,}" for split, rows in plan.rows.items()), markup=False)
-    out.print(f"labels     {', '.join(plan.labels[:20])}{' …' if len(plan.labels) > 20 else ''}", markup=False)
-    out.print(f"parameters {plan.parameters['trained']:,} trained of {plan.parameters['total']:,}", markup=False)
+        _say("data       " + ", ".join(f"{split} {rows:,}" for split, rows in plan.rows.items()))
+    _say(f"labels     {', '.join(plan.labels[:20])}{' …' if len(plan.labels) > 20 else ''}")
+    _say(f"parameters {plan.parameters['trained']:,} trained of {plan.parameters['total']:,}")
     if plan.steps is not None:
-        out.print(f"steps      {plan.steps:,}", markup=False)
+        _say(f"steps      {plan.steps:,}")
 
 
 def _print_outcome(folder: Path, evaluation: Mapping[str, Any]) -> None:
-    out.print(
+    _say(
         f"{evaluation['split']}: accuracy {evaluation['accuracy']:.2%}, F1 macro {evaluation['f1_macro']:.2%}, "
-        f"micro {evaluation['f1_micro']:.2%} ({evaluation['samples']:,} rows)",
-        markup=False,
+        f"micro {evaluation['f1_micro']:.2%} ({evaluation['samples']:,} rows)"
     )
     for field, groups in evaluation.get("by", {}).items():
-        shares = ", ".join(f"{name} {group['accuracy']:.1%}" for name, group in groups.items())
-        out.print(f"accuracy by {field}: {shares}", markup=False)
-    if "routing" in evaluation:
-        routing = evaluation["routing"]
-        used = ", ".join(map(str, routing["used_experts"]))
-        out.print(f"experts in use per layer, of {routing['experts']}: {used}", markup=False)
+        _say(f"accuracy by {field}: " + ", ".join(f"{name} {group['accuracy']:.1%}" for name, group in groups.items()))
+    if routing := evaluation.get("routing"):
+        _say(f"experts in use per layer, of {routing['experts']}: {', '.join(map(str, routing['used_experts']))}")
     if "baselines" in evaluation:
         out.print(_baseline_table(evaluation))
-    out.print(f"run folder: {folder}", markup=False)
-    out.print(f"next: mope-export {folder} --format onnx", markup=False)
+    _say(f"run folder: {folder}\nnext: mope-export {folder} --format onnx")
 
 
 def _baseline_table(evaluation: Mapping[str, Any]) -> Table:

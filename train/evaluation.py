@@ -80,28 +80,19 @@ def evaluate(split: Split, predictions: Predictions, *, group_by: str | None) ->
     true, decided = split.targets, split.task.decide(predictions.logits)
     found: dict[str, Any] = {"split": split.name, **report(true, decided, split.labels)}
     if group_by is not None:
-        groups = split.columns["group"]
-        found["by"] = {
-            group_by: {
-                str(name): {
-                    "samples": int((groups == name).sum()),
-                    "accuracy": accuracy(true[groups == name], decided[groups == name]),
-                }
-                for name in sorted(set(groups.tolist()))
-            }
+        groups = {
+            name: {"samples": int(rows.sum()), "accuracy": accuracy(true[rows], decided[rows])}
+            for name, rows in split.groups.items()
         }
+        found["by"] = {group_by: groups}
     return found
 
 
 def usage(split: Split, routing: NDArray[np.float32], *, grouped: bool) -> Usage:
     """Mean routing weights by class, by group where rows are grouped, and how many experts each layer uses."""
-    members = list(split.task.members(split.targets))  # (n,) each
-    names = list(split.labels)
-    if grouped:
-        groups = split.columns["group"]
-        for name in sorted(set(groups.tolist())):
-            members.append(groups == name)
-            names.append(str(name))
+    groups = split.groups if grouped else {}
+    names = (*split.labels, *groups)
+    members = [*split.task.members(split.targets), *groups.values()]  # (n,) each
     n, layers, K = routing.shape
     mean = np.full((len(names), layers, K), np.nan)
     for row, member in enumerate(members):
@@ -109,4 +100,4 @@ def usage(split: Split, routing: NDArray[np.float32], *, grouped: bool) -> Usage
             mean[row] = routing[member].mean(axis=0, dtype=np.float64)
     chosen = routing.argmax(axis=-1)  # (n, layers)
     counts = np.stack([np.bincount(chosen[:, layer], minlength=K) for layer in range(layers)])  # (layers, K)
-    return Usage(tuple(names), len(split.labels), mean, (counts >= max(1.0, USED_SHARE * n / K)).sum(axis=1))
+    return Usage(names, len(split.labels), mean, (counts >= max(1.0, USED_SHARE * n / K)).sum(axis=1))

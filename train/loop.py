@@ -91,7 +91,9 @@ class Loop:
         )
         self._resumed = state
         if state is not None:
-            self._load(state.training())
+            saved = state.training()
+            for name, part in self._stateful().items():
+                part.load_state_dict(saved[name])
         # What is logged is summed as tensors: reading them in each step would wait for the GPU.
         self._zero = torch.zeros((), device=machine.device)
         self._logged, self._loss, self._importance = self.progress.step, self._zero, self._zero
@@ -214,8 +216,7 @@ class Loop:
         if self.machine.writes:
             shutil.rmtree(state.folder, ignore_errors=True)  # left by a run that was killed while writing it
             state.folder.mkdir(parents=True)
-            parts = {"optimiser": self.optimiser, "schedule": self.schedule, "scaler": self.accelerator.scaler}
-            training = {name: part.state_dict() for name, part in parts.items() if part is not None}
+            training = {name: part.state_dict() for name, part in self._stateful().items()}
             state.write(self.model.trained_state(), training, self.progress)
         self.accelerator.wait_for_everyone()
         state.write_random(self.machine.state.process_index)
@@ -223,11 +224,10 @@ class Loop:
         if self.machine.writes:
             state.seal()
 
-    def _load(self, training: dict[str, Any]) -> None:
-        self.optimiser.load_state_dict(training["optimiser"])
-        self.schedule.load_state_dict(training["schedule"])
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(training["scaler"])
+    def _stateful(self) -> dict[str, Any]:
+        """What a resume state must hold beside weights; the scaler exists under fp16 only."""
+        parts = {"optimiser": self.optimiser, "schedule": self.schedule, "scaler": self.accelerator.scaler}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def _restore_random(self) -> None:
         if self._resumed is not None:

@@ -135,7 +135,7 @@ def _step(at: Any, part: str) -> Any:
     return at[part]
 
 
-def _copy(values: Any) -> Any:
+def _copy(values: Any) -> Any:  # what a YAML alias names twice becomes two, so that an override changes one of them
     if isinstance(values, Mapping):
         return {key: _copy(value) for key, value in values.items()}
     return [_copy(value) for value in values] if isinstance(values, list | tuple) else values

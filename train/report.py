@@ -35,23 +35,14 @@ def confusion_picture(path: Path, confusion: Sequence[Sequence[int]], labels: Se
     figure = Figure(figsize=(side + 0.6, side), layout="constrained")
     axes = figure.subplots()
     shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    _name_ticks(axes, labels, rows=labels)
+    _name_ticks(axes, labels)
     axes.set_xlabel("predicted", color=INK)
     axes.set_ylabel("true", color=INK)
     axes.set_title(title, fontsize=11, color=INK, loc="left")
     if C <= MAX_NUMBERED:
-        for row in range(C):
-            for column in range(C):
-                dark = shares[row, column] > 0.55
-                axes.text(
-                    column,
-                    row,
-                    f"{int(counts[row, column]):,}",
-                    ha="center",
-                    va="center",
-                    fontsize=9,
-                    color="white" if dark else INK,
-                )
+        for (row, column), count in np.ndenumerate(counts):
+            colour = "white" if shares[row, column] > 0.55 else INK
+            axes.text(column, row, f"{int(count):,}", ha="center", va="center", fontsize=9, color=colour)
     _colour_bar(figure, shown, axes, "share of the true class")
     _save(figure, path)
 
@@ -128,24 +119,22 @@ def usage_picture(path: Path, usage: Usage, *, title: str, grouped_by: str | Non
             side.set_color(HAIR)
         if gap:
             for first, last in ((-0.5, usage.classes - 0.5), (usage.classes + 0.5, rows + 0.5)):
-                frame = Rectangle(
-                    (-0.5, first), K, last - first, fill=False, edgecolor=HAIR, linewidth=0.8, clip_on=False
-                )
-                axes.add_patch(frame)
+                corner, height = (-0.5, first), last - first
+                axes.add_patch(Rectangle(corner, K, height, fill=False, edgecolor=HAIR, linewidth=0.8, clip_on=False))
     below = f"   rows: class{f', below: {grouped_by}' if groups else ''}"
     figure.suptitle(title + below, fontsize=11, color=INK, x=0.01, ha="left")
     _colour_bar(figure, shown, panels.ravel().tolist(), f"mean routing weight (even: {1 / K:.3g})")
     _save(figure, path)
 
 
-def _name_ticks(axes: Any, columns: Sequence[str], *, rows: Sequence[str]) -> None:
-    if len(rows) > MAX_NAMED:
+def _name_ticks(axes: Any, names: Sequence[str]) -> None:
+    if len(names) > MAX_NAMED:
         axes.set_xticks([])
         axes.set_yticks([])
         return
-    size = 9 if len(rows) <= MAX_NUMBERED else 6
-    axes.set_xticks(range(len(columns)), columns, rotation=35 if len(columns) <= 8 else 90, ha="right", fontsize=size)
-    axes.set_yticks(range(len(rows)), rows, fontsize=size)
+    size = 9 if len(names) <= MAX_NUMBERED else 6
+    axes.set_xticks(range(len(names)), names, rotation=35 if len(names) <= 8 else 90, ha="right", fontsize=size)
+    axes.set_yticks(range(len(names)), names, fontsize=size)
     axes.tick_params(length=0)
 
 

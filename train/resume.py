@@ -14,6 +14,8 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,10 +94,8 @@ class ResumeState:
 
     def weights(self) -> dict[str, Tensor]:
         """The trained tensors."""
-        try:
-            return load_file(self.folder / "model.safetensors")
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{self.folder / 'model.safetensors'} cannot be read: {error}") from error
+        with _read(self.folder / "model.safetensors") as path:
+            return load_file(path)
 
     def training(self) -> dict[str, Any]:
         """As it was given to :meth:`write`."""
@@ -103,10 +103,8 @@ class ResumeState:
 
     def progress(self) -> Progress:
         """As it was given to :meth:`write`."""
-        try:
-            return Progress(**json.loads((self.folder / "progress.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{self.folder / 'progress.json'} cannot be read: {error}") from error
+        with _read(self.folder / "progress.json") as path:
+            return Progress(**json.loads(path.read_text(encoding="utf-8")))
 
     def restore_random(self, process: int) -> None:
         """Go on with the random states of :meth:`write_random`; a process that there was not then keeps its own."""
@@ -118,10 +116,8 @@ class ResumeState:
             torch.cuda.set_rng_state_all(states["cuda"])
 
     def _load(self, name: str) -> dict[str, Any]:
-        try:
-            return torch.load(self.folder / name, map_location="cpu", weights_only=True)
-        except (RuntimeError, ValueError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
-            raise CheckpointError(f"{self.folder / name} cannot be read: {error}") from error
+        with _read(self.folder / name) as path:
+            return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def newest(run: Run) -> ResumeState | None:
@@ -144,6 +140,16 @@ def newest(run: Run) -> ResumeState | None:
         received = f"{', '.join(wrong)} with other content than was written"
         raise CheckpointError(f"resume state {folder} is damaged", received=received, todo=todo)
     return ResumeState(folder)
+
+
+@contextmanager
+def _read(path: Path) -> Iterator[Path]:
+    """Whatever torch, safetensors or JSON say of a damaged file, as a CheckpointError."""
+    damage = (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError)
+    try:
+        yield path
+    except damage as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
 def _step(checkpoint: Path) -> int:

@@ -88,16 +88,8 @@ def plan(recipe: Recipe) -> Plan:
 
 
 class Training:
-    """The state of a run. To make one reads and checks everything and writes nothing.
-
-    Args:
-        recipe: a checked recipe.
-        machine: where to train.
-        interruption: whether the run is to stop.
-        resume: the run to continue, whose recipe this is; None starts a new one.
-
-    Raises:
-        MopeError: whatever is wrong with recipe or data.
+    """The state of a run. To make one reads and checks everything and writes nothing; arguments and errors as
+    :func:`fit`'s, with the machine to train on, and whether the run is to stop.
     """
 
     def __init__(self, recipe: Recipe, machine: Machine, interruption: Interruption, *, resume: Run | None) -> None:
@@ -126,7 +118,9 @@ class Training:
             prepared = time.monotonic()
             finished = loop.train()
             trained = time.monotonic()
-            self._dismiss_other_processes()
+            self.machine.state.wait_for_everyone()
+            if dist.is_initialized():
+                dist.destroy_process_group()  # what follows training is the work of one process
             if not finished:
                 self._finish("interrupted", step=loop.progress.step)
                 return Outcome(self.run, "interrupted", {})
@@ -224,12 +218,6 @@ class Training:
             elif spec.modality not in y:
                 y[spec.modality] = features.bare(encoders[spec.modality].backbone, spec.modality, train)
         fit_statistics(self.model, train, y, seed=self.recipe.seed)
-
-    def _dismiss_other_processes(self) -> None:
-        """What follows training is the work of one process."""
-        self.machine.state.wait_for_everyone()
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
     def _finish(self, status: str, **values: Any) -> None:
         if self.machine.writes:

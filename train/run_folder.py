@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,61 +20,22 @@ SCHEMA = 1
 
 # What may differ when a run is continued: it changes neither the model, the data nor the order of the steps.
 MAY_CHANGE = (
-    "baselines",
-    "data.check_images",
-    "data.image_cache_mb",
-    "data.workers",
-    "resume",
-    "run.dir",
-    "run.root",
-    "run.standalone",
-    "train.early_stopping",
-    "train.eval_batch_size",
-    "train.log_every",
-    "train.save_every",
-    "train.tensorboard",
-    "train.threads",
-    "train.y_cache_mb",
-)
+    "baselines", "resume", "run.dir", "run.root", "run.standalone",
+    "data.check_images", "data.image_cache_mb", "data.workers",
+    "train.early_stopping", "train.eval_batch_size", "train.log_every", "train.save_every", "train.tensorboard",
+    "train.threads", "train.y_cache_mb",
+)  # fmt: skip
 
 
-@dataclass(frozen=True)
 class Run:
     """The files of one run folder."""
 
-    folder: Path
-
-    @property
-    def description(self) -> Path:
-        return self.folder / "run.json"
-
-    @property
-    def config(self) -> Path:
-        return self.folder / "config.yaml"
-
-    @property
-    def best(self) -> Path:
-        return self.folder / "best"
-
-    @property
-    def last(self) -> Path:
-        return self.folder / "last"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
-
-    @property
-    def metrics(self) -> Path:
-        return self.folder / "metrics.jsonl"
-
-    @property
-    def samples(self) -> Path:
-        return self.folder / "samples"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.folder / "tensorboard"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.description, self.config = folder / "run.json", folder / "config.yaml"
+        self.best, self.last, self.checkpoints = folder / "best", folder / "last", folder / "checkpoints"
+        self.metrics, self.tensorboard = folder / "metrics.jsonl", folder / "tensorboard"
+        self.samples = folder / "samples"
 
     def create(self, recipe: Recipe, *, command: str, data: Mapping[str, Any]) -> None:
         """Make the folder, or take up an interrupted one, and record what is about to happen."""

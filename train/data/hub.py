@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from train.data.files import SplitFiles
 __all__ = ["fetch_hub"]
 
 INFO = "hub.json"
-DEFAULT_SPLITS = {"train": "train", "validation": "validation", "test": "test"}
+SPLITS = ("train", "validation", "test")  # ours, and what a data set calls them unless the recipe says otherwise
 
 
 def fetch_hub(section: DataSection, root: Path, *, task: Task, fetch: bool = True) -> SplitFiles | None:
@@ -29,11 +29,7 @@ def fetch_hub(section: DataSection, root: Path, *, task: Task, fetch: bool = Tru
 
     Pictures keep the bytes they have in the data set; class numbers become their names.
 
-    Args:
-        section: the recipe's ``data:``.
-        root: folder to write to.
-        task: whether a row's label is a list of names.
-        fetch: False returns None where something would have to be fetched.
+    Arguments are those of :func:`train.data.sources.find_splits`.
 
     Raises:
         UsageError: no such data set, split or column, or ``root`` holds something else.
@@ -43,7 +39,7 @@ def fetch_hub(section: DataSection, root: Path, *, task: Task, fetch: bool = Tru
         "hub": section.hub,
         "config": section.hub_config,
         "columns": section.columns.model_dump(),
-        "splits": {name: getattr(section, name) for name in DEFAULT_SPLITS},
+        "splits": {name: getattr(section, name) for name in SPLITS},
         "task": task.type,
     }
     if root.exists() and any(root.iterdir()):
@@ -55,7 +51,7 @@ def fetch_hub(section: DataSection, root: Path, *, task: Task, fetch: bool = Tru
         for name, rows in loaded.items():
             _write_split(rows, name, folder, section, task)
         (folder / INFO).write_bytes(json_bytes({"request": request, "splits": list(loaded)}))
-    return _files(root, list(loaded))
+    return _files(root, loaded)
 
 
 def _found(root: Path, request: dict[str, Any]) -> SplitFiles:
@@ -73,7 +69,7 @@ def _found(root: Path, request: dict[str, Any]) -> SplitFiles:
     return _files(root, splits)
 
 
-def _files(root: Path, splits: list[str]) -> SplitFiles:
+def _files(root: Path, splits: Iterable[str]) -> SplitFiles:
     paths = {name: root / f"{name}.jsonl" for name in splits}
     return SplitFiles(paths["train"], paths.get("validation"), paths.get("test"), copied=True)
 
@@ -91,13 +87,13 @@ def _load(section: DataSection) -> dict[str, Any]:
             todo="check data.hub and data.hub_config, or the network",
         ) from error
     found = {}
-    for ours, default in DEFAULT_SPLITS.items():
-        theirs = getattr(section, ours)
-        if (theirs or default) in available:
-            found[ours] = available[theirs or default]
-        elif theirs is not None or ours == "train":
+    for ours in SPLITS:
+        theirs = getattr(section, ours) or ours
+        if theirs in available:
+            found[ours] = available[theirs]
+        elif getattr(section, ours) is not None or ours == "train":
             raise UsageError(
-                f"{section.hub} has no split {theirs or default!r}",
+                f"{section.hub} has no split {theirs!r}",
                 expected=f"one of {', '.join(available)}",
                 todo=f"set data.{ours}",
             )
@@ -127,11 +123,7 @@ def _write_split(rows: Any, name: str, folder: Path, section: DataSection, task:
         for number, row in enumerate(track(rows, what=f"writing {name}", total=len(rows))):
             where = f"{section.hub}, split {name}, row {number:,}"
             image = _write_image(row[columns.image], folder / "images" / name / f"{number:07d}", where)
-            line = {
-                "image": f"images/{name}/{image}",
-                "text": row[columns.text],
-                "label": to_name(row[columns.label]),
-            }
+            line = {"image": f"images/{name}/{image}", "text": row[columns.text], "label": to_name(row[columns.label])}
             extra = {key: row[key] for key in others if isinstance(row[key], str | int | float | bool)}
             file.write(json.dumps({**extra, **line}, ensure_ascii=False) + "\n")
 

@@ -85,21 +85,21 @@ def decode(recipe: Recipe, data: Rows, preprocessing: Preprocessing, *, threads:
     media = MediaCache(preprocessing, limit_mb=recipe.data.image_cache_mb)
     if not recipe.data.check_images:
         return data, media
-    checked = []
+    checked = {}
     for split in data.splits:
         for name in FILES:
             if split.values[name]:
                 what = f"decoding {split.name}" if name == "image" else f"decoding {name} of {split.name}"
                 bad = media.check(split.values[name], what=what, threads=threads, modality=name)
                 split = drop_bad_files(split, bad, skip_bad=recipe.data.skip_bad, modality=name)
-        checked.append(split)
-    for split in checked:
+        checked[split.name] = split
+    for split in checked.values():
         if split.skipped:
             err.print(
                 f"warning: {len(split.skipped):,} rows of {split.source} skipped, the first: {split.skipped[0]}",
                 markup=False,
             )
-    return Rows(data.files, checked[0], checked[1], checked[2] if data.test is not None else None), media
+    return Rows(data.files, checked["train"], checked["validation"], checked.get("test")), media
 
 
 def refuse_other_data(run: Run, data: Rows) -> None:

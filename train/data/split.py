@@ -56,6 +56,12 @@ class Split:
         """The C class names."""
         return self.task.labels
 
+    @property
+    def groups(self) -> dict[str, NDArray[np.bool_]]:
+        """Which rows (n,) have each value of the field that rows are grouped by, sorted by value."""
+        column = self.columns["group"]
+        return {str(name): column == name for name in sorted(set(column.tolist()))}
+
     def where(self, row: int) -> str:
         """``file:line`` of a row, as errors about it begin."""
         return f"{self.source}:{self.columns['line'][row]}"

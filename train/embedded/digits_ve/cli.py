@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from mope_deploy.console import out, run_app
+from mope_deploy.console import out
 from train.embedded.digits_ve.generate import ensure_digits_ve
 
-__all__ = ["main"]
+__all__ = ["app"]
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -32,7 +32,3 @@ def digits_ve(
     )
     pairs = json.loads((folder / "info.json").read_text(encoding="utf-8"))["pairs"]
     out.print(f"{folder}: " + ", ".join(f"{count} {split} pairs" for split, count in pairs.items()), markup=False)
-
-
-def main() -> int:
-    return run_app(app)

@@ -11,11 +11,11 @@ The folder (docs/digits-ve.md)::
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from mope_deploy.errors import DataError, UsageError
@@ -24,6 +24,7 @@ from mope_deploy.progress import track
 from train.embedded.digits_ve.scenes import (
     COLOURS,
     EMPTY,
+    FACE_DOWN,
     IMAGE_SIZE,
     SPLITS,
     Digits,
@@ -32,7 +33,7 @@ from train.embedded.digits_ve.scenes import (
     render,
     sample_scenes,
 )
-from train.embedded.digits_ve.sentences import LABELS, TEMPLATES, Hypothesis, Table, hypotheses
+from train.embedded.digits_ve.sentences import LABELS, TEMPLATES, Table, hypotheses
 
 __all__ = ["VERSION", "ensure_digits_ve"]
 
@@ -89,22 +90,13 @@ def ensure_digits_ve(
         "name": "digits-ve",
         "version": VERSION,
         "seed": seed,
-        "pictures": {k: _pictures(v) for k, v in pairs.items()},
+        "pictures": {split: round(count / len(LABELS)) for split, count in pairs.items()},
     }
-
-    if folder.exists() and not _is_empty_folder(folder):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         return _checked(folder, request)
     with whole_folder(folder, error=DataError, sync=False) as new:
         _write(new, request)
     return folder
-
-
-def _pictures(pairs: int) -> int:
-    return round(pairs / len(LABELS))
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
 
 
 def _checked(folder: Path, request: dict[str, Any]) -> Path:
@@ -136,18 +128,10 @@ def _checked(folder: Path, request: dict[str, Any]) -> Path:
 
 
 def _write(folder: Path, request: dict[str, Any]) -> None:
-    scenes = (folder / "scenes.jsonl").open("w", encoding="utf-8", newline="\n")
-    with scenes:
+    with _lines(folder / "scenes.jsonl") as facts:
         for number, split in enumerate(SPLITS):
             rng = np.random.default_rng([request["seed"], VERSION, number])
-            (folder / "images" / split).mkdir(parents=True)
-            with (folder / f"{split}.jsonl").open("w", encoding="utf-8", newline="\n") as rows:
-                for image, facts, pairs in _split(folder, split, request["pictures"][split], rng):
-                    scenes.write(json.dumps({"image": image, "split": split, "cards": facts}) + "\n")
-                    for template, pair in pairs:
-                        row = {"image": image, "text": pair.text, "label": pair.label, "template": template}
-                        rows.write(json.dumps(row) + "\n")
-    files = [*(f"{split}.jsonl" for split in SPLITS), "scenes.jsonl"]
+            _write_split(folder, split, request["pictures"][split], rng, facts)
     info = {
         **request,
         "pairs": {split: count * len(LABELS) for split, count in request["pictures"].items()},
@@ -156,62 +140,62 @@ def _write(folder: Path, request: dict[str, Any]) -> None:
         "image": [IMAGE_SIZE, IMAGE_SIZE, 3],
         "source": _SOURCE,
         "licence": _LICENCE,
-        "sha256": {file: sha256(folder / file) for file in files},
+        "sha256": {f"{name}.jsonl": sha256(folder / f"{name}.jsonl") for name in (*SPLITS, "scenes")},
     }
     (folder / "info.json").write_bytes(json_bytes(info))
 
 
-_Row = tuple[str, list[dict[str, Any]], list[tuple[str, Hypothesis]]]
+def _lines(path: Path) -> TextIO:
+    return path.open("w", encoding="utf-8", newline="\n")
 
 
-def _split(folder: Path, split: str, pictures: int, rng: np.random.Generator) -> Iterator[_Row]:
-    """Draw and save the pictures of a split; yield each one's path, facts and pairs."""
+def _write_split(folder: Path, split: str, pictures: int, rng: np.random.Generator, facts: TextIO) -> None:
+    """Draw the pictures of a split and write them, their pairs and their facts."""
     digits = load_split(split)
     templates, scenes = _plan(pictures, digits, rng)
-    for at in track(range(0, pictures, _DRAWN_AT_ONCE), what=f"digits-ve {split}"):
-        part = scenes[at : at + _DRAWN_AT_ONCE]
-        for offset, pixels in enumerate(render(part, digits, rng)):
-            image = f"images/{split}/{at + offset + 1:06d}.png"
-            Image.fromarray(pixels).save(folder / image, compress_level=6)
-            template = templates[at + offset]
-            table = Table(tuple(part.colour[offset].tolist()), tuple(part.digit[offset].tolist()))
-            pairs = hypotheses(table, template, rng)
-            yield image, _facts(part, offset, digits), [(template, pairs[i]) for i in rng.permutation(len(pairs))]
+    (folder / "images" / split).mkdir(parents=True)
+    with _lines(folder / f"{split}.jsonl") as rows:
+        for at in track(range(0, pictures, _DRAWN_AT_ONCE), what=f"digits-ve {split}"):
+            part = scenes[at : at + _DRAWN_AT_ONCE]
+            for offset, pixels in enumerate(render(part, digits, rng)):
+                image, template = f"images/{split}/{at + offset + 1:06d}.png", templates[at + offset]
+                Image.fromarray(pixels).save(folder / image, compress_level=6)
+                facts.write(json.dumps({"image": image, "split": split, "cards": _cards(part, offset, digits)}) + "\n")
+                table = Table(tuple(part.colour[offset].tolist()), tuple(part.digit[offset].tolist()))
+                pairs = hypotheses(table, template, rng)
+                for i in rng.permutation(len(pairs)):
+                    label, text = pairs[i]
+                    rows.write(json.dumps({"image": image, "text": text, "label": label, "template": template}) + "\n")
 
 
 def _plan(pictures: int, digits: Digits, rng: np.random.Generator) -> tuple[list[str], Scenes]:
     """Which template each picture gets, in exact shares and a random order, and a scene that suits it."""
     ends = [round(share * pictures) for share in np.cumsum(list(TEMPLATES.values()))]
     names = np.repeat(list(TEMPLATES), np.diff([0, *ends]))
-    templates = names[rng.permutation(pictures)].tolist()
+    templates = names[rng.permutation(pictures)]
     scenes = sample_scenes(pictures, digits, rng)
-    while unsuited := [
-        i for i, name in enumerate(templates) if name == "parity" and not _shows_both_parities(scenes, i)
-    ]:
+    while len(unsuited := np.flatnonzero((templates == "parity") & ~_shows_both_parities(scenes))):
         again = sample_scenes(len(unsuited), digits, rng)
         for name in ("colour", "digit", "handwriting"):
             getattr(scenes, name)[unsuited] = getattr(again, name)
-    return templates, scenes
+    return templates.tolist(), scenes
 
 
-def _shows_both_parities(scenes: Scenes, row: int) -> bool:
-    shown = scenes.digit[row][scenes.digit[row] >= 0]
-    return len(set((shown % 2).tolist())) == 2
+def _shows_both_parities(scenes: Scenes) -> NDArray[np.bool_]:
+    shown, odd = scenes.digit >= 0, scenes.digit % 2 == 1
+    return (shown & odd).any(axis=1) & (shown & ~odd).any(axis=1)
 
 
-def _facts(scenes: Scenes, row: int, digits: Digits) -> list[dict[str, Any]]:
-    names, cards = list(COLOURS), []
-    for slot, colour in enumerate(scenes.colour[row]):
-        if colour == EMPTY:
-            continue
-        drawn = int(scenes.handwriting[row, slot])
-        shown = drawn >= 0
-        cards.append(
-            {
-                "slot": slot,
-                "colour": names[colour],
-                "digit": int(scenes.digit[row, slot]) if shown else None,  # null: face-down
-                "source": int(digits.source[drawn]) if shown else None,
-            }
-        )
-    return cards
+def _cards(scenes: Scenes, row: int, digits: Digits) -> list[dict[str, Any]]:
+    """The facts of a scene; of a face-down card neither digit nor source are known."""
+    slots = zip(scenes.colour[row].tolist(), scenes.digit[row].tolist(), scenes.handwriting[row].tolist(), strict=True)
+    return [
+        {
+            "slot": slot,
+            "colour": list(COLOURS)[colour],
+            "digit": None if digit == FACE_DOWN else digit,
+            "source": None if digit == FACE_DOWN else int(digits.source[drawn]),
+        }
+        for slot, (colour, digit, drawn) in enumerate(slots)
+        if colour != EMPTY
+    ]

@@ -15,7 +15,7 @@ import numpy as np
 
 from train.embedded.digits_ve.scenes import COLOURS, EMPTY, FACE_DOWN
 
-__all__ = ["CLAIMS", "LABELS", "PHRASES", "TEMPLATES", "Hypothesis", "Phrase", "Table", "hypotheses", "vocabulary"]
+__all__ = ["CLAIMS", "LABELS", "PHRASES", "TEMPLATES", "Phrase", "Table", "hypotheses", "vocabulary"]
 
 LABELS = ("entailment", "neutral", "contradiction")
 
@@ -26,7 +26,7 @@ TEMPLATES = {"identity": 0.44, "parity": 0.35, "comparison": 0.13, "relation": 0
 
 # What a sentence of each kind can claim; a phrase has one word for each, in this order.
 CLAIMS = {
-    "identity": ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9"),
+    "identity": tuple("0123456789"),
     "parity": ("even", "odd"),
     "comparison": ("larger", "smaller"),
     "relation": ("left", "right", "above", "below"),
@@ -100,16 +100,6 @@ def vocabulary() -> list[str]:
 
 
 @dataclass(frozen=True)
-class Hypothesis:
-    """A sentence about a picture, with its label and what it claims about which colours (indices into COLOURS)."""
-
-    text: str
-    label: str
-    colours: tuple[int, ...]
-    claim: int
-
-
-@dataclass(frozen=True)
 class Table:
     """One scene: colour and digit of each slot, as in :class:`~train.embedded.digits_ve.scenes.Scenes`."""
 
@@ -135,17 +125,14 @@ class Table:
         return [colour for colour in range(len(COLOURS)) if colour not in self.colour]
 
 
-def hypotheses(table: Table, template: str, rng: np.random.Generator) -> list[Hypothesis]:
-    """One sentence of each label, in the order of LABELS, all of one phrase.
+def hypotheses(table: Table, template: str, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """One (label, sentence) of each label, in the order of LABELS, all of one phrase.
 
     ``template="parity"`` needs an even and an odd number face-up, so that a parity that is false is still on the table.
     """
     phrase = _pick(PHRASES[template], rng)
     write = {"identity": _identity, "parity": _parity, "comparison": _comparison, "relation": _relation}[template]
-    return [
-        Hypothesis(phrase.fill(colours, claim), label, colours, claim)
-        for label, (colours, claim) in zip(LABELS, write(table, rng), strict=True)
-    ]
+    return [(label, phrase.fill(*content)) for label, content in zip(LABELS, write(table, rng), strict=True)]
 
 
 def _pick(items: Sequence[_T], rng: np.random.Generator) -> _T:

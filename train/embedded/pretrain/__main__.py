@@ -2,7 +2,8 @@
 
 import sys
 
-from train.embedded.pretrain.cli import main
+from mope_deploy.console import run_app
+from train.embedded.pretrain.cli import app
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_app(app))

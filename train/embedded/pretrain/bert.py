@@ -18,16 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel
 
-from mope_deploy.progress import track
 from train.embedded.digits_ve.scenes import COLOURS
 from train.embedded.digits_ve.sentences import CLAIMS, PHRASES, TEMPLATES
-from train.embedded.pretrain.save import check_target, save_folder, schedule
+from train.embedded.pretrain.save import check_target, optimise, save_folder
 from train.embedded.pretrain.tokenizer import MAX_LENGTH, SPECIAL, make_tokenizer, tokenizer_config
 
 __all__ = ["ReadingAccuracy", "pretrain_bert"]
 
 _MASKED_SHARE = 0.2
-_IGNORE = -100
 _PAD, _MASK = SPECIAL.index("[PAD]"), SPECIAL.index("[MASK]")
 _NO_COLOUR = len(COLOURS)
 _FIRST_CLAIM = dict(zip(CLAIMS, np.cumsum([0, *(len(words) for words in CLAIMS.values())]).tolist(), strict=False))
@@ -61,12 +59,8 @@ def pretrain_bert(
 ) -> ReadingAccuracy:
     """Train the text encoder and write it to ``out`` in transformers' folder format, tokenizer included.
 
-    Args:
-        out: folder to write; replaced only when the training has finished.
-        sentences: number of sentences to train on.
-        batch: sentences a step, half of them masked.
-        peak_lr: learning rate after the warm-up.
-        seed: of weights, sentences and masks.
+    Arguments are those of :func:`train.embedded.pretrain.vit.pretrain_vit`, with ``sentences`` for scenes; half of a
+    batch is masked.
 
     Returns:
         accuracies on 2,000 further sentences.
@@ -83,20 +77,12 @@ def pretrain_bert(
     )  # fmt: skip
     model = BertModel(config)
     heads = _Heads(config)
-    steps = sentences // batch
-    optimiser = torch.optim.AdamW([*model.parameters(), *heads.parameters()], lr=peak_lr, weight_decay=0.01)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, schedule(steps))
 
-    model.train()
-    for _ in track(range(steps), what="pretraining digits-ve-bert"):
-        loss = _masked_loss(model, heads, _draw(batch // 2, tokenizer, rng))
-        loss = loss + _reading_loss(model, heads, _draw(batch - batch // 2, tokenizer, rng))
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        rate.step()
+    def loss() -> Tensor:
+        masked = F.cross_entropy(*_restored(model, heads, _draw(batch // 2, tokenizer, rng)))
+        return masked + _reading_loss(model, heads, _draw(batch - batch // 2, tokenizer, rng))
 
+    optimise(model, heads, loss, steps=sentences // batch, lr=peak_lr, decay=0.01, what="digits-ve-bert")
     accuracy = _evaluate(model, heads, _draw(2000, tokenizer, np.random.default_rng([seed, 1])))
     tokenizer.no_padding()
     files = {
@@ -139,17 +125,12 @@ def _draw(count: int, tokenizer: Tokenizer, rng: np.random.Generator) -> _Batch:
     )
 
 
-def _masked(batch: _Batch) -> tuple[Tensor, Tensor]:
-    """Input with a share of the words replaced by [MASK], and the words to restore."""
+def _restored(model: BertModel, heads: _Heads, batch: _Batch) -> tuple[Tensor, Tensor]:
+    """A share of the words is replaced by [MASK]: logits (W, vocabulary) of those, and the words (W,) they were."""
     hide = (torch.rand(batch.input_ids.shape) < _MASKED_SHARE) & (batch.input_ids >= len(SPECIAL))
     masked = batch.input_ids.masked_fill(hide, _MASK)
-    return masked, batch.input_ids.masked_fill(~hide, _IGNORE)
-
-
-def _masked_loss(model: BertModel, heads: _Heads, batch: _Batch) -> Tensor:
-    masked, words = _masked(batch)
     states = model(input_ids=masked, attention_mask=batch.attention_mask).last_hidden_state
-    return F.cross_entropy(heads.words(states).flatten(0, 1), words.flatten(), ignore_index=_IGNORE)
+    return heads.words(states)[hide], batch.input_ids[hide]
 
 
 def _reading_loss(model: BertModel, heads: _Heads, batch: _Batch) -> Tensor:
@@ -167,8 +148,6 @@ def _evaluate(model: BertModel, heads: _Heads, batch: _Batch) -> ReadingAccuracy
     model.eval()
     token = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state[:, 0]
     read = torch.stack([head(token).argmax(-1) for head in heads.token], dim=1)
-    masked, words = _masked(batch)
-    states = model(input_ids=masked, attention_mask=batch.attention_mask).last_hidden_state
-    hidden = words != _IGNORE
-    restored = heads.words(states).argmax(-1)[hidden] == words[hidden]
+    logits, words = _restored(model, heads, batch)
+    restored = logits.argmax(-1) == words
     return ReadingAccuracy((read == batch.says).all(1).float().mean().item(), restored.float().mean().item())

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 import mope_deploy
-from mope_deploy.console import out, run_app
+from mope_deploy.console import out
 from mope_deploy.errors import UsageError
 from mope_deploy.extras import require
 
-__all__ = ["BATCH", "main"]
+__all__ = ["BATCH", "app"]
 
 BATCH = 128  # scenes or sentences a step
 
@@ -43,13 +42,7 @@ def vit(
     seed: _Seed = 0,
 ) -> None:
     """The image encoder: about 8 minutes on two cores."""
-    _check(scenes=scenes, threads=threads, seed=seed)
-    module = require("train.embedded.pretrain.vit", extra="train", purpose="pretraining an encoder")
-    _run(
-        lambda to: module.pretrain_vit(to, scenes=scenes, batch=BATCH, seed=seed),
-        folder or _EMBEDDED / "digits-ve-vit",
-        threads,
-    )
+    _run("vit", folder, threads, seed, scenes=scenes)
 
 
 @app.command()
@@ -60,16 +53,10 @@ def bert(
     seed: _Seed = 0,
 ) -> None:
     """The text encoder: about 3 minutes on two cores."""
-    _check(sentences=sentences, threads=threads, seed=seed)
-    module = require("train.embedded.pretrain.bert", extra="train", purpose="pretraining an encoder")
-    _run(
-        lambda to: module.pretrain_bert(to, sentences=sentences, batch=BATCH, seed=seed),
-        folder or _EMBEDDED / "digits-ve-bert",
-        threads,
-    )
+    _run("bert", folder, threads, seed, sentences=sentences)
 
 
-def _check(*, threads: int, seed: int, **amount: int) -> None:
+def _run(encoder: str, folder: Path | None, threads: int, seed: int, **amount: int) -> None:
     """All that can be wrong is said before any work."""
     for name, count in amount.items():
         if count < BATCH:
@@ -77,17 +64,10 @@ def _check(*, threads: int, seed: int, **amount: int) -> None:
     for name, value in (("threads", threads), ("seed", seed)):
         if value < 0:
             raise UsageError(f"--{name} is negative", received=value, expected="0 or more")
-
-
-def _run(pretrain: Callable[[Path], Any], folder: Path, threads: int) -> None:
-    torch = require("torch", extra="train", purpose="pretraining an encoder")
+    module = require(f"train.embedded.pretrain.{encoder}", extra="train", purpose="pretraining an encoder")
     if threads:
-        torch.set_num_threads(threads)
-    began = time.monotonic()
-    accuracy = asdict(pretrain(folder))
+        require("torch", extra="train", purpose="pretraining an encoder").set_num_threads(threads)
+    folder, began = folder or _EMBEDDED / f"digits-ve-{encoder}", time.monotonic()
+    accuracy = asdict(getattr(module, f"pretrain_{encoder}")(folder, **amount, batch=BATCH, seed=seed))
     figures = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in accuracy.items())
     out.print(f"{folder}: written after {time.monotonic() - began:.0f} s; read linearly: {figures}", markup=False)
-
-
-def main() -> int:
-    return run_app(app)

@@ -1,4 +1,4 @@
-"""What both pretrainings share: the learning-rate schedule and an atomic write of the encoder's folder."""
+"""What both pretrainings share: the optimisation, and an atomic write of the encoder's folder."""
 
 from __future__ import annotations
 
@@ -6,25 +6,38 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from mope_deploy.errors import CheckpointError, UsageError
 from mope_deploy.files import json_bytes, whole_folder
+from mope_deploy.progress import track
 
-__all__ = ["check_target", "save_folder", "schedule"]
+__all__ = ["check_target", "optimise", "save_folder"]
 
 _WEIGHTS = "model.safetensors"
+_WARM_UP = 300  # steps, or a tenth of all where that is less
 
 
-def schedule(steps: int, *, warm_up: int = 300) -> Callable[[int], float]:
-    """Factor of the learning rate at a step: linear warm-up, then a half cosine down to 0."""
-    rise = max(1, min(warm_up, steps // 10))
+def optimise(
+    model: nn.Module, heads: nn.Module, loss: Callable[[], Tensor], *, steps: int, lr: float, decay: float, what: str
+) -> None:
+    """AdamW on the loss of one fresh batch a step: linear warm-up to ``lr``, and half a cosine down to 0."""
+    rise = max(1, min(_WARM_UP, steps // 10))
 
     def factor(step: int) -> float:
         return min(1.0, (step + 1) / rise) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
 
-    return factor
+    optimiser = torch.optim.AdamW([*model.parameters(), *heads.parameters()], lr=lr, weight_decay=decay)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+    model.train()
+    for _ in track(range(steps), what=f"pretraining {what}"):
+        optimiser.zero_grad()
+        loss().backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        rate.step()
 
 
 def check_target(out: Path) -> None:

@@ -21,12 +21,10 @@ from typing import Any, cast
 import numpy as np
 import timm
 import torch
-from numpy.typing import NDArray
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mope_deploy.progress import track
 from train.embedded.digits_ve.scenes import (
     COLOURS,
     EMPTY,
@@ -39,7 +37,7 @@ from train.embedded.digits_ve.scenes import (
     render,
     sample_scenes,
 )
-from train.embedded.pretrain.save import check_target, save_folder, schedule
+from train.embedded.pretrain.save import check_target, optimise, save_folder
 
 __all__ = ["ARCHITECTURE", "MEAN", "MODEL_ARGS", "STD", "SlotAccuracy", "pretrain_vit"]
 
@@ -51,6 +49,7 @@ MEAN, STD = (0.6, 0.6, 0.6), (0.25, 0.25, 0.25)
 
 _PATCHES = IMAGE_SIZE // MODEL_ARGS["patch_size"]  # per side
 _DIGITS, _COLOURS = 10, len(COLOURS)
+_CLASSES = (_DIGITS + 2, _COLOURS + 1)  # of a slot: digit, face-down or empty; colour or empty
 _VARIANTS = 48  # times the training handwriting is redrawn
 _KINDS = _DIGITS * _COLOURS + _COLOURS + 1  # of card: digit and colour, face-down by colour, none
 _COSINE_SCALE = 16.0
@@ -92,22 +91,13 @@ def pretrain_vit(
     rng = np.random.default_rng(seed)
     model = cast(VisionTransformer, timm.create_model(ARCHITECTURE, num_classes=0, **MODEL_ARGS))
     heads = _Heads(model.embed_dim, len(model.blocks))
-    steps = scenes // batch
-    optimiser = torch.optim.AdamW([*model.parameters(), *heads.parameters()], lr=peak_lr, weight_decay=0.05)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, schedule(steps))
     handwriting = _redrawn(load_split("train"), _VARIANTS)
 
-    model.train()
-    for _ in track(range(steps), what="pretraining digits-ve-vit"):
-        digits = handwriting[rng.integers(_VARIANTS)]
-        pixels, facts = _draw(batch, digits, rng)
-        loss = heads.loss(_states(model, pixels), facts)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        rate.step()
+    def loss() -> Tensor:
+        pixels, facts = _draw(batch, handwriting[rng.integers(_VARIANTS)], rng)
+        return heads.loss(_states(model, pixels), facts)
 
+    optimise(model, heads, loss, steps=scenes // batch, lr=peak_lr, decay=0.05, what="digits-ve-vit")
     accuracy = _evaluate(model, heads, load_split("test"), scenes=4000, seed=seed)
     pretrained_cfg = {
         "input_size": [3, IMAGE_SIZE, IMAGE_SIZE], "fixed_input_size": True, "num_classes": 0, "pool_size": None,
@@ -149,14 +139,13 @@ class _Heads(nn.Module):
     def __init__(self, width: int, depth: int) -> None:
         super().__init__()
         self.sets = nn.Linear(width, _DIGITS + _COLOURS)
-        self.slots = nn.ModuleList(nn.Linear(width, _DIGITS + 2 + _COLOURS + 1) for _ in range(depth))
+        self.slots = nn.ModuleList(nn.Linear(width, sum(_CLASSES)) for _ in range(depth))
         self.kinds = nn.ParameterList(nn.Parameter(torch.randn(_KINDS, width)) for _ in range(depth))
         # Only the last state went through the encoder's own norm.
         self.norms = nn.ModuleList([*(nn.LayerNorm(width) for _ in range(depth - 1)), nn.Identity()])
 
     def loss(self, states: Sequence[Tensor], facts: _Facts) -> Tensor:
-        sets = F.binary_cross_entropy_with_logits(self.sets(states[-1][:, 0]), facts.sets)
-        loss = 2 * sets
+        loss = 2 * F.binary_cross_entropy_with_logits(self.sets(states[-1][:, 0]), facts.sets)
         for layer, state in enumerate(states):
             weight = _FIRST_LAYER_WEIGHT if layer == 0 else 1.0
             loss = loss + weight * _slot_loss(self.read_slots(state, layer), facts)
@@ -184,11 +173,9 @@ class _Heads(nn.Module):
 
 
 def _slot_loss(logits: Tensor, facts: _Facts) -> Tensor:
-    patches = logits.shape[2]
-    digit, colour = logits[..., : _DIGITS + 2].flatten(0, 2), logits[..., _DIGITS + 2 :].flatten(0, 2)
-    return F.cross_entropy(digit, facts.digit.flatten().repeat_interleave(patches)) + F.cross_entropy(
-        colour, facts.colour.flatten().repeat_interleave(patches)
-    )
+    parts = zip(logits.flatten(0, 2).split(_CLASSES, dim=-1), (facts.digit, facts.colour), strict=True)
+    digit, colour = (F.cross_entropy(part, true.flatten().repeat_interleave(logits.shape[2])) for part, true in parts)
+    return digit + colour
 
 
 def _by_slot(patches: Tensor) -> Tensor:
@@ -203,26 +190,18 @@ def _states(model: VisionTransformer, pixels: Tensor) -> list[Tensor]:
     last, states = cast(
         tuple[Tensor, list[tuple[Tensor, Tensor]]],
         model.forward_intermediates(
-            pixels,
-            indices=list(range(len(model.blocks) - 1)),
-            norm=False,
-            return_prefix_tokens=True,
-            output_fmt="NLC",
+            pixels, indices=list(range(len(model.blocks) - 1)), norm=False, return_prefix_tokens=True, output_fmt="NLC"
         ),
     )
     return [*(torch.cat([prefix, patches], dim=1) for patches, prefix in states), last]
 
 
 def _draw(count: int, digits: Digits, rng: np.random.Generator) -> tuple[Tensor, _Facts]:
+    """Pictures float32 (B, 3, H, W) as the encoder takes them, and what they show."""
     scenes = sample_scenes(count, digits, rng)
     pixels = np.concatenate([render(scenes[at : at + _RENDER], digits, rng) for at in range(0, count, _RENDER)])
-    return _normalise(pixels), _Facts.of(scenes)
-
-
-def _normalise(pixels: NDArray[np.uint8]) -> Tensor:
-    """uint8 (B, H, W, 3) → float32 (B, 3, H, W) as the encoder takes it."""
     unit = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-    return (unit - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    return (unit - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1), _Facts.of(scenes)
 
 
 def _redrawn(digits: Digits, variants: int) -> list[Digits]:
@@ -245,21 +224,17 @@ def _affine(ink: Tensor) -> Tensor:
 def _evaluate(model: VisionTransformer, heads: _Heads, digits: Digits, *, scenes: int, seed: int) -> SlotAccuracy:
     model.eval()
     rng = np.random.default_rng([seed, 1])
-    right: list[tuple[float, ...]] = []
+    right: list[list[float]] = []
     for _ in range(scenes // 500):
         pixels, facts = _draw(500, digits, rng)
         states = _states(model, pixels)
-        logits = heads.read_slots(states[-1], len(states) - 1).mean(dim=2)
-        digit = logits[..., : _DIGITS + 2].argmax(-1) == facts.digit
-        colour = logits[..., _DIGITS + 2 :].argmax(-1) == facts.colour
+        digit, colour = heads.read_slots(states[-1], len(states) - 1).mean(dim=2).split(_CLASSES, dim=-1)
         sets = (heads.sets(states[-1][:, 0]) > 0) == (facts.sets > 0)
-        shown, lies = facts.digit < _DIGITS, facts.colour < _COLOURS
-        right.append(
-            (
-                digit[shown].float().mean().item(),
-                colour[lies].float().mean().item(),
-                sets[:, :_DIGITS].all(1).float().mean().item(),
-                sets[:, _DIGITS:].all(1).float().mean().item(),
-            )
+        each = (
+            (digit.argmax(-1) == facts.digit)[facts.digit < _DIGITS],
+            (colour.argmax(-1) == facts.colour)[facts.colour < _COLOURS],
+            sets[:, :_DIGITS].all(1),
+            sets[:, _DIGITS:].all(1),
         )
+        right.append([one.float().mean().item() for one in each])
     return SlotAccuracy(*np.mean(right, axis=0).tolist())
