@@ -1,4 +1,4 @@
-"""Accuracy, F1, confusion and agreement in numpy; the same numbers in training, in the gate and on the device.
+"""Accuracy, F1 and confusion in numpy; the same numbers in training, in the gate and on the device.
 
 Letters: n samples · C classes · K experts. Single-label: class indices int (n,). Multi-label: booleans (n, C).
 Definitions are scikit-learn's defaults with ``zero_division=0`` (its user guide, "Metrics and scoring").
@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mope_deploy.errors import UsageError
 
-__all__ = ["accuracy", "agreement", "confusion_matrix", "expert_agreement", "f1_scores", "report"]
+__all__ = ["accuracy", "confusion_matrix", "f1_scores", "report"]
 
 
 def accuracy(true: ArrayLike, predicted: ArrayLike) -> float:
@@ -55,19 +55,6 @@ def f1_scores(true: ArrayLike, predicted: ArrayLike, classes: int) -> dict[str, 
     per_class = 2 * hits / np.maximum(total, 1)  # hits are 0 where the total is
     micro = 2 * hits.sum() / max(total.sum(), 1)
     return {"macro": float(per_class[counted].mean()), "micro": float(micro), "per_class": per_class.tolist()}
-
-
-def agreement(a: ArrayLike, b: ArrayLike) -> float:
-    """Share of samples on which two models decide the same, 0 to 1 (:func:`accuracy` without a truth)."""
-    return accuracy(a, b)
-
-
-def expert_agreement(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
-    """Share of samples whose top-1 expert is the same, per layer: routing (n, layers, K) twice → (layers,), 0 to 1."""
-    a, b = np.asarray(a), np.asarray(b)
-    if a.shape != b.shape or a.ndim != 3 or a.shape[0] == 0:
-        raise UsageError("routing", received=f"{a.shape} and {b.shape}", expected="(n, layers, experts) twice")
-    return (a.argmax(-1) == b.argmax(-1)).mean(axis=0)
 
 
 def report(true: ArrayLike, predicted: ArrayLike, labels: Sequence[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from mope_deploy.engines.tensorrt.device import this_device
 from mope_deploy.engines.tensorrt.session import open_engine
 from mope_deploy.engines.tensorrt.sidecar import EngineFiles, Sidecar
 from mope_deploy.errors import EngineError, MissingExtraError, MopeError, ParityError, UsageError
-from mope_deploy.fields import nearest
+from mope_deploy.fields import did_you_mean
 
 __all__ = ["CACHE_MB", "ENGINES", "Providers", "open_built", "open_session"]
 
@@ -61,12 +61,11 @@ def open_session(
         ParityError: a TensorRT engine does not give the golden outputs.
     """
     if engine not in ("auto", *ENGINES):
-        hint = nearest(engine, ENGINES)
         raise UsageError(
             "engine",
             received=repr(engine),
             expected=f"auto or {', '.join(ENGINES)}",
-            todo=f"did you mean {hint!r}?" if hint else None,
+            todo=did_you_mean(engine, ENGINES),
         )
     if arena is not None and not isinstance(arena, bool):
         raise UsageError("arena", received=repr(arena), expected="True, False or None")

@@ -11,8 +11,9 @@ import pytest
 
 from mope_deploy.engines.tensorrt.device import Device, _driver, _l4t, available_memory, this_device
 from mope_deploy.engines.tensorrt.profiles import Sizes
-from mope_deploy.engines.tensorrt.sidecar import Precision, Proof, Sidecar, write_json
+from mope_deploy.engines.tensorrt.sidecar import Precision, Proof, Sidecar
 from mope_deploy.errors import EngineError
+from mope_deploy.files import json_bytes, write_file
 from mope_deploy.manifest import FileEntry, TensorSpec
 
 pytestmark = pytest.mark.device
@@ -39,10 +40,10 @@ PROOF = Proof("c" * 64, "d" * 64, "10.3.0.30", ORIN, 1e-4, None, {"float16": 4},
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    write_json(tmp_path / "e.json", SIDECAR.to_dict())
+    write_file(tmp_path / "e.json", json_bytes(SIDECAR.to_dict()))
     assert Sidecar.read(tmp_path / "e.json") == SIDECAR
     assert json.loads((tmp_path / "e.json").read_text())["verified"] is False
-    write_json(tmp_path / "p.json", PROOF.to_dict())
+    write_file(tmp_path / "p.json", json_bytes(PROOF.to_dict()))
     assert Proof.read(tmp_path / "p.json") == PROOF
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e.json", "p.json"]
 
@@ -113,14 +114,14 @@ def test_a_proof_that_is_not_exactly_one_is_none(tmp_path: Path) -> None:
     assert Proof.read(tmp_path / "none.json") is None
     bad = [("engine_sha256", "c"), ("device", None), ("logits_error", -1), ("layers", {"float16": -1}), ("created", 5)]
     for key, value in bad:
-        write_json(tmp_path / "p.json", PROOF.to_dict() | {key: value})
+        write_file(tmp_path / "p.json", json_bytes(PROOF.to_dict() | {key: value}))
         assert Proof.read(tmp_path / "p.json") is None
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    write_json(tmp_path / "e.json", {"a": 1})
+    write_file(tmp_path / "e.json", json_bytes({"a": 1}))
     with pytest.raises(ValueError, match="JSON compliant"):
-        write_json(tmp_path / "e.json", {"a": float("nan")})
+        write_file(tmp_path / "e.json", json_bytes({"a": float("nan")}))
     assert json.loads((tmp_path / "e.json").read_text()) == {"a": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["e.json"]
 

@@ -12,7 +12,7 @@ from typing import Any
 from mope_deploy.engines.tensorrt.device import Device
 from mope_deploy.errors import EngineError, UsageError
 from mope_deploy.extras import installed_versions
-from mope_deploy.fields import nearest
+from mope_deploy.fields import did_you_mean
 
 __all__ = [
     "CPU",
@@ -51,12 +51,11 @@ def full_name(name: str) -> str:
         return PROVIDERS[name]
     if name.endswith("ExecutionProvider"):
         return name
-    hint = nearest(name, PROVIDERS)
     raise UsageError(
         "provider",
         received=repr(name),
         expected=f"{', '.join(PROVIDERS)}, or ONNX Runtime's own name of one",
-        todo=f"did you mean {hint!r}?" if hint else None,
+        todo=did_you_mean(name, PROVIDERS),
     )
 
 

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from mope_deploy.errors import EngineError, MissingExtraError, UsageError
-from mope_deploy.fields import nearest
+from mope_deploy.fields import did_you_mean
 from mope_deploy.files import reason
 
 __all__ = ["BACKENDS", "Backend", "choose_backend", "dtype_name", "installed", "is_installed", "open_backend"]
@@ -55,12 +55,11 @@ def open_backend(name: str) -> Backend:
         EngineError: it is installed and cannot be imported, or it is too old.
     """
     if name not in BACKENDS:
-        hint = nearest(name, BACKENDS)
         raise UsageError(
             "backend",
             received=repr(name),
             expected=" or ".join(BACKENDS),
-            todo=f"did you mean {hint!r}?" if hint else None,
+            todo=did_you_mean(name, BACKENDS),
         )
     try:
         module = importlib.import_module(name)

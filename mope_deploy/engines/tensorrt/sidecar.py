@@ -20,7 +20,6 @@ from mope_deploy.engines.tensorrt.device import Device
 from mope_deploy.engines.tensorrt.profiles import Sizes
 from mope_deploy.errors import EngineError, UsageError
 from mope_deploy.fields import FieldError, between, choice, decode, form, length, parse_json, shown, text
-from mope_deploy.files import json_bytes, write_file
 from mope_deploy.manifest import FileEntry, Graph, TensorSpec
 from mope_deploy.manifest.types import Digest, FileName
 
@@ -35,7 +34,6 @@ __all__ = [
     "find_engines",
     "onnx_files",
     "plain",
-    "write_json",
 ]
 
 FORMAT, PROOF_FORMAT, SCHEMA = "mope-engine", "mope-engine-proof", 1
@@ -232,11 +230,6 @@ def onnx_files(bundle: Bundle, graph: Graph) -> dict[str, str]:
 def plain(specs: Iterable[TensorSpec]) -> list[dict[str, Any]]:
     """Tensors as a sidecar's JSON has them."""
     return [{"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)} for spec in specs]
-
-
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all; :class:`EngineError` where the system refuses."""
-    write_file(path, json_bytes(document), error=EngineError)
 
 
 def _read(path: Path, format: str, kind: type[T]) -> T:
