@@ -104,7 +104,7 @@ class SingleLabel:
 
     def read(self, value: object, where: str, name: Callable[[object, str], str]) -> Label:
         if isinstance(value, list):
-            todo = "lists of names belong to multi-label tasks"
+            todo = "lists of names belong to multi-label tasks; in a recipe: model.task=multi-label"
             raise DataError(f"{where}: label", received=shown(value), expected="one label name", todo=todo)
         return name(value, where)
 

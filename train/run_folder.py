@@ -10,7 +10,7 @@ from typing import Any
 
 from mope_deploy.errors import CheckpointError, ConfigError, UsageError
 from mope_deploy.fields import shown
-from mope_deploy.files import json_bytes, write_file
+from mope_deploy.files import json_bytes, reason, write_file
 from train.config import Recipe
 from train.recipe import check_recipe, read_recipe, to_yaml
 
@@ -38,8 +38,16 @@ class Run:
         self.samples = folder / "samples"
 
     def create(self, recipe: Recipe, *, command: str, data: Mapping[str, Any]) -> None:
-        """Make the folder, or take up an interrupted one, and record what is about to happen."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Make the folder, or take up an interrupted one, and record what is about to happen.
+
+        Raises:
+            UsageError: the folder cannot be made.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            todo = "choose another run.dir"
+            raise UsageError(f"run folder {self.folder} cannot be made", received=reason(error), todo=todo) from error
         started = self.read().get("started") if self.description.is_file() else None
         write_file(self.config, to_yaml(recipe))
         self._describe(

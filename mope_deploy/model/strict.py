@@ -66,6 +66,8 @@ def unknown_key(key: str, model: type[BaseModel]) -> str:
     """The phrase that says that ``model`` has no dotted ``key``, with the one that was probably meant."""
     hint = _nearest_key(key, list(dotted_keys(model)))
     name = key if key.isprintable() and len(key) <= 80 else shown(key)
+    if hint == key:
+        return f"unknown key {name} (a list: its entries have numbers from 0, and this one is not there)"
     return f"unknown key {name}" + (f" (did you mean {hint}?)" if hint else "")
 
 
@@ -104,11 +106,17 @@ def _nearest_key(key: str, known: list[str]) -> str | None:
     for name in known:
         by_name.setdefault(name.rpartition(".")[2], name)
     siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == parent]
-    close = difflib.get_close_matches(last, siblings, n=1, cutoff=0.7)
-    if close:
-        return ".".join([*key.split(".")[:-1], close[0]])
-    close = difflib.get_close_matches(last, by_name, n=1, cutoff=0.7)
-    return by_name[close[0]] if close else nearest(plain, known)
+    if close := _close(last, siblings):
+        return ".".join([*key.split(".")[:-1], close])
+    if close := _close(last, by_name):
+        return by_name[close]
+    return None if parent else nearest(plain, known)
+
+
+def _close(word: str, known: Iterable[str]) -> str | None:
+    """The one that goes on as ``word`` begins, or is like it."""
+    longer = [name for name in known if len(word) > 1 and name.startswith(word)]
+    return longer[0] if longer else next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.7)), None)
 
 
 def _sections(annotation: Any) -> Iterable[type[BaseModel]]:

@@ -94,6 +94,12 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(
     assert not Path(values["run"]["dir"]).exists()
 
 
+def test_a_run_folder_that_cannot_be_made(main: Main, source: Path, tmp_path: Path) -> None:
+    code, _, log = main(source, f"run.dir={source}/run")
+    assert (code, log.splitlines()[-1].count("cannot be made; received Not a directory")) == (2, 1), log
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("recipe")] == ["recipe.yaml"]
+
+
 def test_a_label_that_only_validation_has(main: Main, source: Path, values: dict[str, Any], tmp_path: Path) -> None:
     rows = Path(values["data"]["validation"])
     row = json.loads(rows.read_text().splitlines()[0])

@@ -52,6 +52,8 @@ def problem(values: dict[str, Any], *overrides: str) -> str:
         ("model.experts=true", "model.experts: received True, expected integer"),
         ("train.epochs=1.5", "train.epochs: received 1.5, expected integer"),
         ("optim.betas=0.9", "optim.betas: received 0.9, expected a list"),
+        ("optim.lr=1e-3", "unknown key optim.lr (did you mean optim.lr_main?)"),
+        ("model.complementary.7.source=x", "unknown key model.complementary.7.source (a list: its entries have"),
         ("model.taks=multi-label", "unknown key model.taks (did you mean model.task?)"),
     ],
 )
