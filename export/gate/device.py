@@ -19,9 +19,9 @@ from export.gate.found import InterfaceCheck
 from export.gate.reference import Batch
 from export.graph.exporter_config import MoPEExporterConfig
 from mope_deploy.engines.onnxruntime.cpu import CpuSettings, cpu_settings
-from mope_deploy.engines.onnxruntime.session import OnnxRuntimeSession, library_version
+from mope_deploy.engines.onnxruntime.graph import open_graph
+from mope_deploy.engines.onnxruntime.session import library_version
 from mope_deploy.engines.session import Arrays, Session
-from mope_deploy.engines.split import SplitSession
 from mope_deploy.errors import EngineError, UsageError
 from mope_deploy.files import sha256
 from mope_deploy.manifest import Graph, Part, TensorSpec, Tolerance, conditions_name, y_name
@@ -98,17 +98,7 @@ def open_files(
     """
     graph = describe(file, config, parts, precision=precision)
     settings = replace(cpu or cpu_settings(), spinning=spinning)
-
-    def open_one(path: Path, described: Graph) -> Session:
-        return OnnxRuntimeSession(path, described, cpu=settings, takes_turns=True)
-
-    if not parts:
-        return open_one(file, graph)
-    sessions = {
-        part.modality: open_one(path, replace(graph, inputs=part.inputs, outputs=part.outputs, parts=()))
-        for part, path in zip(graph.parts, parts, strict=True)
-    }
-    return SplitSession(graph, open_one(file, graph), sessions)
+    return open_graph(graph, {path.name: path for path in (file, *parts)}.__getitem__, cpu=settings, takes_turns=True)
 
 
 @dataclass(frozen=True)

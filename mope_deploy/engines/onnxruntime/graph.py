@@ -24,16 +24,18 @@ def open_graph(
     cpu: CpuSettings | None = None,
     providers: Providers | None = None,
     cache_mb: int = 0,
+    takes_turns: bool = False,
 ) -> Session:
     """Open a graph in one file, or its main file and parts.
 
     Args:
         file: path of each file that the graph names: :meth:`Bundle.file`, or ``folder.joinpath`` before there is one.
-        graph, cpu, providers: as of :class:`OnnxRuntimeSession`, and so is what is raised.
+        graph, cpu, providers, takes_turns: as of :class:`OnnxRuntimeSession`, and so is what is raised; the files of a
+            graph in parts take turns in any case.
         cache_mb: see :func:`mope_deploy.engines.open_session`.
     """
     if not graph.parts:
-        return OnnxRuntimeSession(file(graph.file), graph, cpu=cpu, providers=providers)
+        return OnnxRuntimeSession(file(graph.file), graph, cpu=cpu, providers=providers, takes_turns=takes_turns)
 
     def one(described: Graph) -> Session:
         return OnnxRuntimeSession(file(described.file), described, cpu=cpu, providers=providers, takes_turns=True)
