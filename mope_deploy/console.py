@@ -1,20 +1,26 @@
 """What the three command lines share: errors as one line with an exit code, and a terminal or a plain log.
 
-Exit codes: 0 success, 1 failure, 2 misuse, 130 interrupted.
+Exit codes: 0 success, 1 failure, 2 misuse, 130 interrupted, 143 ended by SIGTERM.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
+from rich.segment import Segment, Segments
 from typer.main import get_command
 
 from mope_deploy.errors import MopeError
+from mope_deploy.signals import Interrupted, interrupts
+from mope_deploy.system import of_system, out_of_memory
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,11 +32,22 @@ err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def print_table(table: Table) -> None:
-    """At its full width, so that nothing is cut where output is piped or the terminal is narrow."""
-    Console(width=10_000, highlight=False).print(table)
+    """At its full width, so that nothing is cut where output is piped or the terminal is narrow.
+
+    Lines end where their text does: padded to the longest one, each would take two lines of a narrow terminal.
+    """
+    console = Console(width=10_000, highlight=False)
+    for line in console.render_lines(table, pad=False):
+        while line and not line[-1].text.strip():
+            line.pop()
+        if line:
+            line[-1] = Segment(line[-1].text.rstrip(), line[-1].style)
+        console.print(Segments([*line, Segment.line()]), end="")
 
 
-def run_app(app: typer.Typer, argv: Sequence[str] | None = None, *, name: str | None = None) -> int:
+def run_app(
+    app: typer.Typer, argv: Sequence[str] | None = None, *, name: str | None = None, last: bool | None = None
+) -> int:
     """Run a typer application and return its exit code; never lets a traceback reach the user.
 
     Set ``MOPE_DEBUG=1`` to see the traceback of any failure.
@@ -39,39 +56,82 @@ def run_app(app: typer.Typer, argv: Sequence[str] | None = None, *, name: str | 
         app: the application.
         argv: its arguments; the process's own by default.
         name: what its help calls it; the process's own name by default.
+        last: whether the process ends afterwards; by default where ``argv`` is the process's own.
     """
+    if sys.stdout is None:
+        err.print("error: standard output is closed; send it to a file, or to /dev/null", markup=False)
+        return 1
+    if argv is None and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter shows its number
+    command = get_command(app)
+    invoke = command.invoke
+
+    def invoke_or_stop(context: Any) -> Any:
+        """typer would turn an interrupt into an exit code without a word."""
+        try:
+            return invoke(context)
+        except KeyboardInterrupt as interrupt:
+            raise _Stopped(interrupt) from None
+
+    command.invoke = invoke_or_stop  # type: ignore[method-assign, assignment]
     try:
-        result = get_command(app).main(args=None if argv is None else list(argv), prog_name=name, standalone_mode=False)
-    except MopeError as error:
-        if os.environ.get("MOPE_DEBUG"):
-            raise
-        err.print(f"error: {error}", markup=False)
-        return error.exit_code
-    except KeyboardInterrupt:
-        err.print("interrupted", markup=False)
-        return 130
-    except BrokenPipeError:
-        # The reader of our output left (`mope info … | head`): not an error of ours.
-        sys.stderr.close()
-        return 0
+        with interrupts(last=argv is None if last is None else last):
+            arguments = None if argv is None else list(argv)
+            result = command.main(args=arguments, prog_name=name, standalone_mode=False)
+            sys.stdout.flush()  # while there is someone to say that it could not be
+    except (_Stopped, KeyboardInterrupt) as stop:
+        return _interrupted(stop.interrupt if isinstance(stop, _Stopped) else stop)
     except Exception as error:
         if os.environ.get("MOPE_DEBUG"):
             raise
-        return _click_exit_code(error)
+        return _failed(error)
     return result if isinstance(result, int) else 0
 
 
-def _click_exit_code(error: Exception) -> int:
-    """Exit code for click's own exceptions (bad option, missing argument) and for what nobody foresaw."""
+class _Stopped(BaseException):
+    """An interrupt on its way past typer."""
+
+    def __init__(self, interrupt: KeyboardInterrupt) -> None:
+        super().__init__()
+        self.interrupt = interrupt
+
+
+def _interrupted(interrupt: KeyboardInterrupt) -> int:
+    number = interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT
+    err.print("interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}", markup=False)
+    return 128 + number
+
+
+def _failed(error: Exception) -> int:
+    """Exit code for an exception, after one line about it."""
     show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
-    if callable(show) and isinstance(code, int):
+    if isinstance(error, MopeError):
+        code, line = error.exit_code, str(error)
+    elif isinstance(error, BrokenPipeError):
+        # The reader of our output left (`mope info … | head`): not an error of ours.
+        _drop_output()
+        return 0
+    elif isinstance(error, OSError):
+        code, line = 1, of_system(error)
+        if error.filename is None:
+            _drop_output()
+    elif callable(show) and isinstance(code, int):  # click's own: a bad option, a missing argument
         show()
         return code
-    if type(error).__name__ == "Abort":
-        err.print("interrupted", markup=False)
-        return 130
-    err.print(
-        f"error: unexpected {type(error).__name__}: {error}\nset MOPE_DEBUG=1 to see where, and please report it",
-        markup=False,
-    )
-    return 1
+    elif type(error).__name__ == "Abort":
+        code, line = 130, None
+    elif (line := out_of_memory(error)) is not None:
+        code = 1
+    elif isinstance(error, ModuleNotFoundError):
+        code, line = 2, f"the package {error.name!r} is not installed; install mope-deploy with its dependencies"
+    else:
+        told = f"{type(error).__name__}: {error}"
+        code, line = 1, f"unexpected {told}\nset MOPE_DEBUG=1 to see where, and please report it"
+    err.print("interrupted" if line is None else f"error: {line}", markup=False)
+    return code
+
+
+def _drop_output() -> None:
+    """What standard output still holds has nowhere to go; Python would try again at its end, and say so."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -93,10 +93,10 @@ class ProgressLines:
         """After a validation: the epoch as far as it went, the metrics, and the best score with its epoch."""
         self._last = time.monotonic()
         number = f"{epoch:.0f}" if abs(epoch - round(epoch)) < 1e-6 else f"{epoch:.1f}"
-        err.print(
-            f"epoch {number:>3}/{self.epochs}  loss {self._loss or 0.0:.3f}  "
-            f"validation loss {found['loss']:.3f}  {self.metric} {found[self.metric]:.2%}  "
-            f"best {best[0]:.2%} (epoch {best[1]})  {time.monotonic() - self._started:.0f} s",
+        err.print(  # within 80 columns
+            f"epoch {number}/{self.epochs}  loss {self._loss or 0.0:.3f}, validation {found['loss']:.3f}  "
+            f"{self.metric} {found[self.metric]:.2%}, best {best[0]:.2%} in {best[1]}  "
+            f"{time.monotonic() - self._started:.0f} s",
             markup=False,
         )
 

@@ -1,7 +1,7 @@
-"""``python -m export.cli``."""
+"""``python -m export.cli``, the same as ``mope-export``."""
 
 import sys
 
-from export.cli.main import main
+from mope_deploy.entry import mope_export
 
-sys.exit(main())
+sys.exit(mope_export())

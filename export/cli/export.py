@@ -39,12 +39,12 @@ RUN is a run folder of python -m train, one of its checkpoints (RUN/best), or a 
 The saved graph is compared with the trained model on generated and on real samples; if it does not compute the same,
 there is no bundle and the exit code is 1.
 
+\b
     mope-export runs/mine --format onnx --out bundles/mine
     mope-export runs/mine --format onnx,trt --precision fp32,fp16,int8
+    mope-export check runs/mine bundles/mine
 
-    mope-export check runs/mine bundles/mine      repeats the comparison on a bundle's own files
-
-A run folder that is itself called check is written ./check.
+The last one repeats the comparison on a bundle's own files. A run folder that is called check is written ./check.
 """
 
 export_app = new_app()

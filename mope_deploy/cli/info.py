@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mope_deploy.cli.options import AsJson, BundleFolder
-from mope_deploy.cli.printing import print_rows
+from mope_deploy.cli.printing import print_rows, print_utf8
 from mope_deploy.errors import EngineError, MopeError
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ def info(bundle: BundleFolder, as_json: AsJson = False) -> None:
 
     opened = Bundle.open(bundle)
     if as_json:
-        sys.stdout.write((opened.path / MANIFEST).read_text(encoding="utf-8"))
+        print_utf8((opened.path / MANIFEST).read_text(encoding="utf-8"))
         return
     cpu = cpu_settings(opened.manifest.build.cpu)
     print_rows(
@@ -40,14 +39,14 @@ def info(bundle: BundleFolder, as_json: AsJson = False) -> None:
 
 def _engines(bundle: Bundle) -> Iterator[tuple[str, str]]:
     """What could run it here, and what was built for it."""
-    from mope_deploy.engines.onnxruntime.providers import provider_states
+    from mope_deploy.engines.onnxruntime.providers import overwritten, provider_states
     from mope_deploy.engines.onnxruntime.session import available_providers, library_version
     from mope_deploy.engines.tensorrt.backends import BACKENDS, installed
     from mope_deploy.engines.tensorrt.device import this_device
     from mope_deploy.engines.tensorrt.sidecar import Sidecar, find_engines
 
     try:
-        yield "onnxruntime here", library_version()
+        yield "onnxruntime here", "; ".join(filter(None, (library_version(), overwritten())))
         for name, state, options in provider_states(available_providers(), this_device()):
             yield f"provider {name}", state
             yield from (("", f"{key}={value}") for key, value in options.items())

@@ -28,10 +28,15 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.command("run")(run)
-app.command("eval")(evaluate)
-for command in (verify, build, info, bench):
-    app.command()(command)
+for name, command, short in (  # what a docstring's first sentence says, short enough to stand in a list uncut
+    ("run", run, "Predict one sample, or every row of a file."),
+    ("eval", evaluate, "Compare predictions with the labels of a file."),
+    ("verify", verify, "Check every file, repeat the golden samples."),
+    ("build", build, "Build the TensorRT engine for this device."),
+    ("info", info, "Say what a bundle is, and what could run it."),
+    ("bench", bench, "Measure latency, memory and energy here."),
+):
+    app.command(name, short_help=short)(command)
 
 
 def _version(asked: bool) -> None:

@@ -13,15 +13,25 @@ from rich.text import Text
 from mope_deploy import console
 from mope_deploy.files import json_bytes
 
-__all__ = ["print_json", "print_rows", "say", "tell"]
+__all__ = ["print_json", "print_rows", "print_utf8", "say", "tell"]
 
 say = partial(console.out.print, markup=False)
 tell = partial(console.err.print, markup=False)
 
 
 def print_json(value: Any) -> None:
-    """To standard output, as it is."""
-    sys.stdout.write(json_bytes(value).decode())
+    """To standard output, indented."""
+    print_utf8(json_bytes(value).decode())
+
+
+def print_utf8(text: str) -> None:
+    """To standard output as it is, in UTF-8 whatever the locale: programs read it."""
+    binary = getattr(sys.stdout, "buffer", None)
+    if binary is None:  # an application's own stream of text
+        sys.stdout.write(text)
+        return
+    sys.stdout.flush()
+    binary.write(text.encode("utf-8"))
 
 
 def print_rows(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from mope_deploy.cli.options import (
     option,
     takes_engine_options,
 )
-from mope_deploy.cli.printing import print_json, print_rows, tell
+from mope_deploy.cli.printing import print_json, print_rows, print_utf8, tell
 from mope_deploy.cli.rows import open_rows, predict_rows
 from mope_deploy.errors import UsageError
 from mope_deploy.files import reason, whole_file
@@ -50,6 +51,9 @@ def run(
     options: EngineOptions,
 ) -> None:
     """Predict one sample (--image, --text, …), or every row of a file (--data in.jsonl --out out.jsonl)."""
+    # A locale that is not UTF-8 has taken the terminal's bytes for other letters.
+    if text is not None and sys.getfilesystemencoding() != "utf-8":
+        text = os.fsencode(text).decode("utf-8", errors="surrogateescape")
     given = {"image": image, "text": text, "audio": audio, "video": video}
     if data is not None and any(value is not None for value in given.values()):
         raise UsageError(
@@ -101,7 +105,7 @@ def _require_inputs(predictor: Predictor, given: dict[str, Any]) -> None:
 def _writer(out: Path | None) -> Iterator[Callable[[str], object]]:
     """Write lines to standard output, or to a file that is whole or as it was."""
     if out is None:
-        yield sys.stdout.write
+        yield print_utf8
         return
     with whole_file(out) as path:
         try:

@@ -9,7 +9,7 @@ from mope_deploy.bundle import Bundle
 from mope_deploy.engines.listing import built_engines
 from mope_deploy.engines.onnxruntime.cpu import cpu_settings
 from mope_deploy.engines.onnxruntime.graph import open_graph
-from mope_deploy.engines.onnxruntime.providers import CUDA, Providers
+from mope_deploy.engines.onnxruntime.providers import CUDA, Providers, overwritten
 from mope_deploy.engines.onnxruntime.session import available_providers
 from mope_deploy.engines.session import Session
 from mope_deploy.engines.tensorrt.backends import BACKENDS, is_installed, open_backend
@@ -113,7 +113,7 @@ def _auto(bundle: Bundle, graph: str | None, onnxruntime: Callable[[Providers | 
             raise refused from None
         raise
     if CUDA not in providers:
-        reasons.append("this onnxruntime has no CUDA")
+        reasons.append("; ".join(filter(None, ("this onnxruntime has no CUDA", overwritten()))))
     else:
         try:
             session = onnxruntime([CUDA])

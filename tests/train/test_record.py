@@ -29,8 +29,8 @@ def run_through(monkeypatch: pytest.MonkeyPatch, **console: object) -> str:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_one_line_an_epoch_and_a_bar_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
     printed = run_through(monkeypatch, force_terminal=terminal)
-    assert "epoch   1/2  loss 0.500  validation loss 0.500  accuracy 60.00%  best 60.00% (epoch 1)" in printed
-    assert "epoch   2/2  loss 0.250  validation loss 0.500  accuracy 55.00%  best 60.00% (epoch 1)" in printed
+    assert "epoch 1/2  loss 0.500, validation 0.500  accuracy 60.00%, best 60.00% in 1" in printed
+    assert "epoch 2/2  loss 0.250, validation 0.500  accuracy 55.00%, best 60.00% in 1" in printed
     assert ("━" in printed) == terminal
     assert ("\x1b" in printed) == terminal
 

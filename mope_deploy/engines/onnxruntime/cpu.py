@@ -73,7 +73,9 @@ def _quotas(root: Path) -> Iterator[float]:
             for folder in _upwards(base, group):
                 yield from _share(*(read_text(folder / "cpu.max").split() or ["max"]))
         elif "cpu" in controllers.split(","):
-            for folder in _upwards(base / "cpu", group):
+            # Systems call the folder by its controllers; "cpu" is a link to it that some containers lack.
+            hierarchy = next((path for path in (base / "cpu", base / controllers) if path.is_dir()), base)
+            for folder in _upwards(hierarchy, group):
                 yield from _share(read_text(folder / "cpu.cfs_quota_us"), read_text(folder / "cpu.cfs_period_us"))
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "choose_providers",
     "distributions",
     "full_name",
+    "overwritten",
     "provider_states",
     "tf32_is_allowed",
 ]
@@ -36,7 +37,13 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {  # names and values as in ONNX Runt
         "arena_extend_strategy": "kSameAsRequested",  # by default it doubles, which small boards have no room for
     }
 }
-DISTRIBUTIONS = ("onnxruntime-gpu", "onnxruntime")  # of one and the same module: each overwrites the other's files
+DISTRIBUTIONS = (  # of one and the same module: each overwrites the other's files
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "onnxruntime-openvino",
+    "onnxruntime-directml",
+    "onnxruntime-qnn",
+)
 
 Providers = Sequence[str | tuple[str, Mapping[str, Any]]]
 Chosen = list[tuple[str, dict[str, Any]]]
@@ -92,6 +99,13 @@ def distributions() -> dict[str, str]:
     return installed_versions(DISTRIBUTIONS)
 
 
+def overwritten() -> str | None:
+    """What to say where more than one distribution is installed; None where all is well."""
+    if len(found := distributions()) < 2:
+        return None
+    return f"{_named(found)} have overwritten each other: pip uninstall them all, then install one"
+
+
 def provider_states(available: Sequence[str], device: Device) -> Iterator[tuple[str, str, Mapping[str, str]]]:
     """(short name, whether it runs here or why not, the options it is or would be given) of each of our providers."""
     for short, name in PROVIDERS.items():
@@ -105,7 +119,11 @@ def provider_states(available: Sequence[str], device: Device) -> Iterator[tuple[
 
 
 def _installed() -> str:
-    return " and ".join(f"{name} {version}" for name, version in distributions().items()) or "a build of its own"
+    return _named(distributions()) or "a build of its own"
+
+
+def _named(found: Mapping[str, str]) -> str:
+    return " and ".join(f"{name} {version}" for name, version in found.items())
 
 
 def _absent(name: str, available: Sequence[str]) -> EngineError:
@@ -116,8 +134,8 @@ def _absent(name: str, available: Sequence[str]) -> EngineError:
             "it is in onnxruntime-gpu, which must stand in onnxruntime's place: pip uninstall onnxruntime, then "
             "pip install 'mope-deploy[ort-gpu]'; on a Jetson the onnxruntime-gpu wheel made for its JetPack"
         )
-    elif name == CUDA and len(found) > 1:
-        todo = "two distributions of onnxruntime have overwritten each other: pip uninstall both, then install one"
+    elif len(found) > 1:
+        todo = overwritten()
     elif name == CUDA:
         todo = "it takes a build of onnxruntime-gpu that includes it; this one is left as it is"
     expected = f"one of {', '.join(available)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -126,7 +127,7 @@ def _open(path: Path, cpu: CpuSettings, chosen: Chosen, takes_turns: bool) -> An
     # Falling back to other providers prints to standard output, where a command's JSON goes; in 1.18 no option keeps it
     # from that.
     with contextlib.redirect_stdout(io.StringIO()):
-        session = ort.InferenceSession(str(path), options, providers=wanted, enable_fallback=0)
+        session = ort.InferenceSession(_as_utf8(path), options, providers=wanted, enable_fallback=0)
     session.disable_fallback()
     active = session.get_providers()
     if first not in active:
@@ -136,6 +137,14 @@ def _open(path: Path, cpu: CpuSettings, chosen: Chosen, takes_turns: bool) -> An
             todo="check the driver and the libraries it needs, or leave providers out to use the CPU",
         )
     return session
+
+
+def _as_utf8(path: Path) -> str:
+    """The path in letters whose UTF-8, which onnxruntime opens, are its bytes, whatever encoding this locale reads."""
+    try:
+        return os.fsencode(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise EngineError(f"{path} has a name that is no UTF-8", todo="rename the folder") from error
 
 
 def available_providers() -> list[str]:
