@@ -36,7 +36,7 @@ def test_overwrite_only_when_asked_and_only_a_bundle(bundle_copy: Path, graph_fi
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "file", "folder", "link"]
 
 
-@pytest.mark.parametrize("when", ["manifest", "golden", "source", "copy", "rename", "interrupt"])
+@pytest.mark.parametrize("when", ["manifest", "golden", "source", "copy", "exchange", "rename", "interrupt"])
 def test_a_failure_leaves_the_old_bundle(
     bundle_copy: Path, graph_file: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
@@ -48,7 +48,14 @@ def test_a_failure_leaves_the_old_bundle(
         files["golden/outputs.npz"] = b"nothing"
     elif when == "source":
         files["model.onnx"] = bundle_copy / "absent.onnx"
+    elif when == "exchange":
+
+        def refuse(*_: Any) -> bool:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("mope_deploy.files.place._exchange", refuse)
     elif when == "rename":
+        monkeypatch.setattr("mope_deploy.files.place._exchange", lambda *_: False)
         rename = Path.rename
 
         def fail(self: Path, target: Path) -> Path:
