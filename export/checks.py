@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from export.options import Options
 from mope_deploy import bundle
 from mope_deploy.engines.tensorrt.profiles import Sizes
 from mope_deploy.errors import UsageError
+from mope_deploy.manifest import MANIFEST
 from mope_deploy.targets import get_target
 
 if TYPE_CHECKING:
@@ -25,9 +25,12 @@ def check_target(target: Path, *, overwrite: bool) -> None:
     Raises:
         UsageError: something is there that may not be replaced.
     """
-    bundle.check_target(target, overwrite=True)
-    if not overwrite and os.path.lexists(target):
-        raise UsageError(f"{target} exists", todo="choose another name with --out, or add --overwrite")
+    try:
+        bundle.check_target(target, overwrite=overwrite)
+    except UsageError as error:
+        if (target / MANIFEST).is_file():
+            raise UsageError(error.what, todo="choose another name with --out, or add --overwrite") from error
+        raise
 
 
 def check_sizes(model: MoPE, options: Options) -> dict[str, Sizes]:

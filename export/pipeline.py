@@ -18,6 +18,7 @@ from export.options import Options
 from export.pack.engines import EngineOptions, ExportedEngine, check_engine_options, export_engines
 from export.pack.golden import golden_samples, make_golden, pick_samples
 from export.pack.manifest import REPORT, TOKENIZER, graph_entry, manifest_of, reports_of
+from export.pack.place import claimed, place
 from export.pack.summary import Row, summarise
 from export.parts import in_parts
 from export.source import find_source
@@ -141,9 +142,9 @@ def export_model(
         engines = check_engine_options(engines, options.precisions, device)
     check_sizes(model, options)
     check_split(model, options, engines=engines is not None)
-    on_step("reading samples")
-    samples = pick_samples(data, model, options.samples or rows_needed(len(model.task.labels)), seed=options.seed)
-    with tempfile.TemporaryDirectory(prefix="mope-export-") as folder:
+    with claimed(target, overwrite=options.overwrite), tempfile.TemporaryDirectory(prefix="mope-export-") as folder:
+        on_step("reading samples")
+        samples = pick_samples(data, model, options.samples or rows_needed(len(model.task.labels)), seed=options.seed)
         work = Work(
             model=model,
             options=options,
@@ -180,5 +181,5 @@ def _pack(work: Work, variants: Sequence[Variant], target: Path, engines: Engine
     work.on_step("timing each graph")
     rows = summarise(work, variants, built, golden.inputs)
     work.on_step("writing the bundle")
-    bundle = write_bundle(target, files=contents, manifest=manifest, overwrite=work.options.overwrite)
+    bundle = place(target, files=contents, manifest=manifest, overwrite=work.options.overwrite)
     return Exported(bundle, work.parity.reports, tuple(rows))

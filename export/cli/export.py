@@ -157,10 +157,6 @@ def export(
     preset = get_target(device) if device is not None else None
     _check_belongs(formats, "trt", {"--backend": backend, "--compute": compute, "--tf32": tf32 or None})
     _check_belongs(formats, "triton", {"--triton": triton})
-    if "triton" in formats:
-        from export.pack.triton import schema
-
-        schema()  # a missing extra is found out before any work
     if preset is not None and precision is not None:
         preset.check_precisions([name.strip().lower() for name in precision.split(",")])
     options = Options(
@@ -216,6 +212,11 @@ def export(
         {"--batch": batch, "--text-len": text_len, "--audio-len": audio_len, "--workspace": workspace},
     )
     check_target(target, overwrite=overwrite or (dry_run and (target / MANIFEST).is_file()))
+    if "triton" in formats:
+        from export.pack.triton import check_repository, schema
+
+        schema()  # a missing extra is found out before any work, as is a path that cannot be
+        check_repository(repository, options.name)
     engines = None
     if "trt" in formats:
         from export.pack.engines import EngineOptions, check_engine_options

@@ -11,6 +11,7 @@ import os
 import re
 import runpy
 import shutil
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ from mope_deploy.extras import require
 from mope_deploy.files import json_bytes, reason, whole_folder
 from mope_deploy.manifest import MANIFEST, Graph, TensorSpec
 
-__all__ = ["model_name", "schema", "write_repository"]
+__all__ = ["check_repository", "model_name", "schema", "write_repository"]
 
 CONFIG, LABELS, MODEL, SOURCE = "config.pbtxt", "labels.txt", "model.onnx", "bundle.json"
 PLATFORM = "onnxruntime_onnx"
@@ -127,15 +128,57 @@ def _check_arguments(
         raise UsageError("instances of a Triton model", received=instances, expected=f"1 to {MAX_INSTANCES}")
     if kind not in KINDS:
         raise UsageError("where instances run", received=repr(kind), expected=f"one of {', '.join(KINDS)}")
-    if (folder / MANIFEST).exists() or folder.resolve().is_relative_to(bundle.path.resolve()):
+    if folder.resolve().is_relative_to(bundle.path.resolve()):
         raise UsageError(f"{folder} is a bundle, not a model repository", todo="choose another folder")
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file", expected="a folder, or nothing yet")
+    _check_folder(folder)
 
 
 def model_name(bundle: Bundle) -> str:
     """The bundle's own name with what Triton does not take replaced."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", bundle.manifest.name).strip("_.-")[:128] or "mope"
+    return _model_name(bundle.manifest.name)
+
+
+def _model_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip("_.-")[:128] or "mope"
+
+
+def check_repository(folder: Path, name: str) -> None:
+    """Find out before an export whether its model can be put there, as far as that does not depend on the graph.
+
+    Args:
+        folder: the repository.
+        name: what the bundle will call itself.
+
+    Raises:
+        UsageError: ``folder`` is no folder, is a bundle or cannot be written; something else has the model's name.
+    """
+    _check_folder(folder)
+    model = folder / _model_name(name)
+    if os.path.lexists(model):
+        _check_is_model(model)
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    try:
+        with tempfile.TemporaryDirectory(dir=there):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"the model repository {folder} cannot be written",
+            received=f"{there}: {reason(error)}",
+            todo="name another folder with --triton",
+        ) from error
+
+
+def _check_folder(folder: Path) -> None:
+    if (folder / MANIFEST).exists():
+        raise UsageError(f"{folder} is a bundle, not a model repository", todo="choose another folder")
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise UsageError(f"{folder} is a file", expected="a folder, or nothing yet")
+
+
+def _check_is_model(model: Path) -> None:
+    if model.is_symlink() or not (model / CONFIG).is_file():
+        what = f"{model} exists and is no model of a Triton repository: no {CONFIG}"
+        raise UsageError(what, todo="choose another name for this model, or another folder")
 
 
 def _labels(bundle: Bundle) -> str:
@@ -201,8 +244,7 @@ def _check_compatible(model: Path, config: Any, labels: str) -> None:
     from google.protobuf import text_format
 
     todo = "choose another name for this model, or another folder"
-    if model.is_symlink() or not (model / CONFIG).is_file():
-        raise UsageError(f"{model} exists and is no model of a Triton repository: no {CONFIG}", todo=todo)
+    _check_is_model(model)
     try:
         text = (model / CONFIG).read_text(encoding="utf-8")
         # A Triton newer than the client that is installed here may know more fields than it.

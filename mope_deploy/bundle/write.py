@@ -23,6 +23,7 @@ def write_bundle(
     files: Mapping[str, Path | bytes],
     manifest: Mapping[str, Any],
     overwrite: bool = False,
+    claimed: bool = False,
 ) -> Bundle:
     """Write a bundle, or nothing: a failure, or an interrupt, leaves what was at ``target`` as it was.
 
@@ -32,13 +33,15 @@ def write_bundle(
         manifest: as in docs/bundle.md, without ``files`` and, if you like, without ``format``, ``schema`` and
             ``created``.
         overwrite: replace a bundle that is there. Anything else than a bundle is never replaced.
+        claimed: whether an empty folder at ``target`` is there because the caller claimed it, and may be replaced.
 
     Raises:
         UsageError: ``target`` exists and may not be replaced.
         BundleError: the manifest and the files are not a valid bundle, or cannot be written.
     """
     target = Path(os.path.abspath(target))
-    check_target(target, overwrite=overwrite)
+    if not (claimed and target.is_dir() and not target.is_symlink() and not any(target.iterdir())):
+        check_target(target, overwrite=overwrite)
     for name in files:
         check_name(name, "files")
     with whole_folder(target, error=BundleError) as folder:

@@ -45,7 +45,7 @@ def test_training_from_a_recipe_file(main: Main, source: Path, values: dict[str,
     assert "accuracy by template: a " in printed
     assert "experts in use per layer, of 4:" in printed
     assert printed.endswith(f"run folder: {folder}\nnext: mope-export {folder} --format onnx\n")
-    assert "epoch   1/1" in log
+    assert "epoch 1/1" in log
     assert "Traceback" not in log
     assert len(json.loads((folder / "baselines.json").read_text())["heads"]) == 6
     assert len(json.loads((folder / "evaluation.json").read_text())["baselines"]) == 6

@@ -18,7 +18,7 @@ import pytest
 from google.protobuf import text_format
 
 from export.pack import triton
-from export.pack.triton import write_repository
+from export.pack.triton import check_repository, write_repository
 from mope_deploy.bundle import Bundle, write_bundle
 from mope_deploy.errors import ExportError, MissingExtraError, UsageError
 from tests.device import tiny
@@ -215,6 +215,23 @@ def test_foreign_folders_are_left_alone(bundle: Bundle, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=words):
             write_repository(bundle, folder)
     assert Bundle.open(bundle.path).unlisted() == ()
+
+
+def test_a_place_that_cannot_be_is_found_out_before_an_export(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "models/my_own").mkdir(parents=True)
+    check_repository(tmp_path / "models", "another")
+    check_repository(tmp_path / "none/yet", "my own")
+    for folder, words in (
+        (bundle.path, "is a bundle, not"),
+        (tmp_path / "file", "is a file"),
+        (tmp_path / "file/models", "cannot be written"),
+        (Path("/proc/models"), "cannot be written"),
+        (tmp_path / "models", r"my_own exists and is no model"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            check_repository(folder, "my own")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "file", "models"]
 
 
 @pytest.mark.parametrize(
