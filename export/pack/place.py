@@ -31,7 +31,7 @@ def claimed(target: Path, *, overwrite: bool) -> Iterator[None]:
 
 
 def place(target: Path, *, files: Mapping[str, Path | bytes], manifest: Mapping[str, Any], overwrite: bool) -> Bundle:
-    """Write a finished bundle to ``target``, which was :func:`claimed`; where something stands in the way of that, beside it.
+    """Write a finished bundle to ``target``, which was :func:`claimed`; beside it where something stands in the way.
 
     Raises:
         UsageError, BundleError: ``target`` cannot be written; the message says where the bundle is kept, if it is.

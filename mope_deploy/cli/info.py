@@ -39,11 +39,12 @@ def info(bundle: BundleFolder, as_json: AsJson = False) -> None:
 
 def _engines(bundle: Bundle) -> Iterator[tuple[str, str]]:
     """What could run it here, and what was built for it."""
+    from mope_deploy.engines.listing import built_engines
     from mope_deploy.engines.onnxruntime.providers import overwritten, provider_states
     from mope_deploy.engines.onnxruntime.session import available_providers, library_version
     from mope_deploy.engines.tensorrt.backends import BACKENDS, installed
     from mope_deploy.engines.tensorrt.device import this_device
-    from mope_deploy.engines.tensorrt.sidecar import Sidecar, find_engines
+    from mope_deploy.engines.tensorrt.sidecar import Sidecar
 
     try:
         yield "onnxruntime here", "; ".join(filter(None, (library_version(), overwritten())))
@@ -57,7 +58,7 @@ def _engines(bundle: Bundle) -> Iterator[tuple[str, str]]:
         library = found.get(name, "not installed")
         yield f"{name} here", library if isinstance(library, str) else library.version
     for graph in bundle.manifest.graphs:
-        for name, files in find_engines(bundle, graph):
+        for name, files in built_engines(bundle, graph.name):
             key = f"{'exported engine' if files.exported else 'engine'} {files.engine.name}"
             try:
                 sidecar = Sidecar.read(files.sidecar)

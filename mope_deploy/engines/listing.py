@@ -8,6 +8,7 @@ from mope_deploy.bundle import Bundle
 from mope_deploy.engines.session import Session
 from mope_deploy.engines.tensorrt.backends import open_backend
 from mope_deploy.engines.tensorrt.device import this_device
+from mope_deploy.engines.tensorrt.pair import settle
 from mope_deploy.engines.tensorrt.session import check_engine
 from mope_deploy.engines.tensorrt.sidecar import EngineFiles, Sidecar, find_engines
 from mope_deploy.errors import MopeError, UsageError
@@ -21,7 +22,11 @@ def built_engines(bundle: Bundle, graph: str | None) -> list[tuple[str, EngineFi
         chosen = bundle.graph(graph, engine="tensorrt")  # all its libraries take the same graphs
     except UsageError:  # a graph for another engine
         return []
-    return find_engines(bundle, chosen)
+    found = find_engines(bundle, chosen)
+    for _, files in found:
+        if not files.exported:
+            settle(files)
+    return found
 
 
 def engines_not_run(bundle: Bundle, sessions: Iterable[Session], graphs: Sequence[str]) -> dict[str, str]:
@@ -29,7 +34,7 @@ def engines_not_run(bundle: Bundle, sessions: Iterable[Session], graphs: Sequenc
     running = {files.engine for one in sessions if (files := getattr(one, "files", None)) is not None}
     found = {}
     for graph in (one for one in bundle.manifest.graphs if one.name in graphs):
-        for library, files in find_engines(bundle, graph):
+        for library, files in built_engines(bundle, graph.name):
             if files.engine in running:
                 continue
             try:

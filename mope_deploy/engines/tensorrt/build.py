@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -21,10 +22,11 @@ from mope_deploy.bundle import Bundle
 from mope_deploy.console import err
 from mope_deploy.engines.tensorrt.backends import Backend, choose_backend
 from mope_deploy.engines.tensorrt.device import Device, available_memory, this_device
+from mope_deploy.engines.tensorrt.pair import building, put_sidecar
 from mope_deploy.engines.tensorrt.profiles import make_profile
 from mope_deploy.engines.tensorrt.sidecar import EngineFiles, Precision, Sidecar, engine_files, onnx_files, plain
 from mope_deploy.errors import EngineError, UsageError
-from mope_deploy.files import json_bytes, sha256, whole_file, write_file
+from mope_deploy.files import json_bytes, sha256
 from mope_deploy.manifest import FileEntry, TensorSpec
 
 __all__ = ["build_engine", "compute_capabilities", "why_not_run_here"]
@@ -87,11 +89,11 @@ def build_engine(
     files = engine_files(bundle, chosen, library.name, folder=folder)
     _check_files(files, bundle)
     began = time.monotonic()
-    with whole_file(files.engine, error=EngineError) as staged:
+    with building(files) as staged:
         request = {
             "backend": library.name,
-            "onnx": os.path.abspath(bundle.file(chosen.file)),
             "engine": str(staged),
+            "onnx": os.path.abspath(bundle.file(chosen.file)),
             "precision": chosen.precision,
             "profile": {axis: [s.min, s.opt, s.max] for axis, s in profile.items()},
             "inputs": plain(chosen.inputs),
@@ -119,8 +121,7 @@ def build_engine(
             seconds=round(time.monotonic() - began, 3),
             peak_bytes=answer["peak_bytes"],
         )
-        files.proof.unlink(missing_ok=True)
-    write_file(files.sidecar, json_bytes(sidecar.to_dict()), error=EngineError)
+        put_sidecar(files, json_bytes(sidecar.to_dict()))
     return sidecar, files
 
 
@@ -213,15 +214,18 @@ def _check_files(files: EngineFiles, bundle: Bundle) -> None:
 
 
 def _work(request: Mapping[str, Any], progress: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
-    """Have the worker answer a request; it dies with us."""
+    """Have the worker answer a request. It ends when we do, however that comes: its standard input ends then."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-    with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as noise:
-        asked.write(json.dumps(request).encode())
-        asked.seek(0)
-        command = [sys.executable, "-m", "mope_deploy.engines.tensorrt.worker"]
-        worker = subprocess.Popen(command, stdin=asked, stdout=subprocess.PIPE, stderr=noise, env=environment)
+    with tempfile.TemporaryFile() as noise:
+        command = [sys.executable, "-m", "mope_deploy.engines.tensorrt.worker", request["engine"]]
+        pipe = subprocess.PIPE
+        worker = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=noise, env=environment)
+        assert worker.stdin is not None
         assert worker.stdout is not None
         try:
+            with contextlib.suppress(BrokenPipeError):  # it is dead already, and has said why
+                worker.stdin.write(json.dumps(request).encode() + b"\n")
+                worker.stdin.flush()
             answer: dict[str, Any] | None = None
             for line in worker.stdout:
                 message = json.loads(line)
@@ -233,6 +237,8 @@ def _work(request: Mapping[str, Any], progress: Callable[[Mapping[str, Any]], No
         finally:
             worker.kill()
             worker.wait()
+            with contextlib.suppress(BrokenPipeError):
+                worker.stdin.close()
         if answer is not None and code == 0:
             return answer
         if answer is not None:

@@ -1,4 +1,4 @@
-"""The process that builds one engine: ``python -m mope_deploy.engines.tensorrt.worker``, a request on standard input.
+"""The process that builds one engine: ``python -m mope_deploy.engines.tensorrt.worker ENGINE``, a request on its input.
 
 A process of its own because TensorRT keeps the first logger it is given (ours must be it: its ERROR lines decide),
 because a builder that runs out of memory is killed (the caller must live to say so), and because its peak memory is
@@ -44,7 +44,11 @@ def main() -> int:
             answers.flush()
 
     try:
-        request = json.loads(sys.stdin.read())
+        asked = sys.stdin.buffer.readline()
+        threading.Thread(target=_end_with_parent, args=(Path(sys.argv[1]),), daemon=True).start()
+        if not asked.endswith(b"\n"):
+            time.sleep(60)  # until that thread ends us: nobody is left to answer
+        request = json.loads(asked)
         say({"event": "done", **_build(request, say)})
     except MopeError as error:
         parts = {"received": error.received, "expected": error.expected}
@@ -52,6 +56,18 @@ def main() -> int:
         say({"event": "error", "kind": type(error).__name__, "what": error.what, "todo": error.todo, **plain})
         return 1
     return 0
+
+
+def _end_with_parent(engine: Path) -> None:
+    """Wait until standard input ends, as it does when the parent dies, however that came; then leave nothing behind.
+
+    The builder leaves the interpreter's lock to other threads while it works.
+    """
+    while os.read(0, 4096):  # not sys.stdin, whose lock this thread would hold when the interpreter ends
+        pass
+    with contextlib.suppress(OSError):
+        engine.unlink()
+    os._exit(1)
 
 
 def _build(request: Mapping[str, Any], say: Say) -> dict[str, Any]:
@@ -84,7 +100,7 @@ def _build(request: Mapping[str, Any], say: Say) -> dict[str, Any]:
         raise _failed(f"{backend.name} {backend.version} built no engine that can be trusted", log)
     if unfit := [line for line in log.warnings if _UNFIT in line]:
         raise EngineError(f"{backend.name} doubts the profile: {_one_line(unfit[0])}")
-    with open(request["engine"], "xb") as file:
+    with open(request["engine"], "wb") as file:
         file.write(memoryview(engine))
     return {
         **found,
