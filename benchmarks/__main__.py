@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from benchmarks.comparisons import COMPARISONS
+from benchmarks.reliability.command import reliability
 from benchmarks.settings import FORMS, SIZES, Settings
 from mope_deploy.console import err, out, run_app
 from mope_deploy.errors import MopeError, UsageError
@@ -99,6 +100,7 @@ def _command(names: Sequence[str]) -> Callable[..., None]:
 for _name, _about in BENCHMARKS.items():
     app.command(_name, help=_about)(_command([_name]))
 app.command("all", help="All of these.")(_command(list(BENCHMARKS)))
+app.command("reliability", help="Damaged inputs, kills, refusing machines: docs/reliability.md.")(reliability)
 
 
 def run(names: Sequence[str], settings: Settings, *, to: Path | None) -> None:
