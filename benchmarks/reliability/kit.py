@@ -18,7 +18,7 @@ from PIL import Image
 from mope_deploy.console import err
 from mope_deploy.errors import MopeError
 
-__all__ = ["Kit", "command", "make_kit"]
+__all__ = ["Kit", "command", "environment", "make_kit", "make_media"]
 
 _ROOT = Path(__file__).parents[2]
 _MODULES = {"mope": "mope_deploy", "mope-export": "export.cli", "train": "train"}
@@ -94,7 +94,7 @@ def make_kit(folder: Path) -> Kit:
         err.print("exporting its bundle", markup=False)
         _call("mope-export", kit.run, "--out", kit.bundle)
     if not kit.media.exists():
-        _make_media(kit.media)
+        make_media(kit.media)
     return kit
 
 
@@ -119,7 +119,7 @@ def _call(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def _make_media(folder: Path) -> None:
+def make_media(folder: Path) -> None:
     """Small files of every kind that is read, of noise: it compresses badly, so that much of a file is data."""
     folder.mkdir()
     random = np.random.default_rng(0)
