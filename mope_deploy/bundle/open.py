@@ -19,13 +19,12 @@ from mope_deploy.data import Samples, open_samples
 from mope_deploy.errors import BundleError, ConfigError, UsageError
 from mope_deploy.fields import did_you_mean
 from mope_deploy.files import reason, sha256
+from mope_deploy.limits import MAX_GOLDEN_BYTES, MAX_MANIFEST_BYTES
 from mope_deploy.manifest import AGAIN, MANIFEST, FileEntry, Graph, Manifest, read_manifest
 from mope_deploy.preprocess import MODALITIES, Preprocessing
 
 __all__ = ["ENGINES", "Bundle"]
 
-MAX_MANIFEST_BYTES = 16 * 2**20
-MAX_GOLDEN_BYTES = 2**30  # of one .npz once unpacked
 ENGINES = "engines"  # of the folder inside a bundle where engines built on the device live
 _COPY = "copy the bundle with its links resolved: cp -rL"
 

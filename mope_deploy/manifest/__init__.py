@@ -5,7 +5,6 @@ from mope_deploy.manifest.read import check_name, read_manifest
 from mope_deploy.manifest.types import (
     FORMAT,
     MANIFEST,
-    MAX_THREADS,
     PRECISIONS,
     SCHEMA,
     Build,
@@ -28,7 +27,6 @@ __all__ = [
     "AGAIN",
     "FORMAT",
     "MANIFEST",
-    "MAX_THREADS",
     "PRECISIONS",
     "SCHEMA",
     "Build",

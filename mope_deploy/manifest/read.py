@@ -9,6 +9,7 @@ from typing import Annotated
 
 from mope_deploy.errors import BundleError
 from mope_deploy.fields import FieldError, check_distinct, choice, decode, length, parse_json, shown, text
+from mope_deploy.limits import MAX_LABELS
 from mope_deploy.manifest.consistent import AGAIN, check_consistent
 from mope_deploy.manifest.types import (
     FORMAT,
@@ -29,8 +30,6 @@ from mope_deploy.preprocess import Specs
 from mope_deploy.task import TASKS
 
 __all__ = ["check_name", "read_manifest"]
-
-MAX_LABELS = 100_000
 
 
 def read_manifest(content: str, where: str) -> Manifest:

@@ -13,6 +13,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from mope_deploy.fields import FieldError, Number, between, check_distinct, choice, form, length, shown, text
+from mope_deploy.limits import MAX_FILE_BYTES, MAX_THREADS
 from mope_deploy.preprocess import MODALITIES, AudioSpec, ImageSpec, Tensors, TextSpec, VideoSpec, tensors_of
 from mope_deploy.task import MultiLabel, SingleLabel
 
@@ -22,9 +23,6 @@ MANIFEST = "manifest.json"
 
 DTYPES = ("float32", "float16", "int64", "int32", "int8", "uint8", "bool")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-dynamic")
-
-MAX_FILE_BYTES = 2**40
-MAX_THREADS = 512  # far beyond any use; thousands take minutes to start
 
 # A relative path in "/" notation, at most 8 folders deep, that stays inside the folder on every file system: no part is
 # "." or "..". The manifest itself is none of its files.

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mope_deploy import limits
 from mope_deploy import manifest as schema
 from mope_deploy.bundle import Bundle, write_bundle
-from mope_deploy.bundle import open as module
 from mope_deploy.errors import MopeError
 from tests.device import tiny
 from tests.device.damage import put, refused, rewrite
@@ -263,7 +263,7 @@ def test_damaged_manifests(bundle_copy: Path) -> None:
         file.write_bytes(bad)
         refused(bundle_copy, "manifest.json", words)
     with file.open("wb") as large:
-        large.truncate(module.MAX_MANIFEST_BYTES + 1)
+        large.truncate(limits.MAX_MANIFEST_BYTES + 1)
     refused(bundle_copy, "manifest.json is too large")
 
 
