@@ -17,7 +17,8 @@ from export.limits import (
 from mope_deploy.engines.tensorrt.profiles import Sizes
 from mope_deploy.errors import UsageError
 from mope_deploy.fields import nearest
-from mope_deploy.manifest import MAX_THREADS, PRECISIONS
+from mope_deploy.limits import MAX_THREADS
+from mope_deploy.manifest import PRECISIONS
 from mope_deploy.targets import get_target
 
 __all__ = ["Options", "check_names", "check_opset", "parse_list", "parse_thresholds"]

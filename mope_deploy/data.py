@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from mope_deploy.errors import DataError, UsageError
 from mope_deploy.fields import did_you_mean, nearest, parse_json, shown
+from mope_deploy.limits import MAX_LABELS, MAX_LINE_BYTES
 from mope_deploy.preprocess import MODALITIES, Preprocessing, check_text
 from mope_deploy.task import Label, SingleLabel, Task
 
@@ -25,8 +26,6 @@ __all__ = ["MODALITIES", "Sample", "Samples", "count_rows", "fingerprint", "open
 S = TypeVar("S")
 T = TypeVar("T")
 FILES = ("image", "audio", "video")  # modalities whose rows name a file
-MAX_LINE_BYTES = 16 * 2**20
-MAX_LABELS = 100_000
 
 
 @dataclass(frozen=True)

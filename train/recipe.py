@@ -12,13 +12,13 @@ from pydantic import ValidationError
 
 from mope_deploy.errors import ConfigError, UsageError
 from mope_deploy.fields import nearest, shown
+from mope_deploy.limits import MAX_RECIPE_BYTES
 from mope_deploy.model.strict import problems, refused, unknown_key
 from train.config import Recipe
 
 __all__ = ["RECIPES", "check_recipe", "load_recipe", "read_recipe", "shipped_recipes", "to_yaml"]
 
 RECIPES = Path(__file__).parent / "recipes"
-MAX_BYTES = 1 << 20
 
 
 def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -52,8 +52,8 @@ def read_recipe(source: str) -> dict[str, Any]:
         ConfigError: not YAML, no mapping, or a key given twice.
     """
     path = _find(source)
-    if path.stat().st_size > MAX_BYTES:
-        raise ConfigError(f"recipe {path} is too large", expected=f"at most {MAX_BYTES // 2**20} MiB of YAML")
+    if path.stat().st_size > MAX_RECIPE_BYTES:
+        raise ConfigError(f"recipe {path} is too large", expected=f"at most {MAX_RECIPE_BYTES // 2**20} MiB of YAML")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:

@@ -2,10 +2,10 @@
 
 from mope_deploy.manifest.consistent import AGAIN
 from mope_deploy.manifest.read import check_name, read_manifest
+from mope_deploy.manifest.seal import DIGEST, digest_of
 from mope_deploy.manifest.types import (
     FORMAT,
     MANIFEST,
-    MAX_THREADS,
     PRECISIONS,
     SCHEMA,
     Build,
@@ -26,9 +26,9 @@ from mope_deploy.manifest.types import (
 
 __all__ = [
     "AGAIN",
+    "DIGEST",
     "FORMAT",
     "MANIFEST",
-    "MAX_THREADS",
     "PRECISIONS",
     "SCHEMA",
     "Build",
@@ -45,6 +45,7 @@ __all__ = [
     "Tolerance",
     "check_name",
     "conditions_name",
+    "digest_of",
     "read_manifest",
     "y_name",
 ]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from mope_deploy.errors import BundleError
 from mope_deploy.fields import shown, twice
+from mope_deploy.limits import MAX_TOKENIZER_BYTES
 from mope_deploy.manifest.types import Graph, Manifest, TensorSpec, conditions_name, y_name
 from mope_deploy.preprocess import MODALITIES, Tensors
 
 __all__ = ["AGAIN", "check_consistent"]
 
-MAX_TOKENIZER_BYTES = 256 * 2**20
 AGAIN = "copy or export the bundle again"  # what to do about a damaged one
 
 

@@ -5,15 +5,12 @@ One file a modality; :class:`Preprocessing` is all that a model reads together.
 
 from mope_deploy.preprocess.audio import AudioSource, AudioSpec, Waveform
 from mope_deploy.preprocess.collection import MODALITIES, Preprocessing, Specs, present_name, tensors_of
-from mope_deploy.preprocess.image import MAX_PIXELS, MAX_SIDE, ImageSource, ImageSpec
+from mope_deploy.preprocess.image import ImageSource, ImageSpec
 from mope_deploy.preprocess.shared import Tensors
-from mope_deploy.preprocess.text import MAX_TEXT_CHARS, TextSpec, check_text
+from mope_deploy.preprocess.text import TextSpec, check_text
 from mope_deploy.preprocess.video import VideoSource, VideoSpec
 
 __all__ = [
-    "MAX_PIXELS",
-    "MAX_SIDE",
-    "MAX_TEXT_CHARS",
     "MODALITIES",
     "AudioSource",
     "AudioSpec",

@@ -22,14 +22,13 @@ from numpy.typing import NDArray
 from mope_deploy.errors import MediaError
 from mope_deploy.extras import require
 from mope_deploy.fields import FieldError, between, choice, shown
+from mope_deploy.limits import MAX_CHANNELS, SAMPLE_RATES
 from mope_deploy.preprocess.mel import log_mel
 from mope_deploy.preprocess.resample import resample, support
 from mope_deploy.preprocess.shared import Notice, Tensors, check_file, describe, one_line
 
 __all__ = ["AudioSource", "AudioSpec", "Waveform", "read_waveform"]
 
-RATES = (1_000, 384_000)  # Hz, of files
-MAX_CHANNELS = 64
 _EXACT_FORMATS = ("WAV", "WAVEX", "FLAC", "AIFF", "W64", "RF64", "AU", "CAF")  # they know how long they are
 
 
@@ -67,7 +66,7 @@ class AudioSpec:
     """
 
     form: Annotated[str, choice("waveform", "log-mel")]
-    sample_rate: Annotated[int, between(*RATES)]
+    sample_rate: Annotated[int, between(*SAMPLE_RATES)]
     max_samples: _Samples
     fixed: bool
     min_samples: _Samples
@@ -214,8 +213,8 @@ def _from_memory(source: Waveform) -> Read:
 
 
 def _check_limits(rate: int, channels: int, name: str) -> None:
-    if not (RATES[0] <= rate <= RATES[1] and 1 <= channels <= MAX_CHANNELS):
-        expected = f"1 to {MAX_CHANNELS} channels at {RATES[0]:,} to {RATES[1]:,} Hz"
+    if not (SAMPLE_RATES[0] <= rate <= SAMPLE_RATES[1] and 1 <= channels <= MAX_CHANNELS):
+        expected = f"1 to {MAX_CHANNELS} channels at {SAMPLE_RATES[0]:,} to {SAMPLE_RATES[1]:,} Hz"
         received = f"{channels:,} channels at {rate:,} Hz"
         raise MediaError(f"{name} is outside the limits", received=received, expected=expected)
 

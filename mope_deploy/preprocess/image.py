@@ -28,12 +28,11 @@ from PIL import Image
 
 from mope_deploy.errors import ConfigError, MediaError, UsageError
 from mope_deploy.fields import between, choice, decode
+from mope_deploy.limits import MAX_PIXELS, MAX_SIDE
 from mope_deploy.preprocess.shared import Notice, Tensors, check_file, describe, one_line
 
-__all__ = ["MAX_PIXELS", "MAX_SIDE", "ImageSource", "ImageSpec", "check_size", "fit", "normalise"]
+__all__ = ["ImageSource", "ImageSpec", "check_size", "fit", "normalise"]
 
-MAX_SIDE = 16_384  # pixels
-MAX_PIXELS = 100_000_000
 BACKGROUND = (255, 255, 255)  # what transparent pixels are composited on
 
 # EPS would run Ghostscript, and rarely used decoders are where decoders have their holes: only these are ever tried.

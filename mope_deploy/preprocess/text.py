@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 
 from mope_deploy.errors import ConfigError, MediaError, UsageError
 from mope_deploy.fields import between, shown
+from mope_deploy.limits import MAX_TEXT_CHARS
 from mope_deploy.preprocess.shared import Tensors, one_line
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
 
-__all__ = ["MAX_TEXT_CHARS", "TextReader", "TextSpec", "check_text"]
-
-MAX_TEXT_CHARS = 1_000_000
+__all__ = ["TextReader", "TextSpec", "check_text"]
 
 T = TypeVar("T")
 

@@ -23,13 +23,11 @@ from PIL import Image
 from mope_deploy.errors import MediaError
 from mope_deploy.extras import require
 from mope_deploy.fields import between, choice
+from mope_deploy.limits import MAX_CLIP_BYTES, MAX_FRAMES
 from mope_deploy.preprocess.image import ImageSpec, check_size, fit, normalise
 from mope_deploy.preprocess.shared import Notice, Tensors, check_file, describe, one_line
 
 __all__ = ["VideoSource", "VideoSpec", "read_clip"]
-
-MAX_FRAMES = 100_000  # of a file, within max_seconds
-MAX_CLIP_BYTES = 2**31  # of an .npz once unpacked
 
 VideoSource = str | os.PathLike[str] | NDArray[np.uint8]
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from mope_deploy import preprocess
+from mope_deploy import limits
 from mope_deploy.errors import MediaError, MopeError, UsageError
 from mope_deploy.preprocess import ImageSpec, Preprocessing
 from tests.device import tiny
@@ -172,9 +172,9 @@ def test_limits_are_checked_in_the_header(tmp_path: Path, size: tuple[int, int])
 
 
 def test_largest_side_is_accepted(tmp_path: Path) -> None:
-    Image.new("L", (preprocess.MAX_SIDE, 2), 9).save(tmp_path / "a.png")
+    Image.new("L", (limits.MAX_SIDE, 2), 9).save(tmp_path / "a.png")
     assert (load(tmp_path / "a.png") == 9).all()
-    Image.new("L", (preprocess.MAX_SIDE + 1, 2), 9).save(tmp_path / "b.png")
+    Image.new("L", (limits.MAX_SIDE + 1, 2), 9).save(tmp_path / "b.png")
     refused(tmp_path / "b.png", "16,385 x 2")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mope_deploy import preprocess
+from mope_deploy import limits
 from mope_deploy.errors import ConfigError, MediaError, UsageError
 from mope_deploy.preprocess import Preprocessing, TextSpec
 from tests.device import tiny
@@ -73,7 +73,7 @@ def test_the_specification_overrules_the_tokenizer_file() -> None:
         (" \t\n", "empty"),
         ("red\0card", "NUL"),
         ("red \ud800", "surrogate"),
-        ("a" * (preprocess.MAX_TEXT_CHARS + 1), "1,000,001 characters"),
+        ("a" * (limits.MAX_TEXT_CHARS + 1), "1,000,001 characters"),
         (None, "NoneType"),
         (7, "int"),
     ],

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from mope_deploy.engines.tensorrt.device import read_text
 from mope_deploy.errors import UsageError
-from mope_deploy.manifest import MAX_THREADS, Cpu
+from mope_deploy.limits import MAX_THREADS
+from mope_deploy.manifest import Cpu
 
 __all__ = ["CpuSettings", "cpu_settings", "usable_cores"]
 

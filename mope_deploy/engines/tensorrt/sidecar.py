@@ -20,6 +20,7 @@ from mope_deploy.engines.tensorrt.device import Device
 from mope_deploy.engines.tensorrt.profiles import Sizes
 from mope_deploy.errors import EngineError, UsageError
 from mope_deploy.fields import FieldError, between, choice, decode, form, length, parse_json, shown, text
+from mope_deploy.limits import MAX_SIDECAR_BYTES
 from mope_deploy.manifest import FileEntry, Graph, TensorSpec
 from mope_deploy.manifest.types import Digest, FileName
 
@@ -39,7 +40,6 @@ __all__ = [
 FORMAT, PROOF_FORMAT, SCHEMA = "mope-engine", "mope-engine-proof", 1
 ENVIRONMENT = "MOPE_ENGINES"
 EXPORTED = f"{ENGINES}/exported"  # of the folder inside a bundle where engines that were exported with it live
-MAX_SIDECAR_BYTES = 2**20
 REBUILD = "build it again: mope build BUNDLE, or --rebuild"
 
 T = TypeVar("T")
