@@ -24,5 +24,6 @@ ALLOWED_OPS = frozenset(" ".join((_ARITHMETIC, _LAYERS, _REDUCTIONS, _SHAPES, _I
 DYNAMIC_OPS = frozenset(("DynamicQuantizeLinear", "MatMulInteger"))
 CONTRIB = "com.microsoft"
 _FUSED = """Attention BiasGelu FastGelu FusedMatMul Gelu GroupNorm GroupQueryAttention MultiHeadAttention QuickGelu
-    RotaryEmbedding SimplifiedLayerNormalization SkipGroupNorm SkipLayerNormalization SkipSimplifiedLayerNormalization"""
+    RotaryEmbedding SimplifiedLayerNormalization SkipGroupNorm SkipLayerNormalization
+    SkipSimplifiedLayerNormalization"""
 FUSED_OPS = frozenset(_FUSED.split())
