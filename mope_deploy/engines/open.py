@@ -131,7 +131,8 @@ def _tensorrt(bundle: Bundle, graph: str | None, *, rebuild: bool = False) -> Se
     built = built_engines(bundle, graph)
     if not built and not rebuild:
         installed = any(map(is_installed, BACKENDS))
-        without_gpu = this_device().no_gpu is not None
+        # Without a library the driver is not asked: that alone starts CUDA in this process, and a fork breaks it.
+        without_gpu = installed and this_device().no_gpu is not None
         raise EngineError(
             ("no TensorRT engine was built" if installed else "no TensorRT is installed")
             + (", and no GPU is here" if without_gpu else ""),
