@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,9 @@ out = Console(highlight=False, soft_wrap=True, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
+_NOT_FOR_USERS = r"PIL\.|mope_deploy\.bench\.plot"  # modules whose warnings these are
+
+
 def print_table(table: Table) -> None:
     """At its full width, so that nothing is cut where output is piped or the terminal is narrow."""
     Console(width=10_000, highlight=False).print(table)
@@ -33,7 +37,9 @@ def print_table(table: Table) -> None:
 def run_app(app: typer.Typer, argv: Sequence[str] | None = None, *, name: str | None = None) -> int:
     """Run a typer application and return its exit code; never lets a traceback reach the user.
 
-    Set ``MOPE_DEBUG=1`` to see the traceback of any failure.
+    Set ``MOPE_DEBUG=1`` to see the traceback of any failure, and ``PYTHONWARNINGS`` to see libraries' warnings that are
+    not for the user of a command: Pillow's on pictures that are read all the same, letters that a font lacks. They are
+    hidden here, not where they arise: filters are the whole process's, which is a command line's own.
 
     Args:
         app: the application.
@@ -41,7 +47,11 @@ def run_app(app: typer.Typer, argv: Sequence[str] | None = None, *, name: str | 
         name: what its help calls it; the process's own name by default.
     """
     try:
-        result = get_command(app).main(args=None if argv is None else list(argv), prog_name=name, standalone_mode=False)
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.filterwarnings("ignore", module=_NOT_FOR_USERS)
+            arguments = None if argv is None else list(argv)
+            result = get_command(app).main(args=arguments, prog_name=name, standalone_mode=False)
     except MopeError as error:
         if os.environ.get("MOPE_DEBUG"):
             raise
