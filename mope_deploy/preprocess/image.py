@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,15 +120,12 @@ class ImageSpec:
             MediaError: one line naming the file: missing, empty, not an image, truncated, outside the stated limits.
         """
         name = "image given as a Pillow image" if isinstance(source, Image.Image) else describe("image", source)
-        with warnings.catch_warnings():
-            # Pillow warns about sizes that the stated limits here decide, and about metadata that is not used.
-            warnings.simplefilter("ignore")
-            image = _open(source, name)
-            try:
-                return fit(_to_rgb(image, name), self, name)
-            finally:
-                if image is not source:
-                    image.close()
+        image = _open(source, name)  # Pillow's warnings are left to the filters of the caller's process
+        try:
+            return fit(_to_rgb(image, name), self, name)
+        finally:
+            if image is not source:
+                image.close()
 
     def batch(self, images: Sequence[NDArray[np.uint8] | None]) -> dict[str, NDArray[Any]]:
         """B results of :meth:`load` → ``pixel_values`` float32 (B, 3, H, W).
