@@ -170,7 +170,7 @@ def _open_file(path: Path, name: str) -> Image.Image:
     check_file(path, name, expected="an image file")
     try:
         return Image.open(path, formats=FORMATS)
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # the latter by filters, -W error
         raise MediaError(f"{name} is too large", expected=_LIMITS) from error
     except Image.UnidentifiedImageError as error:
         raise MediaError(f"{name} is not an image that can be read", expected=f"one of {', '.join(FORMATS)}") from error
