@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mope_deploy.arguments import check_path
 from mope_deploy.data import Samples, open_samples
 from mope_deploy.errors import BundleError, ConfigError, UsageError
 from mope_deploy.fields import did_you_mean
@@ -55,7 +56,7 @@ class Bundle:
             BundleError: unknown schema, a manifest that breaks the format, a file missing, altered or outside the
                 folder.
         """
-        path = Path(path)
+        path = check_path("the bundle", path, expected="the path of its folder")
         _check_is_bundle(path)
         text, digest = _read_manifest_file(path)
         manifest = read_manifest(text, str(path / MANIFEST))
