@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 from onnx import TensorProto, helper
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,6 +23,7 @@ from benchmarks.graphs import Workshop
 from benchmarks.measuring import compare, open_graph
 from benchmarks.result import Result, Table
 from benchmarks.settings import Spec
+from mope_deploy.engines.onnxruntime.library import import_onnxruntime
 
 __all__ = ["operators"]
 
@@ -57,6 +57,7 @@ def _share(name: str, bare: float, mope: float) -> tuple[str, ...]:
 
 def _profile(workshop: Workshop, spec: Spec) -> Counter[str]:
     """Operator → microseconds in one run, the median of several."""
+    ort = import_onnxruntime()
     options = ort.SessionOptions()  # those of benchmarks.measuring's sessions, which cannot be asked for a profile
     options.intra_op_num_threads, options.log_severity_level = workshop.settings.threads, 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -10,6 +10,7 @@ import io
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,9 @@ out = Console(highlight=False, soft_wrap=True, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
+_NOT_FOR_USERS = r"PIL\.|mope_deploy\.bench\.plot"  # modules whose warnings these are
+
+
 def print_table(table: Table) -> None:
     """At its full width, so that nothing is cut where output is piped or the terminal is narrow.
 
@@ -50,7 +54,9 @@ def run_app(
 ) -> int:
     """Run a typer application and return its exit code; never lets a traceback reach the user.
 
-    Set ``MOPE_DEBUG=1`` to see the traceback of any failure.
+    Set ``MOPE_DEBUG=1`` to see the traceback of any failure, and ``PYTHONWARNINGS`` to see libraries' warnings that are
+    not for the user of a command: Pillow's on pictures that are read all the same, letters that a font lacks. They are
+    hidden here, not where they arise: filters are the whole process's, which is a command line's own.
 
     Args:
         app: the application.
@@ -75,7 +81,9 @@ def run_app(
 
     command.invoke = invoke_or_stop  # type: ignore[method-assign, assignment]
     try:
-        with interrupts(last=argv is None if last is None else last):
+        with interrupts(last=argv is None if last is None else last), warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.filterwarnings("ignore", module=_NOT_FOR_USERS)
             arguments = None if argv is None else list(argv)
             result = command.main(args=arguments, prog_name=name, standalone_mode=False)
             sys.stdout.flush()  # while there is someone to say that it could not be

@@ -34,3 +34,8 @@ MAX_TEXT_CHARS = 1_000_000  # characters of one text; tokenizers take a second f
 # Configurations
 
 MAX_RECIPE_BYTES = 2**20  # bytes of YAML; a long recipe has 5 kB
+
+# Engines
+
+MAX_GRAPH_FIELDS = 1_000_000  # protobuf fields of an ONNX file, a weight is about ten; 4,000 nodes have 41,000
+MAX_NAME_BYTES = 512  # of a name in it that is compared; a longer one is none of ours

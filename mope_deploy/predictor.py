@@ -6,11 +6,12 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mope_deploy.arguments import check_flag, check_integer, check_path
 from mope_deploy.bundle import Bundle
 from mope_deploy.data import Sample, Samples
 from mope_deploy.engines import CACHE_MB, Session, open_session
@@ -83,11 +84,12 @@ def load(
         verify: compare every file's SHA-256 first.
 
     Raises:
-        UsageError: ``path`` is no bundle; no such engine or graph.
+        UsageError: ``path`` is no bundle; no such engine or graph; an argument of another type.
         BundleError: the bundle is damaged or altered.
         EngineError: the engine refuses the graph.
     """
-    bundle = Bundle.open(path, verify=verify)
+    folder = check_path("the bundle", path, expected="the path of its folder")
+    bundle = Bundle.open(folder, verify=check_flag("verify", verify))
     preprocessing = bundle.preprocessing  # a broken tokenizer is found before the engine spends its seconds
     session = open_session(
         bundle,
@@ -106,6 +108,9 @@ def load(
 class Predictor:
     """A bundle in an engine; made by :func:`load`.
 
+    Threads may share one. No other process can be handed one: each loads its own. After a fork it goes on if it has one
+    thread on a CPU; else it says why not.
+
     Attributes:
         bundle, session, preprocessing: what it is made of.
         labels: the names, in the order of the logits.
@@ -119,6 +124,13 @@ class Predictor:
         self.task = bundle.manifest.task
         self.labels = self.task.labels
         self._feeds = [spec.name for spec in session.inputs]
+
+    def __reduce__(self) -> NoReturn:
+        raise UsageError(
+            "a predictor cannot be pickled, copied or handed to another process",
+            expected="one of its own in each process",
+            todo=f"call mope_deploy.load({str(self.bundle.path)!r}) there",
+        )
 
     @property
     def cache(self) -> CacheUse | None:
@@ -166,8 +178,7 @@ class Predictor:
             raise UsageError(
                 "lists of inputs", received=received, expected="equal lengths, or one single input for all"
             )
-        if batch_size < 1:
-            raise UsageError("batch_size", received=batch_size, expected="at least 1")
+        batch_size, routing = check_integer("batch_size", batch_size, 1), check_flag("routing", routing)
         loaded = self._broadcast({name: given[name] for name in read}, many)
         found = [one for batch in _batches(loaded, batch_size) for one in self._predict(batch, routing=routing)]
         return found if many else found[0]
@@ -183,12 +194,22 @@ class Predictor:
             routing: also return the experts' weights.
 
         Raises:
+            UsageError: ``samples`` are none, or another argument is of another type.
             DataError: naming file and line of a row that cannot be used.
         """
+        batch_size, routing = check_integer("batch_size", batch_size, 1), check_flag("routing", routing)
+        if isinstance(samples, str | os.PathLike) or not isinstance(samples, Iterable):
+            todo = "open a data file with mope_deploy.data.open_samples"
+            raise UsageError("samples", received=type(samples).__name__, expected="rows of a data file", todo=todo)
+        return self._stream(samples, batch_size=batch_size, routing=routing)
+
+    def _stream(
+        self, samples: Samples | Iterable[Sample], *, batch_size: int, routing: bool
+    ) -> Iterator[tuple[Sample, Prediction]]:
         if isinstance(samples, Samples):
             pairs: Iterator[tuple[Sample, dict[str, Any]]] = samples.load(self.preprocessing)
         else:
-            pairs = ((sample, sample.load(self.preprocessing)) for sample in samples)
+            pairs = ((sample, _sample(sample).load(self.preprocessing)) for sample in samples)
         for batch in _batches(pairs, batch_size):
             predictions = self._predict([loaded for _, loaded in batch], routing=routing)
             yield from zip((sample for sample, _ in batch), predictions, strict=True)
@@ -270,6 +291,12 @@ class Predictor:
         named = [dict(zip(self.labels, row, strict=True)) for row in self.task.probabilities(logits).tolist()]
         rows = zip(logits, named, weights, notices, strict=True)
         return [Prediction(*self.task.name(row), *rest) for row, *rest in rows]
+
+
+def _sample(one: object) -> Sample:
+    if not isinstance(one, Sample):
+        raise UsageError("samples", received=f"a {type(one).__name__} among them", expected="mope_deploy.data.Sample")
+    return one
 
 
 T = TypeVar("T")

@@ -3,7 +3,8 @@
 The canonical graph has standard operators only, no control flow, and no shape that depends on values: one file for
 ONNX Runtime, the TensorRT 10.3 parser (the oldest supported, JetPack 6) and TensorRT for RTX. The allowlist is what
 transformers decompose into at opsets 17 to 20, cut to the operators that NVIDIA's parser knows; what is refused with a
-reason of its own was seen to fail there, or makes shapes that no engine can be planned for.
+reason of its own was seen to fail there, or makes shapes that no engine can be planned for. The allowlist itself is
+where devices have it too (:mod:`mope_deploy.engines.operators`): they run nothing else.
 """
 
 from __future__ import annotations
@@ -15,25 +16,12 @@ import onnx_ir as ir
 from onnx_ir import DataType
 
 from export.limits import MAX_IR_VERSION, OPSETS
+from mope_deploy.engines.operators import ALLOWED_OPS
 from mope_deploy.errors import ExportError
 
 __all__ = ["ALLOWED_OPS", "MAX_TOP_K", "Refusal", "check", "lint"]
 
 MAX_TOP_K = 3840  # TensorRT's own limit on k
-
-_ARITHMETIC = """Abs Add And Ceil Clip Cos Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish
-    IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Min Mod Mul Neg Not Or Pow Reciprocal Relu Round Sigmoid Sign Sin
-    Softplus Sqrt Sub Tanh Where Xor"""
-_LAYERS = """AveragePool BatchNormalization Conv Gemm GlobalAveragePool GroupNormalization InstanceNormalization
-    LayerNormalization LogSoftmax MatMul MaxPool Softmax"""
-_REDUCTIONS = (
-    "ArgMax ArgMin CumSum ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare"
-)
-_SHAPES = """Cast Concat Constant ConstantOfShape DepthToSpace Expand Flatten Identity Pad Range Reshape Resize Shape
-    Size Slice SpaceToDepth Split Squeeze Tile Transpose Trilu Unsqueeze"""
-_INDEXING = "Gather GatherElements GatherND OneHot ScatterElements ScatterND TopK"
-_QUANTISATION = "DequantizeLinear QuantizeLinear"
-ALLOWED_OPS = frozenset(" ".join((_ARITHMETIC, _LAYERS, _REDUCTIONS, _SHAPES, _INDEXING, _QUANTISATION)).split())
 
 # Operators, or what is found of them, that are refused with a reason of their own: the reason, and what to do.
 _CONTROL_FLOW = ("is control flow", "compute both branches and select, or unroll the loop")

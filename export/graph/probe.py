@@ -7,14 +7,19 @@ graph has as outputs, of dtypes and shapes known beforehand. Everything that is 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import onnxruntime as ort
+from mope_deploy.engines.onnxruntime.library import import_onnxruntime
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 __all__ = ["open_probe"]
 
 
-def open_probe(file: Path) -> ort.InferenceSession:
+def open_probe(file: Path) -> InferenceSession:
     """A graph that was given inner values as its outputs, on the CPU; raises whatever ONNX Runtime raises."""
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 4  # every error is raised as well
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads starve busy machines

@@ -7,22 +7,22 @@ gives logits nearer to fp32's than entropy does, and takes half its time.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 from numpy.typing import NDArray
-from onnxruntime.quantization.calibrate import HistogramCollector
 
 from export.graph import files as graphs
 from export.graph.probe import open_probe
+from mope_deploy.engines.onnxruntime.library import import_onnxruntime
 from mope_deploy.errors import ExportError
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 __all__ = ["activation_limits"]
 
@@ -55,7 +55,7 @@ def activation_limits(
     Raises:
         ExportError: there is no sample, or a tensor is not finite on one.
     """
-    collector = HistogramCollector(
+    collector = import_onnxruntime("onnxruntime.quantization.calibrate").HistogramCollector(
         method=method,
         symmetric=False,  # of the histogram; the range is made so below
         num_bins=_BINS[method],
@@ -75,20 +75,30 @@ def activation_limits(
             for name, array in zip(tensors, found, strict=True):
                 if not np.isfinite(array).all():
                     raise ExportError(f"{name} is not finite on a calibration sample", received="NaN or infinity")
-                with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
-                    collector.collect({name: [array]})
+                collector.collect_value({name: [array]})
             start = stop
         samples += rows
         on_step(f"calibrating: {samples:,} samples")
     if not samples:
         raise ExportError("there is no sample to calibrate on")
     on_step(f"choosing ranges of {len(tensors)} tensors by {method}")
-    if method == "entropy":
-        for name, histogram in collector.histogram_dict.items():
-            collector.histogram_dict[name] = (*_merged(*histogram[:2]), *histogram[2:])
-    with contextlib.redirect_stdout(io.StringIO()):
-        ranges = collector.compute_collection_result()
-    return {name: float(max(abs(ranges[name][0]), abs(ranges[name][1]))) for name in tensors}
+    limits = {}
+    for name in tensors:
+        counts, edges, *rest = collector.histogram_dict[name]
+        if method == "entropy":
+            ends = collector.get_entropy_threshold((*_merged(counts, edges), *rest), _CODES)
+        else:
+            ends = _percentile(counts, edges, *rest[:2])
+        limits[name] = float(max(abs(ends[0]), abs(ends[1])))
+    return limits
+
+
+def _percentile(counts: NDArray[Any], edges: NDArray[Any], least: Any, greatest: Any) -> tuple[Any, Any]:
+    """Both ends, as the collector's ``compute_percentile`` has them, which prints to standard output."""
+    shares = np.cumsum(counts / counts.sum())
+    cut = (100.0 - _PERCENTILE) / 200.0
+    left, right = edges[np.searchsorted(shares, cut)], edges[np.searchsorted(shares, 1.0 - cut)]
+    return max(left, least), min(right, greatest)
 
 
 def _merged(counts: NDArray[Any], edges: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -101,7 +111,7 @@ def _merged(counts: NDArray[Any], edges: NDArray[Any]) -> tuple[NDArray[Any], ND
     return merged, np.linspace(-limit, limit, len(merged) + 1).astype(edges.dtype)
 
 
-def _session(graph: Path, tensors: Sequence[str]) -> ort.InferenceSession:
+def _session(graph: Path, tensors: Sequence[str]) -> InferenceSession:
     """ONNX Runtime on the graph with ``tensors`` as its outputs."""
     model = graphs.read(graph)
     values = ir.convenience.create_value_mapping(model.graph)

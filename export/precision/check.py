@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from export.graph.files import element_types, read
 from export.graph.operators import FLOAT_OPS, MOVING_OPS, takes
 from export.precision.layout import PRODUCTS, Layout, Product, layout, module_of, source_weight
+from mope_deploy.engines.operators import DYNAMIC_OPS
 from mope_deploy.errors import ExportError
 
 __all__ = ["DYNAMIC_OPS", "HALVES", "check_types", "output_axis"]
 
 HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
-DYNAMIC_OPS = frozenset(("DynamicQuantizeLinear", "MatMulInteger"))
 _FLOAT, _INT8 = ir.DataType.FLOAT, ir.DataType.INT8
 _FLOATS = (_FLOAT, *HALVES.values())
 _QUANTISING = ("QuantizeLinear", "DequantizeLinear")

@@ -14,13 +14,13 @@ from collections.abc import Collection
 from pathlib import Path
 
 import onnx
-from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from export.graph.files import check_file, read
 from export.graph.quiet import quiet
 from export.limits import EMBED_LIMIT, MAX_IR_VERSION
 from export.precision.check import DYNAMIC_OPS, check_types
 from export.precision.layout import layout
+from mope_deploy.engines.onnxruntime.library import import_onnxruntime
 from mope_deploy.errors import ExportError
 
 __all__ = ["DynamicLowering"]
@@ -56,18 +56,19 @@ class DynamicLowering:
         nodes = [name for p in self._products.values() if not kept & {p.name, p.layer} for name in p.nodes]
         if not nodes:  # an empty list would mean all nodes to the quantiser
             raise ExportError("every layer is kept in fp32, so nothing would be int8-dynamic")
+        quantisation = import_onnxruntime("onnxruntime.quantization")
         model = onnx.load(self._source)
         del model.graph.value_info[:]  # it fails on declarations that dynamo's graphs have
         data = path.with_name(path.name + ".data")
         large = sum(tensor.ByteSize() for tensor in model.graph.initializer) > EMBED_LIMIT
         with quiet():  # it asks for a preprocessing that changes nothing here
-            quantize_dynamic(
+            quantisation.quantize_dynamic(
                 model,
                 path,
                 op_types_to_quantize=["MatMul"],
                 nodes_to_quantize=nodes,
                 per_channel=True,
-                weight_type=QuantType.QInt8,
+                weight_type=quantisation.QuantType.QInt8,
                 use_external_data_format=large,
                 extra_options={"MatMulConstBOnly": True},
             )

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mope_deploy.arguments import check_path
 from mope_deploy.bundle.unchanged import Seen
 from mope_deploy.data import Samples, open_samples
 from mope_deploy.errors import BundleError, ConfigError, UsageError
@@ -57,10 +58,11 @@ class Bundle:
             BundleError: unknown schema, a manifest that breaks the format, a file missing, altered or outside the
                 folder.
         """
+        path = check_path("the bundle", path, expected="the path of its folder")
         for _ in range(_TRIES - 1):
             with contextlib.suppress(_Changed):
-                return cls._open(Path(path), verify=verify)
-        return cls._open(Path(path), verify=verify)
+                return cls._open(path, verify=verify)
+        return cls._open(path, verify=verify)
 
     @classmethod
     def _open(cls, path: Path, *, verify: bool) -> Bundle:

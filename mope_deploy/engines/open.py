@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mope_deploy.arguments import check_flag, check_integer, check_text
 from mope_deploy.bundle import Bundle
 from mope_deploy.engines.listing import built_engines
 from mope_deploy.engines.onnxruntime.cpu import cpu_settings
 from mope_deploy.engines.onnxruntime.graph import open_graph
-from mope_deploy.engines.onnxruntime.providers import CUDA, Providers, overwritten
+from mope_deploy.engines.onnxruntime.providers import CUDA, Providers, check_providers, overwritten
 from mope_deploy.engines.onnxruntime.session import available_providers
 from mope_deploy.engines.session import Session
 from mope_deploy.engines.tensorrt.backends import BACKENDS, is_installed, open_backend
@@ -60,18 +61,16 @@ def open_session(
         EngineError: the engine refuses the graph.
         ParityError: a TensorRT engine does not give the golden outputs.
     """
-    if engine not in ("auto", *ENGINES):
+    if check_text("engine", engine, expected=f"auto or {', '.join(ENGINES)}") not in ("auto", *ENGINES):
         raise UsageError(
             "engine",
             received=repr(engine),
             expected=f"auto or {', '.join(ENGINES)}",
             todo=did_you_mean(engine, ENGINES),
         )
-    if arena is not None and not isinstance(arena, bool):
-        raise UsageError("arena", received=repr(arena), expected="True, False or None")
-    if not isinstance(cache_mb, int) or not 0 <= cache_mb <= _MOST_CACHE_MB:
-        raise UsageError("cache", received=f"{cache_mb!r} MiB", expected=f"0 (none) to {_MOST_CACHE_MB:,} MiB")
-    named = {"threads": threads is not None, "arena": arena is not None, "providers": bool(providers)}
+    graph = None if graph is None else check_text("graph", graph, expected="the name of one, or None")
+    cache_mb, rebuild = check_integer("cache_mb", cache_mb, 0, _MOST_CACHE_MB), check_flag("rebuild", rebuild)
+    named = {"threads": threads is not None, "arena": arena is not None, "providers": bool(check_providers(providers))}
     for_ort = next((name for name, given in named.items() if given), None)
     if for_ort and (engine == "tensorrt" or rebuild):
         raise UsageError(
@@ -131,7 +130,8 @@ def _tensorrt(bundle: Bundle, graph: str | None, *, rebuild: bool = False) -> Se
     built = built_engines(bundle, graph)
     if not built and not rebuild:
         installed = any(map(is_installed, BACKENDS))
-        without_gpu = this_device().no_gpu is not None
+        # Without a library the driver is not asked: that alone starts CUDA in this process, and a fork breaks it.
+        without_gpu = installed and this_device().no_gpu is not None
         raise EngineError(
             ("no TensorRT engine was built" if installed else "no TensorRT is installed")
             + (", and no GPU is here" if without_gpu else ""),

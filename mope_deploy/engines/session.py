@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mope_deploy.errors import EngineError, UsageError
+from mope_deploy.fields import shown
 from mope_deploy.manifest import TensorSpec
 
 __all__ = ["TF32_TOLERANCE", "Arrays", "Session", "alone", "check_feeds", "check_interface", "check_outputs", "take"]
@@ -49,14 +50,17 @@ class Session(Protocol):
 
 
 def check_feeds(feeds: Mapping[str, NDArray[Any]], inputs: Sequence[TensorSpec]) -> None:
-    """Names, dtypes, shapes, named axes that must agree, and the range of integers.
+    """Names, dtypes, shapes, named axes that must agree, the range of integers, finite floats, and masks that pad.
 
     Raises:
         UsageError: saying which input, what it is and what it should be.
     """
+    if not isinstance(feeds, Mapping):
+        raise UsageError("inputs of the graph", received=type(feeds).__name__, expected="a dict of arrays by name")
     names = [spec.name for spec in inputs]
     if set(feeds) != set(names):
-        raise UsageError("inputs of the graph", received=", ".join(sorted(feeds)) or "none", expected=", ".join(names))
+        received = ", ".join(sorted(map(str, feeds))) or "none"
+        raise UsageError("inputs of the graph", received=received, expected=", ".join(names))
     axes: dict[str, tuple[int, str]] = {}  # name of an axis → (its size, the input that set it)
     for spec in inputs:
         array = feeds[spec.name]
@@ -78,6 +82,20 @@ def check_feeds(feeds: Mapping[str, NDArray[Any]], inputs: Sequence[TensorSpec])
                     received=f"values from {least} to {greatest}",
                     expected=f"{low:.0f} to {high:.0f}",
                 )
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise UsageError(f"input {spec.name}", received="NaN or infinity", expected="finite values")
+    for name, mask in _masks(feeds, {spec.name: spec.shape for spec in inputs}).items():
+        _check_mask(f"the mask along {name}", mask)
+
+
+def _check_mask(name: str, mask: NDArray[Any]) -> None:
+    """(B, T): real tokens first, at least one in each row. Graphs take that for granted and answer all the same."""
+    left = (mask[:, 1:] > mask[:, :-1]).any(axis=1)
+    for wrong, received in ((mask[:, 0] != 1, "starts with padding"), (left, "goes on after padding")):
+        if wrong.any():
+            row = int(wrong.argmax())
+            expected = "1 for what is real, at least one, then 0 for the padding"
+            raise UsageError(name, received=f"row {row} {received}", expected=expected)
 
 
 def alone(
@@ -126,6 +144,8 @@ def check_outputs(names: Sequence[str] | None, outputs: Sequence[TensorSpec]) ->
     known = [spec.name for spec in outputs]
     if names is None:
         return known
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise UsageError("outputs", received=shown(names), expected=f"a list of some of {', '.join(known)}")
     for name in names:
         if name not in known:
             raise UsageError("output", received=repr(name), expected=f"one of {', '.join(known)}")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mope_deploy.engines.cache import RowCache
 from mope_deploy.engines.session import Arrays, Session, alone, check_feeds, check_outputs, take
+from mope_deploy.errors import EngineError
 from mope_deploy.manifest import Graph, Part, conditions_name
 from mope_deploy.preprocess import present_name
 
@@ -58,10 +59,13 @@ class SplitSession:
 
         def compute(rows: Sequence[int]) -> NDArray[Any]:
             whole = len(rows) == len(next(iter(mine.values())))
-            return session.run(mine if whole else take(mine, shapes, rows), [name])[name]
+            made = session.run(mine if whole else take(mine, shapes, rows), [name])[name]
+            if not np.isfinite(made).all():  # said here: the main file would blame what it was fed
+                raise EngineError(f"{session.name} on {session.device} made NaN or infinity of the {part.modality}")
+            return made
 
         if self.cache is None:
-            return session.run(mine, [name])[name]
+            return compute(range(len(next(iter(mine.values())))))
         return self.cache.rows(content_keys(part.modality, mine, shapes), compute)
 
 

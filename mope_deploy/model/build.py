@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -22,6 +23,7 @@ from mope_deploy.preprocess import Preprocessing
 __all__ = ["assemble", "load_encoders"]
 
 M = TypeVar("M", bound=MoPE)
+_one_at_a_time = threading.Lock()  # layers draw from the process's generator
 
 
 def load_encoders(config: MoPEConfig) -> dict[str, FrozenEncoder]:
@@ -47,15 +49,15 @@ def assemble(
         kind: the class to make: the plain module, or the one that also knows disk and hub.
         config: what to build.
         encoders: the loaded encoders by modality.
-        seed: of the initial values; the global random state is left as it was.
+        seed: of the initial values; every random state, GPUs' too, is left as it was. One thread builds at a time.
         preprocessing: what a checkpoint recorded; default: the encoders' own.
 
     Raises:
         ConfigError: if ``config`` names fewer labels than its task needs.
     """
     config.check_labels()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with _one_at_a_time, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # of the CPU alone, where all of it is drawn
         main = encoders[config.main.modality].backbone
         complementary = {spec.modality: _complementary(config, spec, encoders) for spec in config.complementary}
         widths_y = {name: encoder.backbone.feature_width for name, encoder in complementary.items()}

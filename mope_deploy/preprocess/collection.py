@@ -16,8 +16,9 @@ import numpy as np
 from msgspec import json
 from numpy.typing import NDArray
 
+from mope_deploy.arguments import check_integer
 from mope_deploy.errors import ConfigError, UsageError
-from mope_deploy.fields import MAY_LACK, check_distinct, choice, decode, length, twice
+from mope_deploy.fields import MAY_LACK, check_distinct, choice, decode, length, shown, twice
 from mope_deploy.preprocess.audio import AudioSource, AudioSpec
 from mope_deploy.preprocess.image import ImageSource, ImageSpec, normalise
 from mope_deploy.preprocess.shared import Notice, Tensors
@@ -27,6 +28,9 @@ from mope_deploy.preprocess.video import VideoSource, VideoSpec
 __all__ = ["MODALITIES", "Preprocessing", "Specs", "present_name", "tensors_of"]
 
 MODALITIES = ("image", "text", "audio", "video")
+
+
+_LOADED = {"image": "uint8", "audio": "float32", "video": "uint8"}  # what load returns
 
 
 def present_name(modality: str) -> str:
@@ -127,7 +131,8 @@ class Preprocessing:
         Raises:
             MediaError, MissingExtraError: as ``load`` and :meth:`check_text`.
         """
-        return self.check_text(source) if modality == "text" else self._spec(modality).load(source, on_notice=on_notice)
+        spec = self._spec(modality)
+        return self.check_text(source) if modality == "text" else spec.load(source, on_notice=on_notice)
 
     def load_image(self, source: ImageSource) -> NDArray[np.uint8]:
         """See :meth:`ImageSpec.load`."""
@@ -166,10 +171,8 @@ class Preprocessing:
             MediaError: a text that is no string, is empty, holds NUL or lone surrogates, is longer than the stated
                 limit, or has no token but special ones.
         """
-        if isinstance(texts, str):
-            raise UsageError("texts", received="one string", expected="a list of strings")
-        if not texts:
-            raise UsageError("texts", received="an empty list", expected="at least one text")
+        _check_list("texts", texts, of="strings")
+        pad_to = None if pad_to is None else check_integer("pad_to", pad_to, 1)
         if "text" not in self.missing:
             texts = [check_text(text) for text in texts]
         return self._texts.encode(texts, pad_to=pad_to, on_truncate=on_truncate)
@@ -204,8 +207,9 @@ class Preprocessing:
         Raises:
             UsageError: a sample lacks a modality that may not be missing.
         """
-        if not samples:
-            raise UsageError("samples", received="an empty list", expected="at least one sample")
+        _check_list("samples", samples, of="a dict each")
+        if wrong := [sample for sample in samples if not isinstance(sample, Mapping)]:
+            raise UsageError("samples", received=f"{shown(wrong[0])} among them", expected="a list of a dict each")
         arrays: dict[str, NDArray[Any]] = {}
         for name in self.modalities:
             items = [sample.get(name) for sample in samples]
@@ -233,8 +237,9 @@ class Preprocessing:
             Its arrays by name; with ``<modality>_present`` int64 (B,) where the modality may be missing.
 
         Raises:
-            UsageError: one is missing, and may not be.
+            UsageError: one is missing, and may not be; or is no such result.
         """
+        _check_list(f"items of {modality}", items, of="what load returned")
         present = np.array([item is not None for item in items], np.int64)
         if modality not in self.missing and not present.all():
             expected = "one in every sample: this model has no stand-in for it"
@@ -242,8 +247,33 @@ class Preprocessing:
         if modality == "text":
             made: dict[str, Any] = dict(self.encode_text(items, pad_to=pad_to, on_truncate=on_truncate))
         else:
-            made = self._spec(modality).batch(items)
+            made = self._batch(modality, items)
         return made | ({present_name(modality): present} if modality in self.missing else {})
+
+    def _batch(self, modality: str, items: Sequence[Any]) -> dict[str, NDArray[Any]]:
+        """An array that another hand made, of floats from 0 to 1 say, would be prepared as if it were loaded."""
+        spec, dtype = self._spec(modality), np.dtype(_LOADED[modality])
+        for item in items:
+            if item is None:
+                continue
+            if not isinstance(item, np.ndarray) or item.dtype != dtype:
+                received = str(item.dtype) if isinstance(item, np.ndarray) else shown(item)
+                raise UsageError(f"array of {modality}", received=received, expected=f"{dtype}, as load returns it")
+            if dtype.kind == "f" and not np.isfinite(item).all():
+                raise UsageError(f"array of {modality}", received="NaN or infinity", expected="finite values")
+        try:
+            made = spec.batch(items)
+        except (ValueError, TypeError):  # numpy's, on shapes that do not go together
+            made = {}
+        for name, (_, axes) in spec.tensors.items():
+            shape = made[name].shape if name in made else ()
+            fits = len(shape) == len(axes) and all(
+                n == m for n, m in zip(shape, axes, strict=True) if isinstance(m, int)
+            )
+            if not fits:
+                received = ", ".join(dict.fromkeys(str(item.shape) for item in items if item is not None))
+                raise UsageError(f"arrays of {modality}", received=f"shapes {received}", expected="those of load")
+        return made
 
     @cached_property
     def _texts(self) -> TextReader:
@@ -256,8 +286,15 @@ class Preprocessing:
         return {one.name: getattr(self, one.name) for one in fields(self)}
 
     def _spec(self, modality: str) -> Any:
+        if modality not in MODALITIES:
+            raise UsageError("modality", received=shown(modality), expected=f"one of {', '.join(MODALITIES)}")
         spec = getattr(self, modality)
         if spec is None:
             names = {"image": "images", "video": "videos"}
             raise UsageError(f"this model reads no {names.get(modality, modality)}")
         return spec
+
+
+def _check_list(name: str, value: object, *, of: str) -> None:
+    if isinstance(value, str | Mapping) or not isinstance(value, Sequence) or not value:
+        raise UsageError(name, received=shown(value), expected=f"a list of {of}, at least one")

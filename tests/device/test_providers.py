@@ -18,8 +18,7 @@ from mope_deploy import console
 from mope_deploy.bundle import Bundle
 from mope_deploy.cli import app
 from mope_deploy.engines import open_session
-from mope_deploy.engines.onnxruntime import providers
-from mope_deploy.engines.onnxruntime import session as ort
+from mope_deploy.engines.onnxruntime import library, providers
 from mope_deploy.engines.onnxruntime.binding import KEPT, Bindings
 from mope_deploy.engines.onnxruntime.providers import CPU, CUDA, choose_providers, full_name
 from mope_deploy.engines.onnxruntime.session import OnnxRuntimeSession
@@ -41,16 +40,18 @@ DOCUMENTED = {"use_tf32", "cudnn_conv_algo_search", "arena_extend_strategy"}
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
     """An onnxruntime that says it has every provider; what its sessions are asked for, which then run on the CPU."""
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ALL)
-    real, kept = onnxruntime.InferenceSession, []
+    kept: list[list[Any]] = []
 
-    def session(path: str, options: Any, *, providers: Any, **_: Any) -> Any:
-        kept.append(providers)
-        made = real(path, options, providers=[CPU])
-        names = [one if isinstance(one, str) else one[0] for one in providers]
-        monkeypatch.setattr(made, "get_providers", lambda: names)
-        return made
+    class OnTheCpu(onnxruntime.InferenceSession):
+        def __init__(self, path: str, options: Any, *, providers: Any) -> None:
+            kept.append(providers)
+            super().__init__(path, options, providers=[CPU])
+            self.names = [one if isinstance(one, str) else one[0] for one in providers]
 
-    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+        def get_providers(self) -> list[str]:
+            return self.names
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", OnTheCpu)
     return kept
 
 
@@ -128,7 +129,7 @@ def test_a_gpu_build_that_cannot_be_imported_is_not_replaced(
     bundle_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A package that it needs is missing: the extra with onnxruntime in it would overwrite it."""
-    monkeypatch.setattr(ort, "distributions", lambda: {"onnxruntime-gpu": "1.18.0"})
+    monkeypatch.setattr(library, "distributions", lambda: {"onnxruntime-gpu": "1.18.0"})
     monkeypatch.delitem(sys.modules, "onnxruntime")
     (tmp_path / "onnxruntime.py").write_text("import coloured_logs_that_are_not_here")
     monkeypatch.syspath_prepend(tmp_path)

@@ -297,7 +297,7 @@ def test_misuse(mope, split_path: Path, arguments: tuple[str, ...], code: int, w
     done = mope(*(argument.format(b=split_path) for argument in arguments))
     assert done.code == code
     assert words in done.err
-    with pytest.raises(UsageError, match="0 \\(none\\) to"):
+    with pytest.raises(UsageError, match="cache_mb; received -1; expected an integer from 0 to"):
         load(split_path, cache_mb=-1)
 
 

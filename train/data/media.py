@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -59,8 +58,7 @@ class MediaCache:
             except DataError as error:
                 return error
 
-        # load_image sets warning filters, which belong to the whole process: put back what was there before.
-        with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(threads) as pool:
             found = zip(wanted, pool.map(one, wanted), strict=True)
             for path, result in track(found, what=what, total=len(wanted)):
                 if isinstance(result, DataError):

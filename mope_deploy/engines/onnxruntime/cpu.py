@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mope_deploy.arguments import check_flag, check_integer
 from mope_deploy.engines.tensorrt.device import read_text
-from mope_deploy.errors import UsageError
 from mope_deploy.limits import MAX_THREADS
 from mope_deploy.manifest import Cpu
 
@@ -41,18 +41,17 @@ def cpu_settings(
         spinning: see :class:`CpuSettings`.
 
     Raises:
-        UsageError: fewer than one thread, or more than 512.
+        UsageError: ``threads`` is no integer from 1 to 512, or ``arena`` no bool.
     """
     bundle = bundle or Cpu()
-    if threads is not None and not 1 <= threads <= MAX_THREADS:
-        raise UsageError("threads", received=threads, expected=f"1 to {MAX_THREADS}")
+    arena = bundle.arena if arena is None else check_flag("arena", arena)
     if threads is not None:
-        count, said_by = threads, "asked for"
+        count, said_by = check_integer("threads", threads, 1, MAX_THREADS), "asked for"
     elif bundle.threads is not None:
         count, said_by = bundle.threads, "the bundle"
     else:
         count, said_by = usable_cores(), "the cores of this process"
-    return CpuSettings(count, said_by, bundle.arena if arena is None else arena, spinning)
+    return CpuSettings(count, said_by, arena, spinning)
 
 
 def usable_cores(root: Path = Path("/")) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from mope_deploy.engines.tensorrt.device import Device
 from mope_deploy.errors import EngineError, UsageError
 from mope_deploy.extras import installed_versions
-from mope_deploy.fields import did_you_mean
+from mope_deploy.fields import did_you_mean, shown
 
 __all__ = [
     "CPU",
@@ -20,6 +20,7 @@ __all__ = [
     "PROVIDERS",
     "Chosen",
     "Providers",
+    "check_providers",
     "choose_providers",
     "distributions",
     "full_name",
@@ -74,11 +75,11 @@ def choose_providers(wanted: Providers | None, available: Sequence[str]) -> Chos
         available: what this onnxruntime has.
 
     Raises:
-        UsageError: an unknown name.
+        UsageError: an unknown name, or no list of names and pairs.
         EngineError: this onnxruntime does not have a provider; what it has, and how to get the other.
     """
     chosen: Chosen = []
-    for one in wanted or [CPU]:
+    for one in check_providers(wanted) or [CPU]:
         name = full_name(one if isinstance(one, str) else one[0])
         if name not in available:
             raise _absent(name, available)
@@ -86,6 +87,20 @@ def choose_providers(wanted: Providers | None, available: Sequence[str]) -> Chos
     if CPU not in dict(chosen):
         chosen.append((CPU, {}))
     return chosen
+
+
+def check_providers(wanted: object) -> Providers | None:
+    """``wanted`` as :func:`choose_providers` takes it. Raises :class:`UsageError` if it is of another type."""
+
+    def one(provider: object) -> bool:
+        pair = isinstance(provider, tuple) and len(provider) == 2
+        return isinstance(provider, str) or (pair and isinstance(provider[0], str) and isinstance(provider[1], Mapping))
+
+    if wanted is None or (isinstance(wanted, list | tuple) and all(map(one, wanted))):
+        return wanted
+    wrong = next((item for item in wanted if not one(item)), None) if isinstance(wanted, list | tuple) else wanted
+    expected = 'a list of names and (name, options) pairs: ["cuda"], [("cuda", {"device_id": 1})]'
+    raise UsageError("providers", received=shown(wrong), expected=expected)
 
 
 def tf32_is_allowed(chosen: Chosen) -> bool:

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
 import dataclasses
-import io
+import functools
 import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mope_deploy.engines.graph_file import check_graph_file
 from mope_deploy.engines.onnxruntime.binding import Bindings
 from mope_deploy.engines.onnxruntime.cpu import CpuSettings, cpu_settings
+from mope_deploy.engines.onnxruntime.library import import_onnxruntime, one_line
 from mope_deploy.engines.onnxruntime.providers import (
     CPU,
     CUDA,
     Chosen,
     Providers,
     choose_providers,
-    distributions,
     tf32_is_allowed,
 )
 from mope_deploy.engines.session import TF32_TOLERANCE, Arrays, alone, check_feeds, check_interface, check_outputs
-from mope_deploy.errors import EngineError, MissingExtraError, MopeError
-from mope_deploy.extras import require
+from mope_deploy.errors import EngineError, MopeError
 from mope_deploy.manifest import Graph
 
 __all__ = ["OnnxRuntimeSession", "available_providers", "library_version"]
@@ -42,6 +41,9 @@ class OnnxRuntimeSession:
     """One file in ONNX Runtime; the :class:`~mope_deploy.engines.session.Session` protocol. It needs no bundle.
 
     A graph in ``int8-dynamic`` runs one sample at a time: its ranges are those of whole tensors.
+
+    After a fork it goes on in the new process if it has one thread on a CPU; threads and GPUs do not survive a fork,
+    and :meth:`run` says so rather than wait for them.
 
     Args:
         path: the ONNX file.
@@ -56,7 +58,8 @@ class OnnxRuntimeSession:
     Raises:
         UsageError: no provider is called that.
         MissingExtraError: onnxruntime is not installed.
-        EngineError: it refuses the file, has no such provider, or the provider does not come up.
+        EngineError: the file holds what no export writes (:mod:`mope_deploy.engines.graph_file`); onnxruntime refuses
+            it, has no such provider, or the provider does not come up.
     """
 
     name = "onnxruntime"
@@ -71,10 +74,12 @@ class OnnxRuntimeSession:
         providers: Providers | None = None,
         takes_turns: bool = False,
     ) -> None:
+        self._process = os.getpid()
         chosen, cpu = choose_providers(providers, available_providers()), cpu or cpu_settings()
         self.settings = dataclasses.asdict(cpu)
         self.least_tolerance = TF32_TOLERANCE if tf32_is_allowed(chosen) else 0.0
         self.inputs, self.outputs = graph.inputs, graph.outputs
+        check_graph_file(path, graph)
         try:
             self._session = _open(path, cpu, chosen, takes_turns)
             inputs, outputs = _described(self._session.get_inputs()), _described(self._session.get_outputs())
@@ -83,6 +88,7 @@ class OnnxRuntimeSession:
         except Exception as error:  # the library's own exceptions share no base class but this
             raise _refused(error, path, graph) from error
         self.device = self._session.get_providers()[0]
+        self._forks = cpu.threads == 1 and self.device == CPU  # whether it still works in a process forked off
         check_interface("inputs", inputs, self.inputs, str(path))
         check_interface("outputs", outputs, self.outputs, str(path))
         self._alone = graph.precision == "int8-dynamic"
@@ -90,18 +96,34 @@ class OnnxRuntimeSession:
         self._lock = threading.Lock()  # of the buffers
         self._bindings: Bindings | None = None
         if chosen[0][0] == CUDA:
-            self._bindings = Bindings(_import(), self._session, self.inputs, self.outputs)
+            self._bindings = Bindings(import_onnxruntime(), self._session, self.inputs, self.outputs)
 
     def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None) -> Arrays:
         names = check_outputs(outputs, self.outputs)
         check_feeds(feeds, self.inputs)
+        self._check_process()
         try:
             if not self._alone:
                 return self._run(feeds, names)
             parts = [self._run(one, names) for one in alone(feeds, self._shapes)]
         except Exception as error:
-            raise EngineError(f"onnxruntime failed while running the graph: {_message(error)}") from error
+            raise EngineError(f"onnxruntime failed while running the graph: {one_line(error)}") from error
         return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+    def _check_process(self) -> None:
+        if self._forks or os.getpid() == self._process:
+            return
+        raise EngineError(
+            "this session was opened before its process was forked",
+            received=f"{self.device} with {self.settings['threads']} threads, which no forked process has",
+            expected="a session of this process, or one on the CPU with threads=1",
+            todo="load the bundle in each process, or start processes by spawn",
+        )
+
+    def __del__(self) -> None:
+        # In a forked process its destructor would wait for threads that are not there: it is never destroyed there.
+        if (held := getattr(self, "_session", None)) is not None and os.getpid() != self._process:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))
 
     def _run(self, feeds: Mapping[str, NDArray[Any]], names: Sequence[str]) -> Arrays:
         if self._bindings is not None:
@@ -113,9 +135,10 @@ class OnnxRuntimeSession:
 
 
 def _open(path: Path, cpu: CpuSettings, chosen: Chosen, takes_turns: bool) -> Any:
-    ort, first = _import(), chosen[0][0]
+    ort, first = import_onnxruntime(), chosen[0][0]
     options = ort.SessionOptions()
     options.log_severity_level = 4  # fatal only: every error is raised as well, and reported once
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # whatever the file is called
     options.intra_op_num_threads, options.enable_cpu_mem_arena = cpu.threads, cpu.arena
     if first == CPU:  # else the arena takes in the weights, and keeps the room that unpacking them took
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
@@ -124,11 +147,7 @@ def _open(path: Path, cpu: CpuSettings, chosen: Chosen, takes_turns: bool) -> An
     elif takes_turns:
         options.add_session_config_entry("session.force_spinning_stop", "1")
     wanted = [(name, given) if given else name for name, given in chosen]
-    # Falling back to other providers prints to standard output, where a command's JSON goes; in 1.18 no option keeps it
-    # from that.
-    with contextlib.redirect_stdout(io.StringIO()):
-        session = ort.InferenceSession(_as_utf8(path), options, providers=wanted, enable_fallback=0)
-    session.disable_fallback()
+    session = _without_fallback(ort.InferenceSession)(_as_utf8(path), options, providers=wanted)
     active = session.get_providers()
     if first not in active:
         raise EngineError(
@@ -147,6 +166,26 @@ def _as_utf8(path: Path) -> str:
         raise EngineError(f"{path} has a name that is no UTF-8", todo="rename the folder") from error
 
 
+class _NoFallback:
+    """Beside ONNX Runtime's session class: it never falls back to other providers, nor prints to say so.
+
+    From 1.19 or so on an argument says that; in 1.18 only this attribute does, which the constructor sets to True.
+    """
+
+    @property
+    def _enable_fallback(self) -> bool:
+        return False
+
+    @_enable_fallback.setter
+    def _enable_fallback(self, value: bool) -> None:
+        pass
+
+
+@functools.cache
+def _without_fallback(kind: type) -> Any:
+    return type(kind.__name__, (_NoFallback, kind), {})
+
+
 def available_providers() -> list[str]:
     """What the installed onnxruntime can be asked for; each may still fail to start.
 
@@ -154,34 +193,12 @@ def available_providers() -> list[str]:
         MissingExtraError: onnxruntime is not installed.
         EngineError: it cannot be imported.
     """
-    return list(_import().get_available_providers())
+    return list(import_onnxruntime().get_available_providers())
 
 
 def library_version() -> str:
     """Version of the installed onnxruntime. Raises as :func:`available_providers`."""
-    return str(_import().__version__)
-
-
-def _import() -> ModuleType:
-    try:
-        return require("onnxruntime", extra="ort", purpose="running a bundle")
-    except MissingExtraError as error:
-        if found := distributions():  # never advise to install one over the other
-            named = " and ".join(f"{name} {version}" for name, version in found.items())
-            raise EngineError(
-                f"{named} is installed and cannot be imported: {_message(error.__cause__ or error)}",
-                todo="install what is missing, or that same package again",
-            ) from error
-        raise MissingExtraError(
-            error.what,
-            todo="run: pip install 'mope-deploy[ort]' for a CPU or 'mope-deploy[ort-gpu]' for CUDA; "
-            "on a Jetson, the onnxruntime-gpu wheel made for its JetPack",
-        ) from error
-    except Exception as error:  # a wheel for another numpy, Python or CUDA stumbles while it is imported
-        raise EngineError(
-            f"onnxruntime is installed and cannot be imported: {_message(error)}",
-            todo=f"install {' or '.join(distributions()) or 'it'} again",
-        ) from error
+    return str(import_onnxruntime().__version__)
 
 
 def _described(tensors: Sequence[Any]) -> dict[str, tuple[str, tuple[int | None, ...]]]:
@@ -195,7 +212,7 @@ def _described(tensors: Sequence[Any]) -> dict[str, tuple[str, tuple[int | None,
 
 
 def _refused(error: Exception, path: Path, graph: Graph) -> EngineError:
-    message, version = _message(error), library_version()
+    message, version = one_line(error), library_version()
     if re.search(_TOO_OLD, str(error)):
         return EngineError(
             f"onnxruntime {version} is too old for {path.name}",
@@ -204,9 +221,3 @@ def _refused(error: Exception, path: Path, graph: Graph) -> EngineError:
             todo="upgrade onnxruntime, or run another graph of the bundle",
         )
     return EngineError(f"onnxruntime {version} refuses {path}: {message}")
-
-
-def _message(error: BaseException) -> str:
-    """One line; of a long one the end, which says what happened where the beginning names sources and functions."""
-    message = " ".join(str(error).split()) or type(error).__name__
-    return message if len(message) <= 300 else f"… {message[-300:]}"

@@ -20,6 +20,7 @@ from rich.text import Text
 from mope_deploy import errors
 from mope_deploy.bundle import Bundle
 from mope_deploy.console import err
+from mope_deploy.engines.graph_file import check_graph_file
 from mope_deploy.engines.tensorrt.backends import Backend, choose_backend
 from mope_deploy.engines.tensorrt.device import Device, available_memory, this_device
 from mope_deploy.engines.tensorrt.pair import building, put_sidecar
@@ -86,6 +87,7 @@ def build_engine(
         raise UsageError("--workspace", received=workspace, expected="1 to 1,048,576 MiB")
     if check_memory:
         _check_memory(sum(bundle.manifest.files[name].bytes for name in (chosen.file, *chosen.data)))
+    check_graph_file(bundle.file(chosen.file), chosen)
     files = engine_files(bundle, chosen, library.name, folder=folder)
     _check_files(files, bundle)
     began = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -166,20 +167,27 @@ def save_transformers(encoder: Any, folder: Path, *, preprocessor: Mapping[str, 
         (folder / PREPROCESSOR).write_text(text, encoding="utf-8")
 
 
+_one_at_a_time = threading.RLock()
+
+
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """transformers without its bars and load reports, which would break up our own progress lines."""
+    """transformers without its bars and load reports, which would break up our own progress lines.
+
+    Both are the whole process's, so one thread at a time: two that overlapped would leave them off for good.
+    """
     from transformers.utils import logging
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+    with _one_at_a_time:
+        verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(verbosity)
+            if bars:
+                logging.enable_progress_bar()
 
 
 def _unloadable(source: str, error: Exception) -> ConfigError:
