@@ -50,9 +50,7 @@ class Run:
                 found[int(name[1])] = path
         return dict(sorted(found.items()))
 
-    def create(
-        self, recipe: Recipe, *, command: str, resumed: bool, describe: Callable[[], Mapping[str, Any]]
-    ) -> None:
+    def create(self, recipe: Recipe, *, command: str, resumed: bool, describe: Callable[[], Mapping[str, Any]]) -> None:
         """Record what is about to happen, in a folder that is new, was never begun, or is continued.
 
         Killed at any moment in here, a new run can be started anew and a continued one continued: ``run.json`` says
