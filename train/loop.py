@@ -108,7 +108,7 @@ class Loop:
         return self._done()
 
     def step(self, batches: list[dict[str, Any]]) -> None:
-        """One optimiser step on batches that are accumulated; each counts by its samples, the last one may have fewer."""
+        """One optimiser step on batches that are accumulated; each counts by its samples: the last may have fewer."""
         rows = [len(batch["labels"]) for batch in batches]
         for number, batch in enumerate(batches):
             last, parts = number == len(batches) - 1, sum(rows) / rows[number]

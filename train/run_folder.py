@@ -22,8 +22,8 @@ __all__ = ["COMPLETE", "Run", "free_folder", "open_run", "working_in"]
 SCHEMA = 1
 COMPLETE = "complete.json"  # of a resume state; written last
 
-# What may differ when a run is continued: it changes neither the model, the data, the order of the steps nor the bits of
-# what is computed. The batches that y is computed in (train.eval_batch_size, train.y_cache_mb) change its last bits.
+# What may differ when a run is continued: it changes neither the model, the data, the order of the steps nor the bits
+# of what is computed. The batches that y is computed in (train.eval_batch_size, train.y_cache_mb) change its last bits.
 MAY_CHANGE = (
     "baselines", "resume", "run.dir", "run.root", "run.standalone",
     "data.image_cache_mb", "data.workers",
