@@ -1,6 +1,6 @@
 """What the three command lines share: errors as one line with an exit code, and a terminal or a plain log.
 
-Exit codes: 0 success, 1 failure, 2 misuse, 130 interrupted.
+Exit codes: 0 success, 1 failure, 2 misuse, 130 interrupted, 143 terminated (SIGTERM).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from rich.console import Console
 from typer.main import get_command
 
 from mope_deploy.errors import MopeError
+from mope_deploy.signals import ends_on_sigterm
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,6 +31,7 @@ def print_table(table: Table) -> None:
     Console(width=10_000, highlight=False).print(table)
 
 
+@ends_on_sigterm
 def run_app(app: typer.Typer, argv: Sequence[str] | None = None, *, name: str | None = None) -> int:
     """Run a typer application and return its exit code; never lets a traceback reach the user.
 

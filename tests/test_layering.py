@@ -16,7 +16,7 @@ from tests.imports import PACKAGES, ROOT, circles, files, graph, imported, impor
 
 # What may be imported by whom, on the device side: a module imports its own level and those below it.
 LEVELS = (
-    {"errors", "extras", "console", "progress", "fields", "files"},
+    {"errors", "extras", "console", "progress", "fields", "files", "signals"},
     {"preprocess", "manifest", "bundle", "data", "metrics", "targets", "task"},
     {"engines"},
     {"predictor", "bench", "cli", "__init__"},
