@@ -33,8 +33,8 @@ class Interrupted(KeyboardInterrupt):
 def interrupts(*, last: bool) -> Iterator[None]:
     """Inside this block SIGINT, SIGTERM and SIGHUP raise :class:`Interrupted`, so that every ``finally`` runs.
 
-    A second signal does not interrupt that; a third one ends the process at once. Signals that are ignored stay so, and
-    elsewhere than in the main thread nothing is changed.
+    A second signal does not interrupt that; a third one ends the process at once. Signals that are ignored stay so,
+    handlers of an application stay, and elsewhere than in the main thread nothing is changed.
 
     Args:
         last: whether the process ends after the block: once interrupted, it then stays deaf to more of it.
@@ -42,10 +42,13 @@ def interrupts(*, last: bool) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    received = 0
+    received, process = 0, os.getpid()
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal received
+        if os.getpid() != process:  # a forked child, a worker for instance: the signal ends it at once
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         received += 1
         if received == 1:
             raise Interrupted(number)
@@ -64,7 +67,7 @@ def interrupts(*, last: bool) -> Iterator[None]:
     hook, sys.unraisablehook = sys.unraisablehook, lost
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
+        if handler in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, handle)
     try:
         yield

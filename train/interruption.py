@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from mope_deploy.console import err
+from mope_deploy.signals import Interrupted
 
 __all__ = ["Interruption"]
 
@@ -67,7 +68,7 @@ class Interruption:
         if os.getpid() != self._process:
             return  # a worker of the data loader: its parent ends it
         if not self._postponed or (self.received and time.monotonic() - self._first > SAME_SIGNAL_S):
-            raise KeyboardInterrupt
+            raise Interrupted(number)
         if not self.received:
             self.received, self._first = True, time.monotonic()
             if os.environ.get("RANK", "0") == "0":

@@ -6,7 +6,6 @@ Letters: B batch · C classes.
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from contextlib import nullcontext
 from itertools import islice
@@ -109,15 +108,16 @@ class Loop:
         return self._done()
 
     def step(self, batches: list[dict[str, Any]]) -> None:
-        """One optimiser step on batches that are accumulated."""
+        """One optimiser step on batches that are accumulated; each counts by its samples: the last may have fewer."""
+        rows = [len(batch["labels"]) for batch in batches]
         for number, batch in enumerate(batches):
-            last = number == len(batches) - 1
+            last, parts = number == len(batches) - 1, sum(rows) / rows[number]
             with nullcontext() if last else self.accelerator.no_sync(self.objective):
                 out = self.objective(**batch)
-                loss = out["loss"] / len(batches)
+                loss = out["loss"] / parts
                 self.accelerator.backward(loss)
             self._loss = self._loss + loss.detach()
-            self._importance = self._importance + out["importance"] / len(batches)
+            self._importance = self._importance + out["importance"] / parts
         # Of the trained parameters alone: looking through the frozen ones costs more than the clipping.
         self._norm = self.accelerator.clip_grad_norm_(self.trained, self.recipe.optim.clip or math.inf)
         self.optimiser.step()
@@ -214,15 +214,14 @@ class Loop:
     def _save(self) -> None:
         state = ResumeState(self.run.checkpoints / f"checkpoint-{self.progress.step}")
         if self.machine.writes:
-            shutil.rmtree(state.folder, ignore_errors=True)  # left by a run that was killed while writing it
-            state.folder.mkdir(parents=True)
+            state.begin()
             training = {name: part.state_dict() for name, part in self._stateful().items()}
             state.write(self.model.trained_state(), training, self.progress)
         self.accelerator.wait_for_everyone()
         state.write_random(self.machine.state.process_index)
         self.accelerator.wait_for_everyone()
         if self.machine.writes:
-            state.seal()
+            state.seal(self.run)
 
     def _stateful(self) -> dict[str, Any]:
         """What a resume state must hold beside weights; the scaler exists under fp16 only."""
@@ -241,8 +240,7 @@ class Loop:
             batch_size=size,
             sampler=sampler,
             collate_fn=Batches.ready,  # type: ignore[arg-type]
-            num_workers=workers,
-            persistent_workers=workers > 0,
+            num_workers=workers,  # new ones in every epoch: then each begins by drawing a number, as without any
             pin_memory=not self.machine.cpu,
         )
 

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from mope_deploy.console import err
+from mope_deploy.files import write_file
 from train.run_folder import Run
 
 __all__ = ["Metrics", "ProgressLines"]
@@ -33,7 +34,7 @@ class Metrics:
         if run.metrics.is_file():
             lines = run.metrics.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step(line) <= step]
-            run.metrics.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            write_file(run.metrics, "".join(f"{line}\n" for line in kept))
 
     def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Add the values of ``train`` or of a ``validation``."""

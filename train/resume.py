@@ -26,13 +26,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mope_deploy.errors import CheckpointError
-from mope_deploy.files import json_bytes, sha256, write_file
-from train.run_folder import Run
+from mope_deploy.files import flush, json_bytes, sha256, write_file
+from train.run_folder import COMPLETE, Run
 
 __all__ = ["Progress", "ResumeState", "newest"]
 
 KEPT = 2  # newest states
-COMPLETE = "complete.json"
 
 
 @dataclass
@@ -71,6 +70,11 @@ class ResumeState:
 
     folder: Path
 
+    def begin(self) -> None:
+        """An empty folder, whatever a run that was killed while writing this state left."""
+        _remove(self.folder)
+        self.folder.mkdir(parents=True)
+
     def write(self, weights: dict[str, Tensor], training: dict[str, Any], progress: Progress) -> None:
         """What one process writes for all."""
         save_file(
@@ -85,12 +89,17 @@ class ResumeState:
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         torch.save({"cpu": torch.get_rng_state(), "cuda": cuda}, self.folder / f"random-{process}.pt")
 
-    def seal(self) -> None:
-        """Mark the state as complete, and remove those that are older than the ones kept."""
-        digests = {path.name: sha256(path) for path in sorted(self.folder.iterdir()) if path.name != COMPLETE}
-        write_file(self.folder / COMPLETE, json_bytes(digests))
-        for path in sorted(self.folder.parent.glob("checkpoint-*"), key=_step)[:-KEPT]:
-            shutil.rmtree(path, ignore_errors=True)
+    def seal(self, run: Run) -> None:
+        """Mark the state as complete once all of it is on the disk, and remove all but the run's newest ones."""
+        written = sorted(self.folder.iterdir())
+        for path in written:
+            flush(path)
+        write_file(self.folder / COMPLETE, json_bytes({path.name: sha256(path) for path in written}))
+        flush(self.folder.parent)
+        kept = list(run.states.values())[-KEPT:]
+        for path in self.folder.parent.glob("checkpoint-*"):
+            if path.name.removeprefix("checkpoint-").isdecimal() and path not in kept:
+                _remove(path)
 
     def weights(self) -> dict[str, Tensor]:
         """The trained tensors."""
@@ -126,10 +135,10 @@ def newest(run: Run) -> ResumeState | None:
     Raises:
         CheckpointError: its files are not those that were written.
     """
-    found = [path for path in run.checkpoints.glob("checkpoint-*") if (path / COMPLETE).is_file()]
+    found = list(run.states.values())
     if not found:
         return None
-    folder = max(found, key=_step)
+    folder = found[-1]
     todo = f"remove {folder} to continue from an older state" if len(found) > 1 else "start a new run"
     try:
         expected = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
@@ -152,8 +161,10 @@ def _read(path: Path) -> Iterator[Path]:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
+def _remove(state: Path) -> None:
+    """From the mark on that it is complete: killed in between, what is left is passed over."""
+    (state / COMPLETE).unlink(missing_ok=True)
+    shutil.rmtree(state, ignore_errors=True)
 
 
 def _digest(path: Path) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from train.machine import Machine, set_up
 from train.objective import Objective
 from train.report import DECISIONS, usage_picture
 from train.resume import newest
-from train.run_folder import Run, free_folder
+from train.run_folder import Run, working_in
 
 __all__ = ["Outcome", "Plan", "Training", "fit", "plan"]
 
@@ -65,8 +65,10 @@ def fit(recipe: Recipe, *, command: str, resume: Run | None = None) -> Outcome:
         MopeError: whatever is wrong with recipe, data or machine; before the first step nothing was written.
     """
     machine, interruption = set_up(recipe), Interruption()
-    with interruption.handled(), _quiet(unless=machine.writes):
-        training = Training(recipe, machine, interruption, resume=resume)
+    with interruption.handled(), _quiet(unless=machine.writes), ExitStack() as stack:
+        run = stack.enter_context(working_in(recipe, resume=resume)) if machine.writes else None
+        run = Run(machine.agree(None if run is None else run.folder))
+        training = Training(recipe, machine, interruption, run=run, resumed=resume is not None)
         return training.carry_out(command)
 
 
@@ -89,13 +91,15 @@ def plan(recipe: Recipe) -> Plan:
 
 class Training:
     """The state of a run. To make one reads and checks everything and writes nothing; arguments and errors as
-    :func:`fit`'s, with the machine to train on, and whether the run is to stop.
+    :func:`fit`'s, with the machine to train on, whether the run is to stop, its folder and whether it is continued.
     """
 
-    def __init__(self, recipe: Recipe, machine: Machine, interruption: Interruption, *, resume: Run | None) -> None:
+    def __init__(
+        self, recipe: Recipe, machine: Machine, interruption: Interruption, *, run: Run, resumed: bool
+    ) -> None:
         self.recipe, self.machine, self.interruption = recipe, machine, interruption
-        self.run = resume or Run(machine.agree(free_folder(recipe) if machine.writes else None))
-        self.state = None if resume is None else newest(self.run)
+        self.run, self.resumed = run, resumed
+        self.state = newest(run) if resumed else None
         with machine.state.main_process_first():
             files = find_splits(recipe.data, task=recipe.model.make_task())
         assert files is not None
@@ -104,14 +108,19 @@ class Training:
         self.parameters = _parameters(self.model)
         self.data, media = decode(recipe, data, self.model.preprocessing, threads=machine.threads)
         self.features = Features(media, machine.device, batch_size=recipe.train.eval_batch_size)
-        if resume is not None:
-            refuse_other_data(resume, self.data)
+        if resumed:
+            refuse_other_data(run, self.data)
 
     def carry_out(self, command: str) -> Outcome:
         """Prepare, train and report, and record how it ended."""
         started = time.monotonic()
         if self.machine.writes:
-            self.run.create(self.recipe, command=command, data=describe(self.run, self.data, self.recipe))
+            self.run.create(
+                self.recipe,
+                command=command,
+                resumed=self.resumed,
+                describe=lambda: describe(self.run, self.data, self.recipe),
+            )
         try:
             self._announce()
             loop = self.prepare()

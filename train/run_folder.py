@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from mope_deploy.errors import CheckpointError, ConfigError, UsageError
 from mope_deploy.fields import shown
-from mope_deploy.files import json_bytes, reason, write_file
+from mope_deploy.files import claim, json_bytes, locked, reason, recover, write_file
 from train.config import Recipe
 from train.recipe import check_recipe, read_recipe, to_yaml
 
-__all__ = ["Run", "free_folder", "open_run"]
+__all__ = ["COMPLETE", "Run", "free_folder", "open_run", "working_in"]
 
 SCHEMA = 1
+COMPLETE = "complete.json"  # of a resume state; written last
 
-# What may differ when a run is continued: it changes neither the model, the data nor the order of the steps.
+# What may differ when a run is continued: it changes neither the model, the data, the order of the steps nor the bits
+# of what is computed. The batches that y is computed in (train.eval_batch_size, train.y_cache_mb) change its last bits.
 MAY_CHANGE = (
     "baselines", "resume", "run.dir", "run.root", "run.standalone",
-    "data.check_images", "data.image_cache_mb", "data.workers",
-    "train.early_stopping", "train.eval_batch_size", "train.log_every", "train.save_every", "train.tensorboard",
-    "train.threads", "train.y_cache_mb",
+    "data.image_cache_mb", "data.workers",
+    "train.early_stopping", "train.log_every", "train.save_every", "train.tensorboard", "train.threads",
 )  # fmt: skip
 
 
@@ -37,8 +41,26 @@ class Run:
         self.metrics, self.tensorboard = folder / "metrics.jsonl", folder / "tensorboard"
         self.samples = folder / "samples"
 
-    def create(self, recipe: Recipe, *, command: str, data: Mapping[str, Any]) -> None:
-        """Make the folder, or take up an interrupted one, and record what is about to happen.
+    @property
+    def states(self) -> dict[int, Path]:
+        """The complete resume states by step, oldest first; folders with any other name are nobody's business."""
+        found = {}
+        for path in self.checkpoints.glob("checkpoint-*"):
+            if (name := re.fullmatch(r"checkpoint-(\d{1,18})", path.name)) and (path / COMPLETE).is_file():
+                found[int(name[1])] = path
+        return dict(sorted(found.items()))
+
+    def create(self, recipe: Recipe, *, command: str, resumed: bool, describe: Callable[[], Mapping[str, Any]]) -> None:
+        """Record what is about to happen, in a folder that is new, was never begun, or is continued.
+
+        Killed at any moment in here, a new run can be started anew and a continued one continued: ``run.json`` says
+        first whose folder it is, and a folder without ``config.yaml``, which comes last, has not begun.
+
+        Args:
+            recipe: what is trained.
+            command: what the user typed.
+            resumed: whether the run is continued.
+            describe: writes rows that the run keeps, and returns ``run.json``'s ``data``.
 
         Raises:
             UsageError: the folder cannot be made.
@@ -48,19 +70,33 @@ class Run:
         except OSError as error:
             todo = "choose another run.dir"
             raise UsageError(f"run folder {self.folder} cannot be made", received=reason(error), todo=todo) from error
-        started = self.read().get("started") if self.description.is_file() else None
+        before = self.read() if resumed else {"started": _now(), "data": {}}
+        values = {
+            "schema": SCHEMA,
+            "command": command,
+            "status": "running",
+            "started": before["started"],
+            "checkpoint": "best",
+            "data": before["data"],
+            "metrics": {},
+        }
+        self._describe(values)
+        if not resumed:
+            self._clear()
+        self._describe(values | {"data": dict(describe())})
         write_file(self.config, to_yaml(recipe))
-        self._describe(
-            {
-                "schema": SCHEMA,
-                "command": command,
-                "status": "running",
-                "started": started or _now(),
-                "checkpoint": "best",
-                "data": dict(data),
-                "metrics": {},
-            }
-        )
+
+    def recover(self) -> None:
+        """Put back what a killed process took away to replace it."""
+        for folder in (self.best, self.last):
+            recover(folder)
+
+    def _clear(self) -> None:
+        """Remove what an earlier start left that came to nothing."""
+        self.config.unlink(missing_ok=True)
+        self.metrics.unlink(missing_ok=True)
+        for folder in (self.best, self.last, self.checkpoints, self.tensorboard, self.samples):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def finish(self, status: str, **values: Any) -> None:
         """Record how the run ended: ``finished``, ``interrupted`` or ``failed``."""
@@ -91,27 +127,80 @@ class Run:
         write_file(self.description, json_bytes(values))
 
 
-def free_folder(recipe: Recipe) -> Path:
-    """The folder a new run will use.
+def free_folder(recipe: Recipe) -> Path | None:
+    """The folder that a recipe names for a new run; None where it leaves the choice to us.
+
+    A folder in which a run was begun that came to nothing (stopped before its first resume state) is free.
 
     Raises:
-        UsageError: the folder that the recipe names is taken.
+        UsageError: it is taken.
     """
-    if recipe.run.dir is not None:
-        folder = Path(recipe.run.dir).expanduser()
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            taken = "is a file" if not folder.is_dir() else "exists and is not empty"
-            todo = "choose another run.dir"
-            if (folder / "run.json").is_file():
-                todo += f", or continue it: python -m train --resume {folder}"
-            raise UsageError(f"run folder {folder} {taken}", todo=todo)
+    if recipe.run.dir is None:
+        return None
+    folder = Path(recipe.run.dir).expanduser()
+    if folder.is_dir() and not _taken(Run(folder)):
         return folder
-    stem = Path(recipe.run.root).expanduser() / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder, number = stem, 2
-    while folder.exists():
-        folder = stem.with_name(f"{stem.name}-{number}")
-        number += 1
+    if folder.exists():
+        taken = "is a file" if not folder.is_dir() else "exists and is not empty"
+        todo = "choose another run.dir"
+        if (folder / "run.json").is_file():
+            todo += f", or continue it: python -m train --resume {folder}"
+        raise UsageError(f"run folder {folder} {taken}", todo=todo)
     return folder
+
+
+@contextmanager
+def working_in(recipe: Recipe, *, resume: Run | None) -> Iterator[Run]:
+    """The folder of a new run or of one to continue, in which no other process works while the block runs.
+
+    A folder that was made here and in which nothing was written is removed.
+
+    Raises:
+        UsageError: it is taken, or another process works in it.
+    """
+    with ExitStack() as stack:
+        folder = free_folder(recipe) if resume is None else resume.folder
+        if folder is None:
+            folder = _claim_new(recipe, stack)
+        elif resume is None and not (folder.is_dir() and any(folder.iterdir())):
+            stack.enter_context(claim(folder))
+        stack.enter_context(locked(folder))
+        if resume is None and recipe.run.dir is not None:
+            free_folder(recipe)  # another run may have come and gone before it was locked
+        run = Run(folder)
+        run.recover()
+        yield run
+
+
+def _claim_new(recipe: Recipe, stack: ExitStack) -> Path:
+    stem = Path(recipe.run.root).expanduser() / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder, number = stem, 1
+    while True:
+        if not folder.exists():
+            try:
+                stack.enter_context(claim(folder))
+                return folder
+            except UsageError:
+                if not folder.exists():
+                    raise
+        number += 1
+        folder = stem.with_name(f"{stem.name}-{number}")
+
+
+def _taken(run: Run) -> bool:
+    """Whether a folder holds anything but what a run leaves that was stopped before its first resume state."""
+    ours = {"run.json", "config.yaml", "metrics.jsonl", "best", "last", "checkpoints", "tensorboard", "samples"}
+    names = {path.name for path in run.folder.iterdir()} - {".lock"}
+    left = {name for name in names if name.endswith(".tmp") and name[1:].rsplit(".", 2)[0] in ours}
+    if names == left:
+        return False
+    try:
+        status = run.read()["status"]
+    except (CheckpointError, KeyError):
+        return True
+    # What was trained for long is never taken for nothing, even if somebody removed its resume states.
+    trained = run.best.exists() and status != "running"
+    return bool(names - left - ours) or bool(run.states) or trained or status == "finished"
 
 
 def open_run(folder: str | Path, *, recipe: Mapping[str, Any] | None, overrides: Iterable[str]) -> tuple[Run, Recipe]:
@@ -129,8 +218,9 @@ def open_run(folder: str | Path, *, recipe: Mapping[str, Any] | None, overrides:
     """
     run = Run(Path(folder).expanduser())
     if not run.config.is_file() or not run.description.is_file():
+        todo = "start it again with the command that began it" if run.description.is_file() else None
         raise UsageError(
-            f"{folder} is no run folder", expected="run.json and config.yaml, as python -m train writes them"
+            f"{folder} is no run folder", expected="run.json and config.yaml, as python -m train writes them", todo=todo
         )
     own = read_recipe(str(run.config))
     before = check_recipe(own, what=f"{run.config}")
@@ -150,6 +240,8 @@ def open_run(folder: str | Path, *, recipe: Mapping[str, Any] | None, overrides:
 def _refuse_changes(before: Recipe, after: Recipe, run: Run) -> None:
     old, new = _flat(before.to_dict()), _flat(after.to_dict())
     may_change = set(MAY_CHANGE)
+    if not before.data.skip_bad:
+        may_change |= {"data.check_images"}  # else it decides which rows are left out
     if before.optim.schedule != "cosine":
         may_change |= {"train.epochs", "train.max_steps"}  # under cosine every learning rate depends on the last step
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in may_change]
