@@ -33,6 +33,7 @@ MAX_SCANS = 100  # of a JPEG; progressive ones have about 10, the most thrifty e
 MAX_SCANNED_PIXELS = 12 * MAX_PIXELS  # pixels times scans: each scan passes over the whole picture
 MAX_VIDEO_PIXELS = 36_000_000  # pixels of a frame; 8K has 33 million
 MAX_DECODED_PIXELS = 16_000_000_000  # pixels of all frames that are decoded: a minute of 4K at 30 Hz
+MAX_SOUND_VALUES = 2**28  # samples of all channels that are read of a clip, 1 GiB as float32
 MAX_PEAK = 2.0  # of sound, whose full scale is 1; lossy decoders overshoot by less
 
 # Rows
