@@ -27,8 +27,11 @@ SAMPLE_RATES = (1_000, 384_000)  # Hz of sound files, least and greatest
 
 MAX_IMAGE_BYTES = 512 * 2**20  # bytes of a picture's file, which is read whole
 MAX_HEADER_READS = 10_000  # pieces that a picture's reader asks for before the pixels; a page of tags takes 300
-MAX_IMAGE_READS = 3_000_000  # and until it is decoded; each takes about a microsecond
-MAX_SLOW_BYTES = 8 * 2**20  # bytes of a PPM in digits, or whose values are scaled one by one: 2 MB a second
+MAX_IMAGE_READS = 1_000_000  # and until it is decoded; each takes two microseconds
+MAX_TAG_VALUES = 2**20  # numbers of one TIFF tag; 100 megapixels in tiles of 16 x 16 are 390,625
+MAX_SLOW_BYTES = (
+    8 * 2**20
+)  # bytes of a PPM in digits or to be scaled, or a BMP in runs: decoded in Python, 2 MB a second
 MAX_SCANS = 100  # of a JPEG; progressive ones have about 10, the most thrifty encoders write 30
 MAX_SCANNED_PIXELS = 12 * MAX_PIXELS  # pixels times scans: each scan passes over the whole picture
 MAX_VIDEO_PIXELS = 36_000_000  # pixels of a frame; 8K has 33 million

@@ -156,9 +156,7 @@ class AudioSpec:
         return {"audio_values": values, "audio_mask": mask}
 
 
-def read_waveform(
-    source: AudioSource, *, seconds: float, target: int, on_notice: Notice = lambda _: None
-) -> Sound:
+def read_waveform(source: AudioSource, *, seconds: float, target: int, on_notice: Notice = lambda _: None) -> Sound:
     """The first ``seconds`` of a clip, and what resampling to ``target`` Hz reads behind them; never more of a file.
 
     Raises as :meth:`AudioSpec.load`.

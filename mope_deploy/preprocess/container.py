@@ -22,7 +22,22 @@ __all__ = ["opened"]
 
 # FFmpeg's names of demuxers that read one file, and that file alone.
 _FORMATS = (
-    *("mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "mpegts", "mpeg", "mpegvideo", "m4v", "h264"),
+    *(
+        "mov",
+        "mp4",
+        "m4a",
+        "3gp",
+        "3g2",
+        "mj2",
+        "matroska",
+        "webm",
+        "avi",
+        "mpegts",
+        "mpeg",
+        "mpegvideo",
+        "m4v",
+        "h264",
+    ),
     *("hevc", "obu", "ivf", "ogg", "flv", "asf", "mxf", "dv", "nut", "gif", "apng", "yuv4mpegpipe"),
     *("aac", "ac3", "eac3", "amr", "mp3", "flac", "wav", "w64", "aiff", "caf", "wv", "ape", "tta"),
 )

@@ -148,7 +148,9 @@ def _from_container(path: Path, name: str, wanted: Callable[[int], int], on_noti
                 there = count if seconds is None else min(count, math.ceil(seconds * rate))
                 check_sound(rate, channels, channels * there, name)
             if (frame.sample_rate, len(frame.layout.channels)) != (rate, channels):
-                raise MediaError(f"{name} changes its sampling rate or its channels on the way", todo="convert it first")
+                raise MediaError(
+                    f"{name} changes its sampling rate or its channels on the way", todo="convert it first"
+                )
             blocks.append(_floats(frame, channels))
             have += len(blocks[-1])
             if have >= count:

@@ -1,4 +1,4 @@
-"""Files of sound as they are found: without a length, cut, under another name, beyond full scale, inside a video's file."""
+"""Files of sound as they are found: without a length, cut, misnamed, beyond full scale, inside a video's file."""
 
 from __future__ import annotations
 
