@@ -77,8 +77,8 @@ def run(bundle: Path, file: dict, feeds: dict[str, np.ndarray], output: str) -> 
 def predict(bundle: Path, image: str | Path, text: str) -> dict[str, float]:
     """Probability of every label."""
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
-    if manifest["schema"] != 3:
-        raise SystemExit(f"this example reads bundles of schema 3, not {manifest['schema']}")
+    if manifest["schema"] != 4:
+        raise SystemExit(f"this example reads bundles of schema 4, not {manifest['schema']}")
     prepare, task = manifest["preprocess"], manifest["task"]
     graph = next(graph for graph in manifest["graphs"] if graph["runs_on"] in ("any", "onnxruntime"))
     feeds = {}

@@ -6,6 +6,8 @@ Everything a user can cause ends in a :class:`MopeError`: the command lines prin
 
 from __future__ import annotations
 
+import re
+
 __all__ = [
     "BundleError",
     "CheckpointError",
@@ -18,7 +20,17 @@ __all__ = [
     "MopeError",
     "ParityError",
     "UsageError",
+    "printable",
 ]
+
+# What a terminal obeys instead of showing it, or what no encoding holds: control characters but a line's end and a tab,
+# line separators, what turns the direction of what follows, and halves of surrogate pairs.
+_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """``text`` as a terminal may have it, whoever wrote it: escape sequences and the like as ``\\x1b``, ``\\u202e``."""
+    return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 class MopeError(Exception):
@@ -29,6 +41,8 @@ class MopeError(Exception):
         received: what was found there.
         expected: what would have been right.
         todo: what to do about it.
+
+    What the message repeats of foreign input is made :func:`printable`.
     """
 
     exit_code = 1
@@ -42,7 +56,7 @@ class MopeError(Exception):
             parts.append(f"expected {expected}")
         if todo is not None:
             parts.append(todo)
-        super().__init__("; ".join(parts))
+        super().__init__(printable("; ".join(parts)))
 
 
 class UsageError(MopeError):

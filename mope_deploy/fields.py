@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -32,7 +33,9 @@ __all__ = [
     "decode",
     "did_you_mean",
     "form",
+    "hidden",
     "length",
+    "line",
     "nearest",
     "parse_json",
     "shown",
@@ -41,8 +44,15 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+# What no name holds: errors.printable, a line's end and a tab too.
+_CONTROLS = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_LINE = rf"[^{_CONTROLS}]*"
 MAY_LACK = {"may_lack": True}  # metadata of a dataclass's field whose key a file may leave out
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # in the text of a JSON document
+_DIGITS = 300  # of an integer; a float holds 308
 _SHOWN = 60  # characters of a foreign value that an error message repeats
+_NEAREST = 500  # names that a mistyped one is compared with at most, each in a tenth of a millisecond
+_KEYS = 40  # of an object, that a message names
 _HUGE = 1e300  # beyond it numbers are refused, infinities and integers that no float holds included
 
 
@@ -95,8 +105,13 @@ def between(low: float, high: float = _HUGE) -> Meta:
 
 
 def text(most: int) -> Meta:
-    """A string of at most ``most`` characters that is not blank."""
-    return Meta(min_length=1, max_length=most, pattern=r"\S")
+    """A string of at most ``most`` characters that is not blank and is what a terminal shows of it."""
+    return Meta(min_length=1, max_length=most, pattern=rf"(?s)\A(?!\s*\Z){_LINE}\Z")
+
+
+def line(most: int) -> Meta:
+    """A string of at most ``most`` characters that is what a terminal shows of it."""
+    return Meta(min_length=0, max_length=most, pattern=rf"\A{_LINE}\Z")
 
 
 def form(pattern: str, expected: str) -> Meta:
@@ -133,6 +148,12 @@ def twice(items: Iterable[T]) -> T | None:
     return None
 
 
+def hidden(text: str) -> str | None:
+    """The first character of a name that a terminal obeys or no encoding holds, as messages show it; None without."""
+    found = re.search(f"[{_CONTROLS}]", text)
+    return shown(found[0]) if found else None
+
+
 def shown(value: object) -> str:
     """``value`` as an error message may show it: its type, and its text if that is short."""
     if value is None or isinstance(value, bool | int | float):
@@ -148,7 +169,10 @@ def shown(value: object) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The most similar of ``known`` if any is similar, as a hint for a mistyped name."""
-    found = difflib.get_close_matches(name[:200], list(known), n=1)
+    names = list(known)
+    if len(names) > _NEAREST:  # to compare a row's label with 100,000 takes seconds, and every row may have a wrong one
+        names = [one for one in names if one[:1].casefold() == name[:1].casefold()][:_NEAREST]
+    found = difflib.get_close_matches(name[:200], names, n=1)
     return found[0] if found else None
 
 
@@ -162,13 +186,24 @@ def parse_json(text: str) -> Any:
     """Parse one JSON document; stricter than :func:`json.loads`.
 
     Raises:
-        ValueError: malformed JSON, a key twice in one object, NaN or an infinity, an integer of more than 400 digits,
-            nesting too deep to parse.
+        ValueError: malformed JSON, a key twice in one object, NaN or an infinity, ``1e999``, an integer of more than
+            300 digits, half of a surrogate pair, nesting too deep to parse.
     """
     try:
-        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_int=_short_integer)
+        value = json.loads(
+            text,
+            object_pairs_hook=_no_duplicates,
+            parse_constant=_no_constant,
+            parse_int=_short_integer,
+            parse_float=_finite,
+        )
+        if _SURROGATE.search(text):  # only then: to look at every string of a row takes longer than to parse it
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair") from None
+    return value
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -179,9 +214,15 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _short_integer(digits: str) -> int:
-    if len(digits) > 400:
+    if len(digits) > _DIGITS:
         raise ValueError(f"an integer of {len(digits):,} digits")
     return int(digits)
+
+
+def _finite(digits: str) -> float:
+    if abs(value := float(digits)) == math.inf:
+        raise ValueError(f"{shown(digits)} is more than any number holds")
+    return value
 
 
 def _no_constant(name: str) -> float:
@@ -190,8 +231,12 @@ def _no_constant(name: str) -> float:
 
 def _nodes(value: object, kind: Any, where: str, *, leaves: bool) -> Iterator[tuple[object, Any, str]]:
     """Every value with its type and its place, inner ones first; of the ``leaves`` always floats."""
-    bare, _, _ = _plain(kind)
+    bare, notes, _ = _plain(kind)
     if not leaves and not _is_checked(bare):
+        return
+    most = next((note.max_length for note in notes if note.max_length is not None), None)
+    if most is not None and isinstance(value, Mapping | list | tuple) and len(value) > most:
+        yield value, kind, where  # refused for that alone: what is inside may be millions
         return
     if isinstance(value, Mapping) and is_dataclass(bare):
         for name, inner in _hints(bare).items():  # type: ignore[arg-type]
@@ -219,7 +264,8 @@ def _check_keys(value: Mapping[Any, object], kind: Any, where: str, error: type[
             raise error(f"{where}: unknown key {shown(key)}", expected=expected, todo=did_you_mean(str(key), known))
     missing = [name for name, field in known.items() if name not in value and not field.metadata.get("may_lack")]
     if missing:
-        received = f"only {', '.join(map(str, value)) or 'no keys'}"
+        few = ", ".join(map(str, list(value)[:_KEYS])) + (" …" if len(value) > _KEYS else "")
+        received = f"only {few or 'no keys'}"
         raise error(f"{where}: {', '.join(missing)} missing", received=received)
 
 
@@ -255,10 +301,12 @@ def _hints(kind: type) -> dict[str, Any]:
 def _expected(kind: Any) -> str:
     """What a type takes, in words."""
     bare, notes, nullable = _plain(kind)
-    limits = {"min_length": 0, "ge": -_HUGE, "le": _HUGE}
+    limits: dict[str, Any] = {"min_length": 0, "ge": -_HUGE, "le": _HUGE}
     for note in notes:
         names = ("description", "min_length", "max_length", "ge", "le")
         limits |= {name: found for name in names if (found := getattr(note, name)) is not None}
+        if note.pattern is not None:
+            limits["without"] = ", none of them a control character"
     return _in_words(bare, limits) + (" or null" if nullable else "")
 
 
@@ -275,7 +323,7 @@ def _in_words(bare: Any, limits: Mapping[str, Any]) -> str:
     if bare is float:
         return f"a number from {limits['ge']:g} to {limits['le']:g}"
     if bare is str:
-        return f"a string of {least} to {most:,} characters" if most else "a string"
+        return f"a string of {least} to {most:,} characters{limits.get('without', '')}" if most else "a string"
     if get_origin(bare) is tuple:
         kinds = get_args(bare)
         if kinds[-1] is ...:

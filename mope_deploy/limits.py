@@ -11,6 +11,7 @@ from __future__ import annotations
 MAX_MANIFEST_BYTES = 16 * 2**20  # bytes; 100,000 labels of a usual length take a fifth of it
 MAX_TOKENIZER_BYTES = 256 * 2**20  # bytes; the largest vocabularies in use take 30 MB
 MAX_GOLDEN_BYTES = 2**30  # bytes of one .npz once unpacked; eight samples of video take a tenth of it
+MAX_ARRAYS = 1000  # arrays in one .npz; goldens have one for every input
 MAX_FILE_BYTES = 2**40  # bytes that an entry of a manifest may claim; nothing allocates what is claimed
 MAX_SIDECAR_BYTES = 2**20  # bytes of the record beside an engine; one has a few kB
 MAX_LABELS = 100_000  # names; the largest sets of classes in use have 21,841

@@ -99,6 +99,7 @@ def load(
         rebuild=rebuild,
         cache_mb=cache_mb,
     )
+    bundle.check_unchanged()  # labels and weights are of one bundle, though others may be renamed to its name
     return Predictor(bundle=bundle, session=session, preprocessing=preprocessing, graph=graph)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
 import stat
-import zipfile
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mope_deploy.bundle.unchanged import Seen
 from mope_deploy.data import Samples, open_samples
 from mope_deploy.errors import BundleError, ConfigError, UsageError
 from mope_deploy.fields import did_you_mean
@@ -22,10 +23,12 @@ from mope_deploy.files import reason, sha256
 from mope_deploy.limits import MAX_GOLDEN_BYTES, MAX_MANIFEST_BYTES
 from mope_deploy.manifest import AGAIN, MANIFEST, FileEntry, Graph, Manifest, read_manifest
 from mope_deploy.preprocess import MODALITIES, Preprocessing
+from mope_deploy.reading import read_npz, read_regular
 
 __all__ = ["ENGINES", "Bundle"]
 
 ENGINES = "engines"  # of the folder inside a bundle where engines built on the device live
+_TRIES = 3  # of opening what is being replaced
 _COPY = "copy the bundle with its links resolved: cp -rL"
 
 
@@ -38,8 +41,8 @@ class Bundle:
         sha256: of ``manifest.json`` itself, which covers every other file: the identity of the bundle.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, sha256: str) -> None:
-        self.path, self.manifest, self.sha256 = path, manifest, sha256
+    def __init__(self, path: Path, manifest: Manifest, sha256: str, seen: Seen | None = None) -> None:
+        self.path, self.manifest, self.sha256, self._seen = path, manifest, sha256, seen
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
@@ -54,13 +57,57 @@ class Bundle:
             BundleError: unknown schema, a manifest that breaks the format, a file missing, altered or outside the
                 folder.
         """
-        path = Path(path)
+        for _ in range(_TRIES - 1):
+            with contextlib.suppress(_Changed):
+                return cls._open(Path(path), verify=verify)
+        return cls._open(Path(path), verify=verify)
+
+    @classmethod
+    def _open(cls, path: Path, *, verify: bool) -> Bundle:
+        """One try; :class:`_Changed` where another bundle took the place of this one meanwhile."""
         _check_is_bundle(path)
+        if (real := Path(os.path.realpath(path))) != Path(os.path.abspath(path)):
+            path = real  # a link may lead elsewhere a moment later
         text, digest = _read_manifest_file(path)
         manifest = read_manifest(text, str(path / MANIFEST))
+        with contextlib.suppress(OSError):  # a file that is missing is found below
+            made = cls(path, manifest, digest, _look(path, manifest))
+            if _read_manifest_file(path)[1] != digest:
+                raise _Changed(path)
         for name, entry in manifest.files.items():
             _check_file(path, name, entry, verify=verify)
-        return cls(path, manifest, digest)
+        made.check_unchanged()
+        return made
+
+    def check_unchanged(self) -> None:
+        """What was opened, and checked, is what is still there: call it after reading files by their path.
+
+        Raises:
+            BundleError: a file or folder was changed, replaced or renamed since.
+        """
+        if self._seen is None:
+            return
+        try:
+            same = self._seen.is_still(_look(self.path, self.manifest))
+        except OSError:
+            same = False
+        if not same:
+            raise _Changed(self.path)
+
+    def read(self, name: str) -> bytes:
+        """Bytes of a file that the manifest lists, hashed as they were read.
+
+        Raises:
+            BundleError: it does not list ``name``, or the file is another one.
+        """
+        path, entry = self.file(name), self.manifest.files[name]
+        try:
+            data = read_regular(path, entry.bytes)
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read", received=reason(error)) from error
+        if (found := hashlib.sha256(data).hexdigest()) != entry.sha256:
+            raise _altered(path, f"SHA-256 {found[:12]}…", f"{entry.sha256[:12]}…")
+        return data
 
     def file(self, name: str) -> Path:
         """Path of a file that the manifest lists.
@@ -106,7 +153,7 @@ class Bundle:
         """
         tokenizer = self.manifest.tokenizer
         try:
-            text = None if tokenizer is None else self.file(tokenizer).read_bytes().decode("utf-8")
+            text = None if tokenizer is None else self.read(tokenizer).decode("utf-8")
             specs: dict[str, Any] = {name: getattr(self.manifest, name) for name in (*MODALITIES, "missing")}
             made = Preprocessing(**specs, tokenizer=text)
             made.check_tokenizer()
@@ -121,7 +168,7 @@ class Bundle:
             BundleError: an array is missing, or has another dtype, shape or number of samples than the graph.
         """
         golden, graph = self.manifest.golden, self.manifest.graphs[0]
-        inputs, outputs = _read_npz(self.file(golden.inputs)), _read_npz(self.file(golden.outputs))
+        inputs, outputs = self._arrays(golden.inputs), self._arrays(golden.outputs)
         batch = {array.shape[:1] for array in (*inputs.values(), *outputs.values())}
         if len(batch) != 1 or batch == {(0,)}:
             raise BundleError(f"{self.path}: golden arrays", received="several sizes, or none", expected="one batch")
@@ -136,15 +183,34 @@ class Bundle:
         return inputs, outputs
 
     def golden_samples(self) -> Samples:
-        """The golden samples as they were before preprocessing, with or without labels."""
+        """The golden samples as they were before preprocessing, with or without labels.
+
+        Raises:
+            BundleError: one of them names a file that the manifest does not list.
+            DataError: one of them cannot be used.
+        """
         manifest = self.manifest
-        return open_samples(
+        samples = open_samples(
             self.file(manifest.golden.samples),
             task=dataclasses.replace(manifest.task, labels=()),
             require_label=False,
             modalities=manifest.modalities,
             optional=manifest.missing,
         )
+        known = {os.path.normpath(self.path / name) for name in manifest.files}
+        for sample in samples:
+            for path in (sample.image, sample.audio, sample.video):
+                if path is not None and os.path.normpath(path) not in known:
+                    raise BundleError(f"{sample.where}: {path}", expected="a file that the manifest lists", todo=AGAIN)
+        return samples
+
+    def _arrays(self, name: str) -> dict[str, NDArray[Any]]:
+        data, what = self.read(name), self.path / name
+        try:
+            return read_npz(data, MAX_GOLDEN_BYTES)
+        except ValueError as error:
+            received = reason(error)
+            raise BundleError(f"{what} is damaged", received=received, expected="arrays in .npz", todo=AGAIN) from error
 
     def unlisted(self) -> tuple[str, ...]:
         """Files in the folder that the manifest does not know; nothing reads them.
@@ -154,6 +220,21 @@ class Bundle:
         found = (p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if not p.is_dir() or p.is_symlink())
         known = {MANIFEST, *self.manifest.files}
         return tuple(sorted(name for name in found if name not in known and not name.startswith(f"{ENGINES}/")))
+
+
+class _Changed(BundleError):
+    """A bundle that is another one by now."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} was changed while it was being read", todo="do not change a bundle in use; try again")
+
+
+def _look(path: Path, manifest: Manifest) -> Seen:
+    return Seen.of(path, (MANIFEST, *manifest.files), may_appear=ENGINES)
+
+
+def _altered(path: Path, received: str, expected: str) -> BundleError:
+    return BundleError(f"{path} was altered", received=received, expected=expected, todo=AGAIN)
 
 
 def _advice(graphs: Sequence[Graph], engine: str) -> str | None:
@@ -192,10 +273,7 @@ def _read_manifest_file(path: Path) -> tuple[str, str]:
     try:
         if file.is_symlink():
             raise BundleError(f"{file} is a symbolic link", expected="a file inside the bundle", todo=_COPY)
-        size = file.stat().st_size
-        if size > MAX_MANIFEST_BYTES:
-            raise BundleError(f"{file} is too large", received=f"{size:,} bytes", expected=f"{MAX_MANIFEST_BYTES:,}")
-        data = file.read_bytes()
+        data = read_regular(file, MAX_MANIFEST_BYTES)
         return data.decode("utf-8"), hashlib.sha256(data).hexdigest()
     except OSError as error:
         raise BundleError(f"{file} cannot be read", received=reason(error)) from error
@@ -221,23 +299,8 @@ def _check_file(folder: Path, name: str, entry: FileEntry, *, verify: bool) -> N
             altered = f"SHA-256 {found[:12]}…", f"{entry.sha256[:12]}…"
         else:
             return
-        raise BundleError(f"{path} was altered", received=altered[0], expected=altered[1], todo=AGAIN)
+        raise _altered(path, *altered)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(f"{path} is missing", expected=f"{entry.bytes:,} bytes", todo=AGAIN) from error
     except OSError as error:
         raise BundleError(f"{path} cannot be read", received=reason(error)) from error
-
-
-def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(item.file_size for item in archive.infolist())
-        if unpacked > MAX_GOLDEN_BYTES:
-            raise BundleError(f"{path} is too large", received=f"{unpacked:,} bytes", expected=f"{MAX_GOLDEN_BYTES:,}")
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except BundleError:
-        raise
-    except Exception as error:  # numpy and zipfile raise whatever a damaged file makes them stumble over
-        what, received = f"{path} is damaged", reason(error)
-        raise BundleError(what, received=received, expected="arrays in .npz", todo=AGAIN) from error

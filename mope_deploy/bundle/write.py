@@ -12,7 +12,7 @@ from typing import Any
 from mope_deploy.bundle.open import Bundle
 from mope_deploy.errors import BundleError, UsageError
 from mope_deploy.files import json_bytes, reason, sha256, whole_folder
-from mope_deploy.manifest import FORMAT, MANIFEST, SCHEMA, check_name
+from mope_deploy.manifest import DIGEST, FORMAT, MANIFEST, SCHEMA, check_name, digest_of
 
 __all__ = ["check_target", "write_bundle"]
 
@@ -29,8 +29,8 @@ def write_bundle(
     Args:
         target: the folder to make.
         files: name inside the bundle → a file to copy, or its bytes.
-        manifest: as in docs/bundle.md, without ``files`` and, if you like, without ``format``, ``schema`` and
-            ``created``.
+        manifest: see docs/bundle.md, without ``files`` and ``digest`` and, if you like, without ``format``, ``schema``
+            and ``created``.
         overwrite: replace a bundle that is there. Anything else than a bundle is never replaced.
 
     Raises:
@@ -42,7 +42,7 @@ def write_bundle(
     for name in files:
         check_name(name, "files")
     with whole_folder(target, error=BundleError) as folder:
-        document = {
+        document: dict[str, Any] = {
             "format": FORMAT,
             "schema": SCHEMA,
             "created": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -50,12 +50,14 @@ def write_bundle(
             "files": {name: _put(folder / name, source) for name, source in files.items()},
         }
         try:
+            document[DIGEST] = digest_of(document)
             (folder / MANIFEST).write_bytes(json_bytes(document))
-        except ValueError as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise BundleError("the manifest cannot be written as JSON", received=reason(error)) from error
         bundle = Bundle.open(folder)
         _ = bundle.preprocessing
         bundle.golden()
+        bundle.golden_samples()
     return Bundle(target, bundle.manifest, bundle.sha256)
 
 

@@ -35,6 +35,7 @@ def verify(bundle: BundleFolder, options: EngineOptions, as_json: AsJson = False
             if first:
                 raise
             unusable[name] = str(error)
+    opened.check_unchanged()  # each predictor has opened it again
     not_run = engines_not_run(opened, [predictor.session for predictor, _ in results], names)
     if as_json:
         found = {"bundle": str(bundle), "sha256": opened.sha256, "unusable": unusable, "engines_not_run": not_run}

@@ -2,6 +2,7 @@
 
 from mope_deploy.manifest.consistent import AGAIN
 from mope_deploy.manifest.read import check_name, read_manifest
+from mope_deploy.manifest.seal import DIGEST, digest_of
 from mope_deploy.manifest.types import (
     FORMAT,
     MANIFEST,
@@ -25,6 +26,7 @@ from mope_deploy.manifest.types import (
 
 __all__ = [
     "AGAIN",
+    "DIGEST",
     "FORMAT",
     "MANIFEST",
     "PRECISIONS",
@@ -43,6 +45,7 @@ __all__ = [
     "Tolerance",
     "check_name",
     "conditions_name",
+    "digest_of",
     "read_manifest",
     "y_name",
 ]

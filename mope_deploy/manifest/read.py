@@ -11,10 +11,12 @@ from mope_deploy.errors import BundleError
 from mope_deploy.fields import FieldError, check_distinct, choice, decode, length, parse_json, shown, text
 from mope_deploy.limits import MAX_LABELS
 from mope_deploy.manifest.consistent import AGAIN, check_consistent
+from mope_deploy.manifest.seal import digest_of
 from mope_deploy.manifest.types import (
     FORMAT,
     SCHEMA,
     Build,
+    Digest,
     FileEntry,
     FileName,
     Golden,
@@ -41,7 +43,7 @@ def read_manifest(content: str, where: str) -> Manifest:
 
     Raises:
         BundleError: damaged JSON, another schema, a field missing, unknown, mistyped, out of range or at odds with
-        another.
+        another, or anything altered since its digest was taken.
     """
     try:
         document = parse_json(content)
@@ -61,6 +63,9 @@ def read_manifest(content: str, where: str) -> Manifest:
     }
     manifest = Manifest(**{one.name: found[one.name] for one in fields(Manifest)})
     check_consistent(manifest, where)
+    if (digest := digest_of(document)) != read.digest:
+        received, expected = f"SHA-256 {digest[:12]}…", f"{read.digest[:12]}…"
+        raise BundleError(f"{where} was altered", received=received, expected=expected, todo=AGAIN)
     return manifest
 
 
@@ -135,6 +140,7 @@ class _Document:
     parity: Parity
     build: Build | None
     files: Annotated[Mapping[FileName, FileEntry], length(1, 10_000)]
+    digest: Digest
 
     def __post_init__(self) -> None:
         try:

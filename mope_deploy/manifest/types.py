@@ -12,13 +12,13 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from mope_deploy.fields import FieldError, Number, between, check_distinct, choice, form, length, shown, text
+from mope_deploy.fields import FieldError, Number, between, check_distinct, choice, form, length, line, shown, text
 from mope_deploy.limits import MAX_FILE_BYTES, MAX_THREADS
 from mope_deploy.preprocess import MODALITIES, AudioSpec, ImageSpec, Tensors, TextSpec, VideoSpec, tensors_of
 from mope_deploy.task import MultiLabel, SingleLabel
 
 FORMAT = "mope-bundle"
-SCHEMA = 3
+SCHEMA = 4
 MANIFEST = "manifest.json"
 
 DTYPES = ("float32", "float16", "int64", "int32", "int8", "uint8", "bool")
@@ -31,14 +31,14 @@ _PATH = rf"(?!{re.escape(MANIFEST)}\Z)(?=.{{1,512}}\Z){_PART}(?:/{_PART}){{0,7}}
 
 FileName = Annotated[str, form(_PATH, "the relative path of a file inside the bundle (letters, digits, _ . + -)")]
 Digest = Annotated[str, form("[0-9a-f]{64}", "64 hexadecimal digits in lower case")]
-Key = Annotated[str, length(0, 100)]
+Key = Annotated[str, line(100)]
 Share = Annotated[float, between(0, 1)]
 Size = Annotated[int, between(1, 2**31)]
 AxisName = Annotated[str, form(r"[a-z][a-z0-9_]{0,62}", "the name of an axis")]
 Axis = Annotated[Size | AxisName, Meta(description="a size of at least 1 or the name of an axis")]
 Modality = Annotated[str, choice(*MODALITIES)]
 Figure = Annotated[
-    bool | int | float | Annotated[str, length(0, 1000)], Meta(description="a number, true, false or a short string")
+    bool | int | float | Annotated[str, line(1000)], Meta(description="a number, true, false or a short string")
 ]
 Figures = Annotated[Mapping[Key, Figure], length(0, 200)]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from mope_deploy.errors import BundleError, DataError, EngineError, MediaError, 
 from mope_deploy.predictor import Prediction, Predictor, load
 from mope_deploy.preprocess import ImageSpec
 from tests.device import tiny
+from tests.device.damage import exchange
 
 pytestmark = pytest.mark.device
 
@@ -222,10 +222,7 @@ def test_top_level_names() -> None:
 
 def rewritten(path: Path, name: str, data: bytes) -> Path:
     """The bundle with one file exchanged, and its hash with it: only what is inside can give it away."""
-    (path / name).write_bytes(data)
-    document = json.loads((path / "manifest.json").read_text())
-    document["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    (path / "manifest.json").write_text(json.dumps(document))
+    exchange(path, name, data)
     return path
 
 
