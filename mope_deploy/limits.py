@@ -26,7 +26,23 @@ MAX_CLIP_BYTES = 2**31  # bytes of a clip's .npz once unpacked
 MAX_CHANNELS = 64  # channels of a sound file; headers may claim thousands
 SAMPLE_RATES = (1_000, 384_000)  # Hz of sound files, least and greatest
 
+MAX_IMAGE_BYTES = 512 * 2**20  # bytes of a picture's file, which is read whole
+MAX_HEADER_READS = 10_000  # pieces that a picture's reader asks for before the pixels; a page of tags takes 300
+MAX_IMAGE_READS = 1_000_000  # and until it is decoded; each takes two microseconds
+MAX_TAG_VALUES = 2**20  # numbers of one TIFF tag; 100 megapixels in tiles of 16 x 16 are 390,625
+MAX_SLOW_BYTES = (
+    8 * 2**20
+)  # bytes of a PPM in digits or to be scaled, or a BMP in runs: decoded in Python, 2 MB a second
+MAX_SCANS = 100  # of a JPEG; progressive ones have about 10, the most thrifty encoders write 30
+MAX_SCANNED_PIXELS = 12 * MAX_PIXELS  # pixels times scans: each scan passes over the whole picture
+MAX_VIDEO_PIXELS = 36_000_000  # pixels of a frame; 8K has 33 million
+MAX_DECODED_PIXELS = 16_000_000_000  # pixels of all frames that are decoded: a minute of 4K at 30 Hz
+MAX_SOUND_VALUES = 2**28  # samples of all channels that are read of a clip, 1 GiB as float32
+MAX_PEAK = 2.0  # of sound, whose full scale is 1; lossy decoders overshoot by less
+
 # Rows
+
+MAX_LABEL_CHARS = 256  # characters of a label; bundles hold no longer ones
 
 MAX_LINE_BYTES = 16 * 2**20  # bytes of one line of JSONL; what is longer is another kind of file
 MAX_TEXT_CHARS = 1_000_000  # characters of one text; tokenizers take a second for that many

@@ -1,4 +1,4 @@
-"""Sound → what an audio encoder reads, in numpy; files are decoded by soundfile (the extra ``audio``).
+"""Sound → what an audio encoder reads, in numpy. (Files: sound.py.)
 
 Any sampling rate and number of channels: channels are averaged, the rate is changed (resample.py), the clip is cut to
 the encoder's length, and then normalised or turned into a spectrogram. Each clip is prepared alone, so its numbers
@@ -20,16 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mope_deploy.errors import MediaError
-from mope_deploy.extras import require
 from mope_deploy.fields import FieldError, between, choice, shown
-from mope_deploy.limits import MAX_CHANNELS, SAMPLE_RATES
+from mope_deploy.limits import MAX_PEAK, SAMPLE_RATES
 from mope_deploy.preprocess.mel import log_mel
 from mope_deploy.preprocess.resample import resample, support
-from mope_deploy.preprocess.shared import Notice, Tensors, check_file, describe, one_line
+from mope_deploy.preprocess.shared import Notice, Tensors, check_file, describe
+from mope_deploy.preprocess.sound import Sound, check_sound, read_sound
 
 __all__ = ["AudioSource", "AudioSpec", "Waveform", "read_waveform"]
-
-_EXACT_FORMATS = ("WAV", "WAVEX", "FLAC", "AIFF", "W64", "RF64", "AU", "CAF")  # they know how long they are
 
 
 @dataclass(frozen=True)
@@ -115,21 +113,22 @@ class AudioSpec:
 
         Args:
             source: a path, or a :class:`Waveform`.
-            on_notice: told if the clip was cut, or is silent.
+            on_notice: told if the clip was cut, may be cut short, or is silent.
 
         Returns:
             float32 (S,), or of a spectrogram (M, T).
 
         Raises:
             MediaError: one line naming the file: missing, empty, not sound that can be read, cut short, without
-                samples, with NaN, outside the stated limits.
-            MissingExtraError: a file is to be read and soundfile is not installed.
+                samples, with NaN or far beyond full scale, outside the stated limits.
+            MissingExtraError: a file is to be read, and soundfile (or PyAV, for MP4 and the like) is not installed.
         """
-        waveform = read_waveform(source, seconds=self.max_seconds, target=self.sample_rate)
+        waveform = read_waveform(source, seconds=self.max_seconds, target=self.sample_rate, on_notice=on_notice)
         samples = resample(_mono(waveform.samples), waveform.rate, self.sample_rate)
         if len(samples) > self.max_samples:
             samples = samples[: self.max_samples]
-            on_notice(f"audio cut to the first {self.max_seconds:g} of its {waveform.seconds:,.1f} seconds")
+            whole = "" if waveform.seconds is None else f" of its {waveform.seconds:,.1f}"
+            on_notice(f"audio cut to the first {self.max_seconds:g}{whole} seconds")
         if not samples.any():
             on_notice(f"{describe('audio', source)} is silent")
         if self.mels is None or self.n_fft is None or self.hop is None:
@@ -157,15 +156,8 @@ class AudioSpec:
         return {"audio_values": values, "audio_mask": mask}
 
 
-@dataclass(frozen=True)
-class Read(Waveform):
-    """What was read of a file: ``samples`` float32 (n, channels), and how long the whole file is, in seconds."""
-
-    seconds: float = 0.0
-
-
-def read_waveform(source: AudioSource, *, seconds: float, target: int) -> Read:
-    """The first ``seconds`` of a clip, and what resampling to ``target`` Hz reads behind them; never more.
+def read_waveform(source: AudioSource, *, seconds: float, target: int, on_notice: Notice = lambda _: None) -> Sound:
+    """The first ``seconds`` of a clip, and what resampling to ``target`` Hz reads behind them; never more of a file.
 
     Raises as :meth:`AudioSpec.load`.
     """
@@ -173,29 +165,18 @@ def read_waveform(source: AudioSource, *, seconds: float, target: int) -> Read:
         return _from_memory(source)
     if not isinstance(source, str | os.PathLike):
         raise MediaError("audio", received=type(source).__name__, expected="a path, or a Waveform of samples and rate")
-    name = describe("audio", source)
-    check_file(Path(source), name, expected="an audio file")
-    soundfile = require("soundfile", extra="audio", purpose="reading audio")
-    try:
-        with soundfile.SoundFile(os.fspath(source)) as file:
-            rate, total, exact = file.samplerate, file.frames, file.format in _EXACT_FORMATS
-            _check_limits(rate, file.channels, name)
-            wanted = max(math.ceil(seconds * rate) + support(rate, target) + 1, 1)
-            samples = file.read(wanted, dtype="float32", always_2d=True)
-    except soundfile.SoundFileError as error:
-        raise MediaError(
-            f"{name} is not audio that can be read",
-            received=one_line(error),
-            expected="WAV, FLAC, OGG, MP3 or AIFF, complete",
-            todo="convert it first",
-        ) from error
-    if exact and len(samples) < min(total, wanted):
-        raise MediaError(f"{name} is cut short", received=f"{len(samples):,} of {total:,} samples")
-    _check_samples(samples, name)
-    return Read(samples, rate, max(total, len(samples)) / rate)
+    name, path = describe("audio", source), Path(source)
+    check_file(path, name, expected="an audio file")
+
+    def wanted(rate: int) -> int:
+        return max(math.ceil(seconds * rate) + support(rate, target) + 1, 1)
+
+    sound = read_sound(path, name, wanted=wanted, on_notice=on_notice)
+    _check_samples(sound.samples, name)
+    return sound
 
 
-def _from_memory(source: Waveform) -> Read:
+def _from_memory(source: Waveform) -> Sound:
     samples, name = np.asarray(source.samples), "audio given as an array"
     if samples.dtype == np.int16:
         samples = samples.astype(np.float32) / np.float32(32768)
@@ -206,17 +187,10 @@ def _from_memory(source: Waveform) -> Read:
         samples = samples[:, None]
     if isinstance(source.rate, bool) or not isinstance(source.rate, int | np.integer):
         raise MediaError(name, received=f"rate {source.rate!r}", expected="a whole number of Hz")
-    _check_limits(int(source.rate), samples.shape[1], name)
+    check_sound(int(source.rate), samples.shape[1], samples.size, name)
     samples = samples.astype(np.float32)
     _check_samples(samples, name)
-    return Read(samples, int(source.rate), len(samples) / source.rate)
-
-
-def _check_limits(rate: int, channels: int, name: str) -> None:
-    if not (SAMPLE_RATES[0] <= rate <= SAMPLE_RATES[1] and 1 <= channels <= MAX_CHANNELS):
-        expected = f"1 to {MAX_CHANNELS} channels at {SAMPLE_RATES[0]:,} to {SAMPLE_RATES[1]:,} Hz"
-        received = f"{channels:,} channels at {rate:,} Hz"
-        raise MediaError(f"{name} is outside the limits", received=received, expected=expected)
+    return Sound(samples, int(source.rate), len(samples) / source.rate)
 
 
 def _check_samples(samples: NDArray[np.float32], name: str) -> None:
@@ -224,6 +198,13 @@ def _check_samples(samples: NDArray[np.float32], name: str) -> None:
         raise MediaError(f"{name} has no samples (0 seconds)", expected="at least one")
     if not np.isfinite(samples).all():
         raise MediaError(f"{name} holds NaN or infinite samples")
+    if (peak := float(np.abs(samples).max())) > MAX_PEAK:
+        raise MediaError(
+            f"{name} is far beyond full scale",
+            received=f"samples of up to {peak:,.6g}",
+            expected="floats in ±1",
+            todo="divide it by what full scale is in it: by 32,768 where floats hold 16-bit numbers",
+        )
 
 
 def _mono(samples: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -27,15 +27,14 @@ from PIL import Image
 
 from mope_deploy.errors import ConfigError, MediaError, UsageError
 from mope_deploy.fields import between, choice, decode
-from mope_deploy.limits import MAX_PIXELS, MAX_SIDE
-from mope_deploy.preprocess.shared import Notice, Tensors, check_file, describe, one_line
+from mope_deploy.limits import MAX_PIXELS
+from mope_deploy.preprocess.image_file import check_decoder, check_size, open_picture, plain_tags
+from mope_deploy.preprocess.shared import Notice, Tensors, describe, one_line
 
 __all__ = ["ImageSource", "ImageSpec", "check_size", "fit", "normalise"]
 
 BACKGROUND = (255, 255, 255)  # what transparent pixels are composited on
 
-# EPS would run Ghostscript, and rarely used decoders are where decoders have their holes: only these are ever tried.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _FILTERS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 _EXIF_ORIENTATION = 0x0112
 _TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
@@ -119,9 +118,9 @@ class ImageSpec:
             MediaError: one line naming the file: missing, empty, not an image, truncated, outside the stated limits.
         """
         name = "image given as a Pillow image" if isinstance(source, Image.Image) else describe("image", source)
-        image = _open(source, name)  # Pillow's warnings are left to the filters of the caller's process
+        image, key = _open(source, name)  # Pillow's warnings are left to the filters of the caller's process
         try:
-            return fit(_to_rgb(image, name), self, name)
+            return fit(_to_rgb(image, name, key), self, name)
         finally:
             if image is not source:
                 image.close()
@@ -148,42 +147,49 @@ def normalise(images: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.float32]
     return x
 
 
-def _open(source: ImageSource, name: str) -> Image.Image:
-    """A decoded Pillow image whose size is within the limits."""
+def _open(source: ImageSource, name: str) -> tuple[Image.Image, Any]:
+    """A decoded Pillow image whose size is within the limits, and its transparent colour in the image's own bits."""
     if isinstance(source, np.ndarray):
-        return _from_array(source, name)
+        return _from_array(source, name), None
     if not isinstance(source, Image.Image | str | os.PathLike):
         expected = "a path, a Pillow image or a uint8 array (H, W, 3)"
         raise MediaError("image", received=type(source).__name__, expected=expected)
-    image = source if isinstance(source, Image.Image) else _open_file(Path(source), name)
+    image = source if isinstance(source, Image.Image) else open_picture(Path(source), name)
     check_size(*image.size, name)
+    key = _transparent(image)
     try:
+        if image is source and getattr(image, "tile", None):  # opened by the caller, and not decoded yet
+            check_decoder(image, _content(image), name)
         image.load()
+    except MediaError:
+        raise
     except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
         what, received = f"{name} cannot be decoded", one_line(error)
         raise MediaError(what, received=received, expected="a complete image file") from error
-    return image
+    return image, key
 
 
-def _open_file(path: Path, name: str) -> Image.Image:
-    check_file(path, name, expected="an image file")
-    try:
-        return Image.open(path, formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # the latter by filters, -W error
-        raise MediaError(f"{name} is too large", expected=_LIMITS) from error
-    except Image.UnidentifiedImageError as error:
-        raise MediaError(f"{name} is not an image that can be read", expected=f"one of {', '.join(FORMATS)}") from error
-    except Exception as error:  # as in _open
-        raise MediaError(f"{name} cannot be read", received=one_line(error)) from error
+def _content(image: Image.Image) -> bytes:
+    file: Any = image.fp  # type: ignore[attr-defined]
+    before = file.tell()
+    file.seek(0)
+    content = file.read()
+    file.seek(before)
+    return content
 
 
-_LIMITS = f"1 to {MAX_SIDE:,} pixels a side and at most {MAX_PIXELS // 1_000_000} megapixels"
+def _transparent(image: Image.Image) -> Any:
+    """The colour that stands for transparency, as the decoded pixels will have it; None where there is none.
 
-
-def check_size(width: int, height: int, name: str) -> None:
-    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE and width * height <= MAX_PIXELS):
-        received = f"{width:,} x {height:,} pixels"
-        raise MediaError(f"{name} is outside the limits of size", received=received, expected=_LIMITS)
+    A PNG states it in the file's own bits, and so does Pillow, while it decodes 2, 4 and 16 bits a channel to 8.
+    """
+    key, raw = image.info.get("transparency"), getattr(image, "tile", None)
+    form = raw[0][3] if raw and image.format == "PNG" else None
+    if form == "RGB;16B" and isinstance(key, tuple):
+        return tuple(value >> 8 for value in key)
+    if form in ("L;2", "L;4") and isinstance(key, int):
+        return key * (85 if form == "L;2" else 17)
+    return key
 
 
 def _from_array(array: NDArray[np.uint8], name: str) -> Image.Image:
@@ -197,17 +203,23 @@ def _from_array(array: NDArray[np.uint8], name: str) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Upright 8-bit RGB, transparency composited on white."""
+def _to_rgb(image: Image.Image, name: str, key: Any) -> Image.Image:
+    """Upright 8-bit RGB, transparency (``key``: see :func:`_transparent`) composited on white."""
     image = _upright(image)
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         # Pillow's own conversion would clip at 255 instead of scaling; older Pillow opens such files as 32-bit "I".
         wide = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+        grey = ((wide * 255 + 32767) // 65535).astype(np.uint8)
+        if isinstance(key, int):
+            grey[wide == key] = BACKGROUND[0]
+        return Image.fromarray(grey).convert("RGB")
     if image.mode in ("I", "F"):
         what = f"{name} has 32-bit {'float' if image.mode == 'F' else 'integer'} pixels, whose range is unknown"
         raise MediaError(what, expected="8 or 16 bits", todo="convert it first")
     try:
+        if key is not None and key != image.info.get("transparency"):
+            image = image.copy()
+            image.info["transparency"] = key
         if image.has_transparency_data:
             ground = Image.new("RGBA", image.size, (*BACKGROUND, 255))
             return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
@@ -218,7 +230,10 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    exif = image.info.get("exif", b"")
     try:
+        if not plain_tags(exif.removeprefix(b"Exif\0\0")):
+            return image
         turn = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # unreadable EXIF beside readable pixels: as every viewer does, shown as stored
         turn = None

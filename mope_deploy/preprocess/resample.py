@@ -15,10 +15,11 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from mope_deploy.limits import MAX_PEAK
+
 __all__ = ["SAMPLE_BITS", "resample", "support", "whole"]
 
 SAMPLE_BITS = 22  # samples are multiples of 2^-22: 132 dB below full scale
-PEAK = 2.0  # samples beyond ± this are clipped; decoders of lossy formats overshoot full scale by less
 _FILTER_BITS = 26
 _CROSSINGS = 48  # zero crossings of the sinc on each side
 _CUTOFF = 0.94  # of the lower Nyquist frequency, in the middle of the transition
@@ -54,7 +55,7 @@ def support(rate: int, target: int) -> int:
 
 def whole(samples: NDArray[np.floating]) -> NDArray[np.float64]:
     """Samples as whole multiples of 2^-22, clipped to ±2."""
-    return np.rint(np.clip(samples.astype(np.float64), -PEAK, PEAK) * 2.0**SAMPLE_BITS)
+    return np.rint(np.clip(samples.astype(np.float64), -MAX_PEAK, MAX_PEAK) * 2.0**SAMPLE_BITS)
 
 
 @lru_cache(maxsize=8)
@@ -71,6 +72,6 @@ def _filter(up: int, down: int, block: int) -> NDArray[np.float64]:
     taps /= taps.sum(axis=1, keepdims=True)  # a constant stays what it is, whatever the phase
     taps = np.rint(taps * 2.0**_FILTER_BITS)
     # Exact as long as peak · Σ|taps| stays below 2^53.
-    assert PEAK * 2.0**SAMPLE_BITS * np.abs(taps).sum(axis=1).max() < 2.0**53
+    assert MAX_PEAK * 2.0**SAMPLE_BITS * np.abs(taps).sum(axis=1).max() < 2.0**53
     taps.flags.writeable = False
     return taps

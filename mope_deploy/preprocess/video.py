@@ -4,14 +4,18 @@ Frames are taken uniformly: of T frames, number ``floor((i + ½) · T / F)`` for
 clip of exactly F frames is taken as it is. A clip may also be an array, or an ``.npz`` file with an array ``frames``,
 which needs no decoder: bundles keep their golden clips that way, because lossy codecs differ between machines.
 
+One frame at a time is held at its own size. How long decoding may take is known before it begins, from the number of
+packets and the size of a frame.
+
 Letters: B batch · T frames of the file · F frames at the encoder · H, W height and width.
 """
 
 from __future__ import annotations
 
 import os
+import struct
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,9 +25,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mope_deploy.errors import MediaError
-from mope_deploy.extras import require
 from mope_deploy.fields import between, choice
-from mope_deploy.limits import MAX_CLIP_BYTES, MAX_FRAMES
+from mope_deploy.limits import MAX_CLIP_BYTES, MAX_DECODED_PIXELS, MAX_FRAMES, MAX_VIDEO_PIXELS
+from mope_deploy.preprocess.container import opened
 from mope_deploy.preprocess.image import ImageSpec, check_size, fit, normalise
 from mope_deploy.preprocess.shared import Notice, Tensors, check_file, describe, one_line
 
@@ -68,8 +72,12 @@ class VideoSpec:
                 outside the stated limits.
             MissingExtraError: a video file is to be read and PyAV is not installed.
         """
-        clip, name = read_clip(source, self, on_notice=on_notice), describe("video", source)
-        return np.stack([fit(Image.fromarray(frame), self.image, name) for frame in clip])
+        name = describe("video", source)
+
+        def prepared(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            return fit(Image.fromarray(frame), self.image, name)
+
+        return np.stack(read_clip(source, self, make=prepared, on_notice=on_notice))
 
     def batch(self, clips: Sequence[NDArray[np.uint8] | None]) -> dict[str, NDArray[Any]]:
         """B results of :meth:`load` → ``video_values`` float32 (B, F, 3, H, W).
@@ -80,8 +88,20 @@ class VideoSpec:
         return {"video_values": normalise(np.stack([black if clip is None else clip for clip in clips]), self.image)}
 
 
-def read_clip(source: VideoSource, spec: VideoSpec, *, on_notice: Notice = lambda _: None) -> list[NDArray[np.uint8]]:
-    """The F frames that the encoder reads, each uint8 (h, w, 3) RGB at the file's own size, upright.
+def read_clip(
+    source: VideoSource,
+    spec: VideoSpec,
+    *,
+    make: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] = lambda frame: frame,
+    on_notice: Notice = lambda _: None,
+) -> list[NDArray[np.uint8]]:
+    """The F frames that the encoder reads.
+
+    Args:
+        source, on_notice: as of :meth:`VideoSpec.load`.
+        spec: which frames.
+        make: what is kept of a frame, uint8 (h, w, 3) RGB at the file's own size, upright; called once for each
+            different frame, before the next one is decoded.
 
     Raises as :meth:`VideoSpec.load`.
     """
@@ -89,16 +109,18 @@ def read_clip(source: VideoSource, spec: VideoSpec, *, on_notice: Notice = lambd
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         check_file(path, name, expected="a video file")
-        if path.suffix.lower() != ".npz":
-            return _decoded(path, spec, name, on_notice)
-        source = _from_npz(path, name)
+        if path.suffix.lower() == ".npz":
+            return _from_npz(path, spec, name, make)
+        return _decoded(path, spec, name, make, on_notice)
     if not isinstance(source, np.ndarray) or source.dtype != np.uint8 or source.ndim != 4 or source.shape[3] != 3:
         received = f"{source.dtype} {source.shape}" if isinstance(source, np.ndarray) else type(source).__name__
         raise MediaError(name, received=received, expected="a path, or a uint8 array (frames, H, W, 3) RGB")
     if not len(source):
         raise MediaError(f"{name} has no frames")
     check_size(source.shape[2], source.shape[1], name)
-    return [np.ascontiguousarray(source[i]) for i in _positions(len(source), spec.frames)]
+    wanted = _positions(len(source), spec.frames)
+    found = {i: make(np.ascontiguousarray(source[i])) for i in sorted(set(wanted))}
+    return [found[i] for i in wanted]
 
 
 def _positions(total: int, wanted: int) -> list[int]:
@@ -106,20 +128,19 @@ def _positions(total: int, wanted: int) -> list[int]:
     return [(2 * i + 1) * total // (2 * wanted) for i in range(wanted)]
 
 
-def _decoded(path: Path, spec: VideoSpec, name: str, on_notice: Notice) -> list[NDArray[np.uint8]]:
-    av = require("av", extra="video", purpose="reading video")
-    try:
-        total, cut = _packets(av, path, spec, name)
-        for _ in range(2):
-            found, seen = _pick(av, path, spec, name, set(_positions(total, spec.frames)))
-            if seen == total:
-                break
-            total = seen  # packets and frames are not always one to one: now their number is known
-    except MediaError:
-        raise
-    except Exception as error:  # PyAV has an exception for each of ffmpeg's codes
-        what, received = f"{name} cannot be decoded", one_line(error)
-        raise MediaError(what, received=received, expected="a complete video file") from error
+def _decoded(
+    path: Path, spec: VideoSpec, name: str, make: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], on_notice: Notice
+) -> list[NDArray[np.uint8]]:
+    total, cut = _packets(path, spec, name)
+    for _ in range(2):
+        found, seen = {}, 0
+        for pixels in _frames(path, spec, name, set(_positions(total, spec.frames))):
+            if pixels is not None:
+                found[seen] = make(pixels)
+            seen += 1
+        if seen == total:
+            break
+        total = seen  # packets and frames are not always one to one: now their number is known
     if not seen:
         raise MediaError(f"{name} has no frames that can be decoded")
     if cut:
@@ -127,10 +148,10 @@ def _decoded(path: Path, spec: VideoSpec, name: str, on_notice: Notice) -> list[
     return [found[i] for i in _positions(seen, spec.frames)]
 
 
-def _packets(av: Any, path: Path, spec: VideoSpec, name: str) -> tuple[int, bool]:
+def _packets(path: Path, spec: VideoSpec, name: str) -> tuple[int, bool]:
     """Packets of the first ``max_seconds``, counted without decoding, and whether there are more."""
     total, cut = 0, False
-    with av.open(os.fspath(path)) as container:
+    with opened(path, name, purpose="reading video") as container:
         stream = _stream(container, name)
         for packet in container.demux(stream):
             if not packet.size:
@@ -142,48 +163,97 @@ def _packets(av: Any, path: Path, spec: VideoSpec, name: str) -> tuple[int, bool
             total += 1
             if total > MAX_FRAMES:
                 raise MediaError(f"{name} has too many frames", expected=f"at most {MAX_FRAMES:,}")
+        _check_work(total * stream.codec_context.width * stream.codec_context.height, name)
     return total, cut
 
 
-def _pick(
-    av: Any, path: Path, spec: VideoSpec, name: str, wanted: set[int]
-) -> tuple[dict[int, NDArray[np.uint8]], int]:
-    """Decode the first ``max_seconds`` and keep the wanted frames; (frame by number, frames in all)."""
-    found: dict[int, NDArray[np.uint8]] = {}
-    seen, first = 0, None
-    with av.open(os.fspath(path)) as container:
-        for frame in container.decode(_stream(container, name)):
+def _frames(path: Path, spec: VideoSpec, name: str, wanted: set[int]) -> Iterator[NDArray[np.uint8] | None]:
+    """The first ``max_seconds`` decoded, frame by frame: its pixels upright, or None where it is not wanted."""
+    first, work = None, 0
+    with opened(path, name, purpose="reading video") as container:
+        for number, frame in enumerate(container.decode(_stream(container, name))):
             if frame.time is not None:
                 first = frame.time if first is None else first
                 if frame.time - first >= spec.max_seconds:
                     break
-            if seen in wanted:
-                found[seen] = _upright(frame.to_ndarray(format="rgb24"), getattr(frame, "rotation", 0))
-            seen += 1
-    return found, seen
+            _check_frame(frame.width, frame.height, name)  # frames may change their size
+            _check_work(work := work + frame.width * frame.height, name)
+            yield _upright(frame, name) if number in wanted else None
 
 
 def _stream(container: Any, name: str) -> Any:
     if not container.streams.video:
         raise MediaError(f"{name} has no picture", received="sound or data alone", expected="a video stream")
     stream = container.streams.video[0]
-    check_size(stream.codec_context.width, stream.codec_context.height, name)
+    _check_frame(stream.codec_context.width, stream.codec_context.height, name)
     return stream
 
 
-def _upright(frame: NDArray[np.uint8], degrees: int) -> NDArray[np.uint8]:
-    """Undo the rotation that a camera noted instead of turning the picture; ``degrees`` counter-clockwise."""
-    return np.ascontiguousarray(np.rot90(frame, (degrees // 90) % 4)) if degrees % 360 else frame
+def _check_frame(width: int, height: int, name: str) -> None:
+    check_size(width, height, name)
+    if width * height > MAX_VIDEO_PIXELS:
+        expected = f"at most {MAX_VIDEO_PIXELS // 1_000_000} megapixels a frame"
+        raise MediaError(f"{name} is too large", received=f"{width:,} x {height:,} pixels", expected=expected)
 
 
-def _from_npz(path: Path, name: str) -> NDArray[np.uint8]:
+def _check_work(pixels: int, name: str) -> None:
+    if pixels > MAX_DECODED_PIXELS:
+        raise MediaError(
+            f"{name} takes too long to decode",
+            received=f"{pixels / 1e9:,.1f} thousand megapixels in all frames",
+            expected=f"at most {MAX_DECODED_PIXELS // 10**9}",
+            todo="cut it, or write it with smaller or fewer frames",
+        )
+
+
+def _upright(frame: Any, name: str) -> NDArray[np.uint8]:
+    """RGB, turned and mirrored as the file's display matrix says: what cameras write instead of turning the picture.
+
+    Stored (x, y) is shown at (a·x + c·y, b·x + d·y), x to the right and y down: four turns, each mirrored or not.
+    """
+    pixels = frame.to_ndarray(format="rgb24")
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return pixels
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
+    swapped = abs(a) + abs(d) < abs(b) + abs(c)
+    largest, smallest = ((b, c), (a, d)) if swapped else ((a, d), (b, c))
+    if not any(largest):  # no matrix at all
+        return pixels
+    if 0 in largest or max(map(abs, smallest)) * 100 > min(map(abs, largest)):
+        received = f"a display matrix of {a / 65536:g} {b / 65536:g} {c / 65536:g} {d / 65536:g}"
+        raise MediaError(f"{name} is to be shown askew", received=received, expected="quarter turns and mirrors alone")
+    if swapped:
+        pixels, (a, d) = pixels.swapaxes(0, 1), (c, b)
+    return np.ascontiguousarray(pixels[:: 1 if d > 0 else -1, :: 1 if a > 0 else -1])
+
+
+def _from_npz(
+    path: Path, spec: VideoSpec, name: str, make: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+) -> list[NDArray[np.uint8]]:
+    """Frames of the array ``frames``, unpacked one after the other."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(item.file_size for item in archive.infolist())
-        if size > MAX_CLIP_BYTES:
-            raise MediaError(f"{name} is too large", received=f"{size:,} bytes", expected=f"{MAX_CLIP_BYTES:,}")
-        with np.load(path, allow_pickle=False) as arrays:
-            return arrays["frames"]
+        with zipfile.ZipFile(path) as archive, archive.open("frames.npy") as file:
+            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, fortran, dtype = read_header[np.lib.format.read_magic(file)](file)
+            if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran:
+                received = f"{dtype} {shape}{' in the order of Fortran' if fortran else ''}"
+                raise MediaError(name, received=received, expected="frames as uint8 (frames, H, W, 3) RGB, in C order")
+            count, height, width, _ = shape
+            if not count:
+                raise MediaError(f"{name} has no frames")
+            check_size(width, height, name)
+            size = height * width * 3
+            if count * size > MAX_CLIP_BYTES:
+                received = f"{count * size:,} bytes unpacked"
+                raise MediaError(f"{name} is too large", received=received, expected=f"at most {MAX_CLIP_BYTES:,}")
+            wanted, found = _positions(count, spec.frames), {}
+            for i in range(max(wanted) + 1):
+                if len(content := file.read(size)) < size:
+                    raise MediaError(f"{name} is cut short", received=f"{i:,} of {count:,} frames")
+                if i in wanted:
+                    found[i] = make(np.frombuffer(content, np.uint8).reshape(height, width, 3))
+            return [found[i] for i in wanted]
     except MediaError:
         raise
     except Exception as error:  # numpy and zipfile raise whatever a damaged file makes them stumble over

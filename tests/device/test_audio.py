@@ -190,7 +190,7 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
         write(tmp_path, "text.mp3", b"not a sound at all" * 9): "is not audio that can be read",
         write(tmp_path, "half.flac", content[: len(content) // 2]): "half.flac",
         write(tmp_path, "head.flac", content[:60]): "head.flac",
-        write(tmp_path, "aac.m4a", b"\0\0\0\x20ftypM4A \0\0\0\0M4A mp42isom\0\0\0\0" + bytes(99)): "convert it first",
+        write(tmp_path, "aac.m4a", b"\0\0\0\x20ftypM4A \0\0\0\0M4A mp42isom\0\0\0\0" + bytes(99)): "cannot be decoded",
         tmp_path / "none.wav": "has no samples (0 seconds)",
         tmp_path / "nan.wav": "NaN",
         tmp_path / "slow.wav": "outside the limits",

@@ -64,5 +64,4 @@ def test_other_threads_and_forked_children_are_let_be() -> None:
                 os._exit(9)
         assert os.waitpid(child, 0)[1] == signal.SIGTERM, "ended by the signal itself"
     with pytest.raises(Interrupted), interrupts(last=False):
-        os.kill(os.getpid(), signal.SIGTERM)
-        signal.pause()
+        signal.raise_signal(signal.SIGTERM)
