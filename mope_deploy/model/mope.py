@@ -13,13 +13,13 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from mope_deploy.errors import CheckpointError
 from mope_deploy.model.backbones.base import Form, LayeredEncoder
 from mope_deploy.model.complementary import ComplementaryEncoder
 from mope_deploy.model.config import MoPEConfig
 from mope_deploy.model.heads import ClassificationHead
 from mope_deploy.model.mapper import Mapper
 from mope_deploy.model.prompts import LayerPrompts
+from mope_deploy.model.tensors import check_tensors
 from mope_deploy.preprocess import Preprocessing, present_name
 from mope_deploy.task import MultiLabel, SingleLabel
 
@@ -176,20 +176,10 @@ class MoPE(nn.Module):
         """Copy a checkpoint's tensors into the model.
 
         Raises:
-            CheckpointError: naming the first few differences, if names or shapes are not exactly those of
-                :meth:`trained_state`; then nothing was copied.
+            CheckpointError: naming the first few differences, if names, shapes or types are not exactly those of
+                :meth:`trained_state`, or a value is NaN or infinite; then nothing was copied.
         """
         into = self.trained_state()
-        missing, unexpected = sorted(into.keys() - state.keys()), sorted(state.keys() - into.keys())
-        if missing or unexpected:
-            raise CheckpointError(
-                "the checkpoint's tensors are not the model's",
-                received=f"{len(unexpected)} unknown ({', '.join(unexpected[:3]) or 'none'})",
-                expected=f"{len(missing)} more ({', '.join(missing[:3]) or 'none'})",
-            )
-        for name, target in into.items():
-            if state[name].shape != target.shape:
-                received, expected = tuple(state[name].shape), tuple(target.shape)
-                raise CheckpointError(f"shape of {name}", received=received, expected=expected)
+        check_tensors(state, into)
         for name, target in into.items():
             target.copy_(state[name])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +18,6 @@ from mope_deploy.extras import require
 __all__ = [
     "EMBEDDED",
     "LoadedEncoder",
-    "fingerprint",
     "load_source",
     "preprocessor_config",
     "quiet_transformers",
@@ -76,16 +74,6 @@ def load_source(source: str) -> LoadedEncoder:
         received=f"keys {', '.join(sorted(keys)[:8])}",
         expected="'architecture' (timm) or 'model_type' (transformers)",
     )
-
-
-def fingerprint(encoder: nn.Module) -> str:
-    """SHA-256 over names, shapes, dtypes and values of an encoder's tensors, as ``"sha256:…"``."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(encoder.state_dict().items()):
-        tensor = tensor.detach().cpu().contiguous()
-        digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return f"sha256:{digest.hexdigest()}"
 
 
 def _from_timm(name: str, source: str) -> nn.Module:
