@@ -1,6 +1,7 @@
 """A checkpoint folder: exactly the trained tensors, the configuration, and which encoder weights they belong to.
 
-config.json          schema, encoders (source, class, fingerprint), model configuration, preprocessing, versions
+config.json          schema, encoders (source, class, fingerprint), model configuration, preprocessing, versions; hashes of
+                     the tensors, of the tokenizer, and of this description itself but for where encoders are
 model.safetensors    the trained tensors (and fitted statistics of y), nothing else
 tokenizer.json       the text encoder's tokenizer
 encoders/<modality>/ the frozen encoders, only with standalone=True
@@ -8,33 +9,38 @@ encoders/<modality>/ the frozen encoders, only with standalone=True
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from mope_deploy.errors import CheckpointError, ConfigError
 from mope_deploy.fields import parse_json, shown
 from mope_deploy.files import json_bytes, reason, whole_folder
 from mope_deploy.model.backbones import Encoder, load_encoder
-from mope_deploy.model.backbones.sources import fingerprint
 from mope_deploy.model.build import assemble
 from mope_deploy.model.config import MoPEConfig
 from mope_deploy.model.mope import MoPE
 from mope_deploy.model.strict import Strict, problems
+from mope_deploy.model.tensors import fingerprint, nonfinite, read_tensors
 from mope_deploy.preprocess import Preprocessing
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
-FORMAT, SCHEMA = "mope-checkpoint", 1
+FORMAT, SCHEMA = "mope-checkpoint", 2
+_WITHOUT_HASHES = 1  # the schema before
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 _VERSIONS = ("mope-deploy", "torch", "timm", "transformers")
 
 M = TypeVar("M", bound=MoPE)
+
+
+_Hash = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
 class _Recorded(Strict):
@@ -42,7 +48,15 @@ class _Recorded(Strict):
 
     source: str
     kind: Annotated[str, Field(alias="class")]
-    fingerprint: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+    fingerprint: _Hash
+
+
+class _Hashes(Strict):
+    """What a checkpoint holds, so that nothing of it changes unseen."""
+
+    tensors: _Hash
+    tokenizer: _Hash | None
+    description: _Hash
 
 
 class _Description(Strict):
@@ -52,18 +66,23 @@ class _Description(Strict):
     model: MoPEConfig
     preprocess: dict[str, Any]
     versions: dict[str, Annotated[str, Field(pattern=r"^[0-9]")]]
+    hashes: _Hashes | None = None  # of schema 1 alone
 
 
 def save_checkpoint(model: MoPE, folder: Path, *, standalone: bool, card: str) -> None:
     """Write ``model`` to ``folder``, all or nothing.
 
     Raises:
-        CheckpointError: if ``folder`` exists and is no checkpoint, or cannot be written.
+        CheckpointError: if ``folder`` exists and is no checkpoint, cannot be written, or a value is not finite.
     """
     folder = folder.expanduser().resolve()
     if folder.exists() and not _replaceable(folder):
         raise CheckpointError(
             f"{folder} exists and is no checkpoint", expected="a new folder, an empty one or an earlier checkpoint"
+        )
+    if wrong := nonfinite(model.trained_state()):
+        raise CheckpointError(
+            f"values of {', '.join(wrong[:3])}", received="NaN or an infinity", expected="finite numbers"
         )
     with whole_folder(folder, error=CheckpointError) as staging:
         _write(model, staging, standalone=standalone, card=card)
@@ -82,13 +101,18 @@ def load_checkpoint(kind: type[M], folder: Path, *, encoders: Mapping[str, str])
             weights are not those it was trained on.
         ConfigError: if an encoder cannot be loaded from its source.
     """
-    description = _read_description(folder)
+    values = _read_json(folder)
+    description = _read_description(folder, values)
     config, preprocessing = description.model, _read_preprocessing(folder, description)
+    if description.hashes is not None:  # last: what is wrong with a value says more than that one was changed
+        tokenizer = preprocessing.tokenizer
+        _check_hash(folder / CONFIG, _described(values), description.hashes.description)
+        _check_hash(folder / TOKENIZER, tokenizer and _hash(tokenizer), description.hashes.tokenizer)
     found = _with_sources(config, folder, encoders)
     loaded = {spec.modality: load_encoder(spec, main=spec is found.main) for spec in found.encoders}
     for spec in found.encoders:
         recorded, encoder = description.encoders[spec.modality], loaded[spec.modality].backbone.encoder
-        weights = fingerprint(encoder)
+        weights = loaded[spec.modality].backbone.fingerprint()
         if weights != recorded.fingerprint:
             raise CheckpointError(
                 f"the {spec.modality} encoder {spec.source} has other weights than this checkpoint was trained on",
@@ -105,26 +129,25 @@ def load_checkpoint(kind: type[M], folder: Path, *, encoders: Mapping[str, str])
     # The sources stay those the checkpoint names: where an encoder happened to be loaded from is no part of the model.
     try:
         model = assemble(kind, config, loaded, preprocessing=preprocessing)
-        state = load_file(folder / WEIGHTS)
     except ConfigError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS} cannot be read: {error}") from error
-    model.load_trained_state(state)
+    model.load_trained_state(read_tensors(folder / WEIGHTS, model.trained_state()))
+    if description.hashes is not None:
+        _check_hash(folder / WEIGHTS, fingerprint(model.trained_state()), description.hashes.tensors)
     return model
 
 
 def _write(model: MoPE, folder: Path, *, standalone: bool, card: str) -> None:
     backbones: dict[str, Encoder] = {model.config.main.modality: model.main}
     backbones |= {name: encoder.backbone for name, encoder in model.complementary_encoders().items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.trained_state().items()}
+    tokenizer = model.preprocessing.tokenizer
     description = {
-        "format": FORMAT,
-        "schema": SCHEMA,
         "encoders": {
             spec.modality: {
                 "source": spec.source,
                 "class": type(backbones[spec.modality].encoder).__name__,
-                "fingerprint": fingerprint(backbones[spec.modality].encoder),
+                "fingerprint": backbones[spec.modality].fingerprint(),
             }
             for spec in model.config.encoders
         },
@@ -132,14 +155,18 @@ def _write(model: MoPE, folder: Path, *, standalone: bool, card: str) -> None:
         "preprocess": model.preprocessing.to_dict(),
         "versions": {name: version(name) for name in _VERSIONS},
     }
+    hashes = {
+        "tensors": fingerprint(state),
+        "tokenizer": None if tokenizer is None else _hash(tokenizer),
+        "description": _described(description),
+    }
+    description = {"format": FORMAT, "schema": SCHEMA, **description, "hashes": hashes}
     (folder / CONFIG).write_bytes(json_bytes(description))
     (folder / "README.md").write_text(card, encoding="utf-8")
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.trained_state().items()}
     # save_file would make a file that its owner alone may read.
     (folder / WEIGHTS).write_bytes(save(state, metadata={"format": "pt"}))
-    tokenizer = model.preprocessing.tokenizer
     if tokenizer is not None:
-        (folder / TOKENIZER).write_text(tokenizer, encoding="utf-8")
+        (folder / TOKENIZER).write_bytes(tokenizer.encode("utf-8"))
     if standalone:
         for modality, backbone in backbones.items():
             target = folder / "encoders" / modality
@@ -175,19 +202,22 @@ def _read_json(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
         raise CheckpointError(f"{path} describes no MoPE checkpoint", expected=f'"format": "{FORMAT}"')
     schema = found.pop("schema", None)
-    if schema != SCHEMA or isinstance(schema, bool):
+    if schema not in (_WITHOUT_HASHES, SCHEMA) or isinstance(schema, bool):
         raise CheckpointError(
             f"{path} has an unknown schema",
             received=shown(schema),
             expected=SCHEMA,
             todo="it was written by a newer release: upgrade mope-deploy",
         )
+    if (found.get("hashes") is not None) != (schema == SCHEMA) or ("hashes" in found and schema != SCHEMA):
+        received = shown(found["hashes"]) if "hashes" in found else "none"
+        raise CheckpointError(f"{path}: hashes of a checkpoint of schema {schema}", received=received)
     return found
 
 
-def _read_description(folder: Path) -> _Description:
-    """``config.json``, every value as it must be and none left to a default."""
-    values, path = _read_json(folder), folder / CONFIG
+def _read_description(folder: Path, values: dict[str, Any]) -> _Description:
+    """What ``config.json`` says, every value as it must be and none left to a default."""
+    path = folder / CONFIG
     try:
         found = _Description.model_validate(values)
     except ValidationError as error:
@@ -207,11 +237,36 @@ def _read_description(folder: Path) -> _Description:
     return found
 
 
+def _check_hash(path: Path, found: str | None, recorded: str | None) -> None:
+    if found != recorded:
+        raise CheckpointError(
+            f"{path} is not what was saved: it is damaged, or was changed",
+            received=(found or "none")[:19],
+            expected=(recorded or "none")[:19],
+            todo="save the checkpoint again, or copy it again",
+        )
+
+
+def _hash(text: str) -> str:
+    return f"sha256:{hashlib.sha256(text.encode('utf-8')).hexdigest()}"
+
+
+def _described(values: Mapping[str, Any]) -> str:
+    """The hash of a description in a canonical form, without itself and without where encoders are."""
+
+    def bare(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: bare(inner) for key, inner in value.items() if key != "source"}
+        return [bare(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+    return _hash(json.dumps(bare({key: values[key] for key in values if key != "hashes"}), sort_keys=True))
+
+
 def _read_preprocessing(folder: Path, description: _Description) -> Preprocessing:
     """Preprocessing as it was in training: an encoder's hub page may change its tokenizer later."""
     file, config = folder / TOKENIZER, description.model
     try:
-        tokenizer = file.read_text(encoding="utf-8") if file.is_file() else None
+        tokenizer = file.read_bytes().decode("utf-8") if file.is_file() else None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read: {reason(error)}") from error
     try:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import ModelHubMixin, snapshot_download
+from huggingface_hub import HfApi, ModelHubMixin, snapshot_download
 
 from mope_deploy.errors import CheckpointError
 from mope_deploy.model import mope
@@ -49,8 +50,8 @@ class MoPE(
 ):
     """A mixture of prompt experts over frozen encoders. Make it by :func:`build_model` or :meth:`from_pretrained`.
 
-    The mixin brings ``push_to_hub`` and the model card. Its own ways to save and load are not used: they take the old
-    ``config.json`` away before anything new is written, and read it before anything is checked.
+    The mixin brings the model card. Its own ways to save, push and load are not used: they take the old
+    ``config.json`` away before anything new is written, leave the encoders out, and read before anything is checked.
     """
 
     def save_pretrained(
@@ -81,8 +82,54 @@ class MoPE(
         card = str(self.generate_model_card(**(model_card_kwargs or {})))
         save_checkpoint(self, Path(save_directory), standalone=standalone, card=card)
         if push_to_hub:
-            return self.push_to_hub(repo_id or Path(save_directory).name, **push_to_hub_kwargs)
+            return self.push_to_hub(
+                repo_id or Path(save_directory).name,
+                standalone=standalone,
+                model_card_kwargs=model_card_kwargs,
+                **push_to_hub_kwargs,
+            )
         return None
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        standalone: bool = False,
+        private: bool | None = None,
+        token: str | None = None,
+        branch: str | None = None,
+        commit_message: str = "Push model using huggingface_hub.",
+        model_card_kwargs: dict[str, Any] | None = None,
+        config: Any = None,
+        **upload: Any,
+    ) -> str:
+        """Upload a checkpoint to a hub repository, which is made if there is none, in one commit.
+
+        Args:
+            repo_id: for instance ``"someone/model"``.
+            standalone: with the frozen encoders. (The mixin's own way would leave them out.)
+            private, token: of the repository; ``branch``, ``commit_message`` of the commit.
+            model_card_kwargs: values for the model card.
+            config: ignored; part of the hub mixin's signature.
+            upload: ``create_pr``, ``allow_patterns``, ``ignore_patterns``, ``delete_patterns``.
+
+        Returns:
+            The URL of the commit.
+        """
+        api = HfApi(token=token)
+        repository = api.create_repo(repo_id=repo_id, private=private, exist_ok=True).repo_id
+        with TemporaryDirectory() as folder:
+            saved = Path(folder) / "checkpoint"
+            self.save_pretrained(saved, standalone=standalone, model_card_kwargs=model_card_kwargs)
+            url: str = api.upload_folder(
+                repo_id=repository,
+                repo_type="model",
+                folder_path=saved,
+                commit_message=commit_message,
+                revision=branch,
+                **upload,
+            )
+        return url
 
     @classmethod
     def from_pretrained(

@@ -8,18 +8,18 @@ alone. It is what a model computes unless the token form is asked for, where its
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from mope_deploy.errors import CheckpointError
 from mope_deploy.model.backbones.base import Form, LayeredEncoder
 from mope_deploy.model.complementary import ComplementaryEncoder
 from mope_deploy.model.config import MoPEConfig
 from mope_deploy.model.heads import ClassificationHead
 from mope_deploy.model.mapper import Mapper
 from mope_deploy.model.prompts import LayerPrompts
+from mope_deploy.model.tensors import check_tensors
 from mope_deploy.preprocess import Preprocessing, present_name
 from mope_deploy.task import MultiLabel, SingleLabel
 
@@ -73,7 +73,7 @@ class MoPE(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.mappers = nn.ModuleDict(mappers)
         self.head = head
-        # Zero is the mean of a standardised y, and a feature like no other of one that is not.
+        # Their values are made in :mod:`mope_deploy.model.build`.
         widths = {name: complementary[name].backbone.feature_width for name in config.missing}
         self.stand_ins = nn.ParameterDict({name: nn.Parameter(torch.zeros(w)) for name, w in widths.items()})
 
@@ -95,6 +95,12 @@ class MoPE(nn.Module):
             if name in self.stand_ins:
                 names.append(present_name(name))
         return tuple(names)
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Token ids are below it; None without a text encoder."""
+        backbones: list[Any] = [self.main, *(each.backbone for each in self.complementary_encoders().values())]
+        return next((backbone.vocabulary for backbone in backbones if backbone.modality == "text"), None)
 
     def forward(
         self, inputs: Mapping[str, Tensor], y: Mapping[str, Tensor] | None = None, *, form: Form = "prefix"
@@ -176,20 +182,10 @@ class MoPE(nn.Module):
         """Copy a checkpoint's tensors into the model.
 
         Raises:
-            CheckpointError: naming the first few differences, if names or shapes are not exactly those of
-                :meth:`trained_state`; then nothing was copied.
+            CheckpointError: naming the first few differences, if names, shapes or types are not exactly those of
+                :meth:`trained_state`, or a value is NaN or infinite; then nothing was copied.
         """
         into = self.trained_state()
-        missing, unexpected = sorted(into.keys() - state.keys()), sorted(state.keys() - into.keys())
-        if missing or unexpected:
-            raise CheckpointError(
-                "the checkpoint's tensors are not the model's",
-                received=f"{len(unexpected)} unknown ({', '.join(unexpected[:3]) or 'none'})",
-                expected=f"{len(missing)} more ({', '.join(missing[:3]) or 'none'})",
-            )
-        for name, target in into.items():
-            if state[name].shape != target.shape:
-                received, expected = tuple(state[name].shape), tuple(target.shape)
-                raise CheckpointError(f"shape of {name}", received=received, expected=expected)
+        check_tensors(state, into)
         for name, target in into.items():
             target.copy_(state[name])

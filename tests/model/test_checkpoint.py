@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -133,7 +134,9 @@ def test_others_may_read_what_the_umask_lets_them(saved: Path) -> None:
     assert set(modes.values()) == {modes["config.json"]}
 
 
-def test_push_to_hub_uploads_the_checkpoint(vit: Path, bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_push_to_hub_uploads_the_checkpoint(
+    vit: Path, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The hub itself is out of reach; what would be uploaded is looked at."""
     uploaded: dict[str, object] = {}
 
@@ -144,12 +147,115 @@ def test_push_to_hub_uploads_the_checkpoint(vit: Path, bert: Path, monkeypatch: 
             return type("Repo", (), {"repo_id": repo_id})
 
         def upload_folder(self, *, repo_id: str, folder_path: Path, **kwargs: object) -> str:
-            uploaded["id"], uploaded["files"] = repo_id, sorted(path.name for path in Path(folder_path).iterdir())
+            found = sorted(str(path.relative_to(folder_path)) for path in folder_path.rglob("*") if path.is_file())
+            uploaded["id"], uploaded["files"] = repo_id, found
             uploaded["card"] = (Path(folder_path) / "README.md").read_text()
             return "commit"
 
-    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
+    monkeypatch.setattr("mope_deploy.model.hub.HfApi", Api)
     assert tiny_model(vit, bert).push_to_hub("someone/model") == "commit"
     assert uploaded["id"] == "someone/model"
     assert uploaded["files"] == ["README.md", "config.json", "model.safetensors", "tokenizer.json"]
     assert "library_name: mope-deploy" in str(uploaded["card"])
+    assert tiny_model(vit, bert).save_pretrained(tmp_path / "one", standalone=True, push_to_hub=True) == "commit"
+    assert uploaded["id"] == "one"
+    assert {"encoders/image/model.safetensors", "encoders/text/model.safetensors"} <= set(uploaded["files"])
+
+
+def test_values_that_no_training_leaves_are_refused(saved: Path, vit: Path, bert: Path) -> None:
+    """NaN, infinities, integers, booleans and halves are no trained weights, and other values not those saved."""
+    file, name = saved / "model.safetensors", "head.classifier.bias"
+    state = load_file(file)
+    good = state[name]
+    for wrong, why in (
+        (torch.full_like(good, torch.nan), f"values of {name}; received NaN"),
+        (torch.full_like(good, torch.inf), f"values of {name}; received NaN or an infinity"),
+        (good.int(), f"type of {name}; received I32; expected float32"),
+        (good > 0, f"type of {name}; received BOOL; expected float32"),
+        (good.half(), f"type of {name}; received float16; expected float32"),
+        (good + 1, "is not what was saved"),
+    ):
+        save_file(state | {name: wrong}, file)
+        with pytest.raises(CheckpointError, match=why) as caught:
+            MoPE.from_pretrained(saved)
+        assert str(file) in str(caught.value)
+    model = tiny_model(vit, bert)
+    with torch.no_grad():
+        model.head.classifier.bias[1] = torch.nan
+    with pytest.raises(CheckpointError, match=f"values of {name}; received NaN"):
+        model.save_pretrained(saved)
+
+
+def test_a_header_that_lies_is_one_line(saved: Path) -> None:
+    """Types, shapes, places and sizes that the bytes behind the header are not of."""
+    file = saved / "model.safetensors"
+    data = file.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header, body = json.loads(data[8 : 8 + size]), data[8 + size :]
+    bias = header["head.classifier.bias"]
+    lies = (
+        {"dtype": "I32"},
+        {"dtype": "F64"},
+        {"dtype": "F128"},
+        {"shape": [2**40]},
+        {"shape": [-3]},
+        {"data_offsets": [0, 2**50]},
+        {"data_offsets": [0, 12]},
+    )
+    for lie in lies:
+        text = json.dumps(header | {"head.classifier.bias": bias | lie}).encode()
+        file.write_bytes(len(text).to_bytes(8, "little") + text + body)
+        with pytest.raises(CheckpointError, match=r"model\.safetensors") as caught:
+            MoPE.from_pretrained(saved)
+        assert "\n" not in str(caught.value), lie
+    file.write_bytes((2**62).to_bytes(8, "little") + data[8:])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read"):
+        MoPE.from_pretrained(saved)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read"):
+        MoPE.from_pretrained(saved)
+
+
+def test_a_changed_tokenizer_is_refused_and_moved_encoders_are_not(saved: Path, vit: Path, tmp_path: Path) -> None:
+    config = saved / "config.json"
+    moved = shutil.copytree(vit, tmp_path / "moved")
+    config.write_text(config.read_text().replace(str(vit), str(moved)))
+    MoPE.from_pretrained(saved)
+    tokenizer = saved / "tokenizer.json"
+    good = tokenizer.read_text()
+    tokenizer.write_text(good.replace('"red"', '"rot"'))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is not what was saved"):
+        MoPE.from_pretrained(saved)
+
+
+def test_a_checkpoint_from_before_there_were_hashes_loads(saved: Path) -> None:
+    config = saved / "config.json"
+    document = json.loads(config.read_text())
+    hashes = document.pop("hashes")
+    config.write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match=r"hashes of a checkpoint of schema 2; received none"):
+        MoPE.from_pretrained(saved)
+    config.write_text(json.dumps(document | {"schema": 1}))
+    MoPE.from_pretrained(saved)
+    config.write_text(json.dumps(document | {"schema": 1, "hashes": hashes}))
+    with pytest.raises(CheckpointError, match="schema 1"):
+        MoPE.from_pretrained(saved)
+
+
+def test_an_encoder_is_hashed_again_only_when_it_changed(
+    vit: Path, bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mope_deploy.model.backbones.base as base
+
+    asked: list[int] = []
+    hashed = base.fingerprint
+    monkeypatch.setattr(base, "fingerprint", lambda tensors: asked.append(len(tensors)) or hashed(tensors))
+    encoder = tiny_model(vit, bert).main
+    first = encoder.fingerprint()
+    assert encoder.fingerprint() == first
+    assert len(asked) == 1
+    with torch.no_grad():
+        next(encoder.encoder.parameters()).add_(1)
+    assert encoder.fingerprint() != first
+    assert encoder.double().fingerprint() not in (first, encoder.float().fingerprint())

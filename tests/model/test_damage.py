@@ -16,13 +16,6 @@ from tests.tiny import bert_folder, tiny_model, vit_folder
 
 Place = tuple[str | int, ...]
 WRONG: tuple[Any, ...] = (None, True, -1, 1.5, float("1e400"), "", "abc", [], {}, [[]], {"a": 1}, "\ud800", 10**400)
-# Values of the right type and range: that they are not those of training cannot be told from the file.
-POSSIBLE = {
-    *((("model", "labels", i), "abc") for i in range(3)),
-    *((("preprocess", "image", "std", i), 1.5) for i in range(3)),
-    *((("model", name), 1.5) for name in ("temperature", "noise", "prompt_init_scale")),
-    (("model", "noise"), None),
-}
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +71,8 @@ def test_every_field_in_every_way(saved: Path) -> None:
                 loaded.add((at, wrong))
             else:
                 assert "\n" not in line, (at, wrong)
-                assert any(word in line for word in ("config.json", "the model's", "shape of")), (at, wrong, line)
+                named = ("config.json", "model.safetensors", "tokenizer.json")
+                assert any(word in line for word in named), (at, wrong, line)
         line = refused(saved, changed(document, at, lambda parent, key: parent.pop(key)))
         assert line is not None, f"{at} may be missing"
         if isinstance(value, dict):
@@ -87,4 +81,4 @@ def test_every_field_in_every_way(saved: Path) -> None:
             assert "stowaway" in line or at == ("encoders",) or at == ("versions",), line
     assert refused(saved, json.dumps(document | {"stowaway": 1})) is not None
     assert refused(saved, good) is None
-    assert loaded == POSSIBLE
+    assert loaded == set(), "a value of the right type is not the one that was saved"

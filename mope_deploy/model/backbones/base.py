@@ -18,6 +18,7 @@ from mope_deploy.model.backbones.exported.tracing import traced_as
 from mope_deploy.model.backbones.prefix import PrefixKV, Projection
 from mope_deploy.model.backbones.sources import LoadedEncoder
 from mope_deploy.model.config import EncoderSpec
+from mope_deploy.model.tensors import fingerprint
 from mope_deploy.preprocess import AudioSpec, ImageSpec, TextSpec, VideoSpec
 
 __all__ = ["Encoder", "Form", "FrozenEncoder", "LayeredEncoder"]
@@ -62,6 +63,7 @@ class Encoder(nn.Module, ABC):
         super().__init__()
         self.encoder: Any = encoder
         self.feature_width = feature_width
+        self._hashed: tuple[object, str] | None = None
 
     @classmethod
     @abstractmethod
@@ -97,6 +99,18 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def finish(self, x: Tensor, shared: Tensor | None) -> Tensor:
         """The encoder's pooled feature after its last layer. (B, N, D) → (B, feature_width)."""
+
+    def fingerprint(self) -> str:
+        """The library's tensors as :func:`mope_deploy.model.tensors.fingerprint`; hashed again only when they change.
+
+        A training saves two checkpoints an epoch, and a large encoder takes seconds.
+        """
+        tensors = self.encoder.state_dict()
+        # _version counts what was written into a tensor in place.
+        state = [(name, t.data_ptr(), t._version, t.dtype, t.shape, t.device) for name, t in tensors.items()]
+        if self._hashed is None or self._hashed[0] != state:
+            self._hashed = state, fingerprint(tensors)
+        return self._hashed[1]
 
     @abstractmethod
     def save_source(self, folder: Path) -> None:
