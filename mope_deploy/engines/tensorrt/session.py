@@ -223,7 +223,7 @@ class TensorRTSession:
         self.inputs, self.outputs = graph.inputs, graph.outputs
         self.why, self.settings = "", {}
         self.least_tolerance = TF32_TOLERANCE if sidecar.precision.tf32 else 0.0
-        self._profile, self._pad_id = sidecar.profile, pad_id
+        self.profile, self._pad_id = sidecar.profile, pad_id
         self._dtypes = {spec.name: np.dtype(spec.dtype) for spec in (*sidecar.inputs, *sidecar.outputs)}
         self._formats = backend.module.LayerInformationFormat
         self._cuda = Cuda()
@@ -242,7 +242,7 @@ class TensorRTSession:
         check_feeds(feeds, self.inputs)
         with self._lock:
             self._cuda.activate()
-            parts = [self._run(one) for one in chunks(feeds, self.inputs, self._profile, pad_id=self._pad_id)]
+            parts = [self._run(one) for one in chunks(feeds, self.inputs, self.profile, pad_id=self._pad_id)]
         return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
     def information(self) -> str:
@@ -253,7 +253,7 @@ class TensorRTSession:
         with self._lock:
             self._cuda.activate()
             for spec in self.inputs:
-                shapes = profile_shapes(spec, self._profile)
+                shapes = profile_shapes(spec, self.profile)
                 if shapes is not None:
                     self._context.set_input_shape(spec.name, shapes[1])
             inspector = self._engine.create_engine_inspector()
