@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from export.gate.cases import sample_cases
 from export.gate.reference import eager_outputs
@@ -20,6 +20,7 @@ from mope_deploy.errors import DataError
 from mope_deploy.model import MoPE
 from mope_deploy.preprocess import Preprocessing, Waveform
 from mope_deploy.preprocess.audio import read_waveform
+from mope_deploy.preprocess.image import upright_rgb
 from mope_deploy.preprocess.video import read_clip
 
 __all__ = ["FOLDER", "INPUTS", "OUTPUTS", "SAMPLES", "Golden", "golden_samples", "make_golden", "pick_samples"]
@@ -27,7 +28,6 @@ __all__ = ["FOLDER", "INPUTS", "OUTPUTS", "SAMPLES", "Golden", "golden_samples",
 FOLDER = "golden"
 SAMPLES, INPUTS, OUTPUTS = f"{FOLDER}/samples.jsonl", f"{FOLDER}/inputs.npz", f"{FOLDER}/outputs.npz"
 
-_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 _LONGEST_SIDE = 1024  # pixels; a larger picture is shrunk before it goes into a bundle
 _LONGEST_FRAME = 320  # of a video
 _FLAC_CHANNELS = 8  # more it does not hold
@@ -135,18 +135,16 @@ def _is_steady(model: MoPE, samples: Sequence[Sample]) -> list[bool]:
 
 
 def _png(path: Path) -> bytes:
-    """The picture upright, without metadata and lossless, so that every device decodes the same pixels."""
-    with Image.open(path) as opened:
-        image = ImageOps.exif_transpose(opened)
-        if image.mode not in _PNG_MODES:
-            image = image.convert("RGB")
-        if max(image.size) > _LONGEST_SIDE:
-            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-            image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
-        image.info = {key: value for key, value in image.info.items() if key == "transparency"}
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG", optimize=True)
-        return buffer.getvalue()
+    """The picture as preparing it begins: upright 8-bit RGB without metadata, lossless, and not too large.
+
+    Shrunk only then: what Pillow makes of other modes when it resizes or saves them is not what preparing makes of
+    them (16 bits of grey become white).
+    """
+    image = upright_rgb(path)
+    image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
+    buffer = io.BytesIO()
+    Image.fromarray(np.asarray(image)).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def _flac(path: Path, preprocessing: Preprocessing) -> tuple[bytes, Waveform]:

@@ -30,7 +30,7 @@ from mope_deploy.errors import ConfigError, MediaError, UsageError
 from mope_deploy.fields import between, choice, decode
 from mope_deploy.preprocess.shared import Notice, Tensors, check_file, describe, one_line
 
-__all__ = ["MAX_PIXELS", "MAX_SIDE", "ImageSource", "ImageSpec", "check_size", "fit", "normalise"]
+__all__ = ["MAX_PIXELS", "MAX_SIDE", "ImageSource", "ImageSpec", "check_size", "fit", "normalise", "upright_rgb"]
 
 MAX_SIDE = 16_384  # pixels
 MAX_PIXELS = 100_000_000
@@ -220,6 +220,13 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     except Exception as error:  # a colour space without a conversion, a damaged palette
         received = f"mode {image.mode}: {one_line(error)}"
         raise MediaError(f"{name} cannot be converted to RGB", received=received) from error
+
+
+def upright_rgb(path: Path) -> Image.Image:
+    """A picture as :meth:`ImageSpec.load` prepares it before it resizes: upright 8-bit RGB. Raises as that does."""
+    name = describe("image", path)
+    with _open(path, name) as image:
+        return _to_rgb(image, name)
 
 
 def _upright(image: Image.Image) -> Image.Image:
