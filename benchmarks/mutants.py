@@ -123,7 +123,7 @@ def _faults(tensor: onnx.TensorProto, experts: int, seed: int) -> dict[str, Call
     found: dict[str, Callable[[Array], Array]] = {
         "sign": lambda array: -array,
         "× 0.25": lambda array: array * np.float32(0.25),
-        "× 1.01": lambda array: np.clip(array * 1.01, -_HIGHEST, _HIGHEST),
+        "× 1.01": lambda array: np.clip(array * np.float64(1.01), -_HIGHEST, _HIGHEST),
         "zero": np.zeros_like,
     }
     if int(np.prod(shape)) > 1:

@@ -16,7 +16,9 @@ from PIL import Image
 from export.gate.cases import sample_cases
 from export.gate.reference import eager_outputs
 from mope_deploy.data import Sample, open_samples
-from mope_deploy.errors import DataError
+from mope_deploy.engines.golden import MOST_TOLERANCE
+from mope_deploy.engines.session import Session
+from mope_deploy.errors import DataError, ExportError
 from mope_deploy.model import MoPE
 from mope_deploy.preprocess import Preprocessing, Waveform
 from mope_deploy.preprocess.audio import read_waveform
@@ -31,6 +33,7 @@ SAMPLES, INPUTS, OUTPUTS = f"{FOLDER}/samples.jsonl", f"{FOLDER}/inputs.npz", f"
 _LONGEST_SIDE = 1024  # pixels; a larger picture is shrunk before it goes into a bundle
 _LONGEST_FRAME = 320  # of a video
 _FLAC_CHANNELS = 8  # more it does not hold
+_CANDIDATES = 4  # times as many as are wanted, where graphs of lower precision have a say
 _SAFE_GAP = 1e-3  # between the last selected expert and the next one
 
 
@@ -64,10 +67,27 @@ def pick_samples(data: Path, model: MoPE, count: int, *, seed: int = 0) -> list[
     return [rows[i] for i in order]
 
 
-def golden_samples(model: MoPE, samples: Sequence[Sample], count: int) -> list[Sample]:
-    """``count`` of ``samples``: one of each label as far as they go, if possible none with a near-tie of experts."""
+def golden_samples(
+    model: MoPE, samples: Sequence[Sample], count: int, *, lowered: Sequence[Session] = ()
+) -> list[Sample]:
+    """``count`` of ``samples``: one of each label as far as they go, if possible none with a near-tie of experts.
+
+    Args:
+        model, samples, count: the reference, what to choose from, and how many.
+        lowered: graphs of lower precision. Where one of them is far from the model on a sample, an expert having
+            flipped, say, another sample is taken if there is one: that one would ask for a tolerance that hides faults.
+    """
     steady = [sample for sample, safe in zip(samples, _is_steady(model, samples), strict=True) if safe]
     ordered = steady + [sample for sample in samples if sample not in steady]
+    if lowered:
+        first = _chosen(ordered, _CANDIDATES * count)
+        calm = [sample for sample, near in zip(first, _is_near(model, first, lowered), strict=True) if near]
+        ordered = calm + [sample for sample in ordered if sample not in calm]
+    return _chosen(ordered, count)
+
+
+def _chosen(ordered: Sequence[Sample], count: int) -> list[Sample]:
+    """The first ones that bring a label of their own, then the first of the others."""
     chosen: list[Sample] = []
     seen: set[str] = set()
     for sample in ordered:
@@ -89,6 +109,9 @@ def make_golden(model: MoPE, samples: Sequence[Sample], *, outputs: Iterable[str
         model: the reference.
         samples: what to store.
         outputs: names of the outputs to store.
+
+    Raises:
+        ExportError: logits that are all 0.
     """
     files: dict[str, bytes] = {}
     rows, loaded = [], []
@@ -117,6 +140,8 @@ def make_golden(model: MoPE, samples: Sequence[Sample], *, outputs: Iterable[str
     inputs = model.preprocessing.collate(loaded)
     inputs = {name: inputs[name] for name in model.input_names}
     known = {name: array for name, array in eager_outputs(model, inputs).items() if name in set(outputs)}
+    if not known["logits"].any():
+        raise ExportError("the model's logits are all 0 on every golden sample, which proves nothing", todo="train it")
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     files |= {SAMPLES: lines.encode(), INPUTS: _npz(inputs), OUTPUTS: _npz(known)}
     return Golden(files=files, inputs=inputs, outputs=known)
@@ -132,6 +157,22 @@ def _is_steady(model: MoPE, samples: Sequence[Sample]) -> list[bool]:
         soft = -np.sort(-eager_outputs(model, case.inputs)["soft"], axis=-1)  # (B, layers, K), falling
         found += ((soft[..., top_k - 1] - soft[..., top_k]).min(axis=-1) > _SAFE_GAP).tolist()
     return found
+
+
+def _is_near(model: MoPE, samples: Sequence[Sample], lowered: Sequence[Session]) -> list[bool]:
+    """Per sample, whether every graph of lower precision is well within what golden samples may be off by."""
+    near, scale = [], 0.0
+    for case in sample_cases(model.preprocessing, samples):
+        eager = eager_outputs(model, case.inputs)
+        scale = max(scale, float(np.abs(eager["logits"]).max()))
+        errors = dict.fromkeys(("logits", "routing"), np.zeros(len(eager["logits"])))
+        for session in lowered:
+            for name, array in session.run({spec.name: case.inputs[spec.name] for spec in session.inputs}).items():
+                off = np.abs(array - eager[name]).reshape(len(array), -1).max(axis=1)
+                errors[name] = np.maximum(errors[name], off)
+        near += list(zip(errors["logits"], errors["routing"], strict=True))
+    limits = MOST_TOLERANCE.logits * scale, MOST_TOLERANCE.routing
+    return [all(2 * error <= limit for error, limit in zip(one, limits, strict=True)) for one in near]
 
 
 def _png(path: Path) -> bytes:

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mope_deploy.engines.session import alone
-from mope_deploy.engines.tensorrt.profiles import Profile, Sizes, chunks
+from mope_deploy.engines.tensorrt.profiles import Sizes, chunks
 from mope_deploy.limits import MAX_REPLAY_BYTES
-from mope_deploy.manifest import Manifest, TensorSpec
+from mope_deploy.manifest import TensorSpec
+from mope_deploy.preprocess import AudioSpec, TextSpec
 
 __all__ = ["Replay", "greatest_sizes", "replays"]
 
@@ -62,19 +63,19 @@ def replays(
     yield Replay(f"a batch of {len(rows)}" + (f" at {sizes}" if sizes else ""), feeds, rows)
 
 
-def greatest_sizes(manifest: Manifest, samples: int, profile: Profile | None) -> dict[str, int]:
-    """Greatest size of every axis: the engine's own, else what the bundle was exported for, else what it can meet.
+def greatest_sizes(
+    text: TextSpec | None, audio: AudioSpec | None, samples: int, asked: Mapping[str, int]
+) -> dict[str, int]:
+    """Greatest size of every axis that may vary.
 
     Args:
-        manifest: of the bundle.
+        text, audio: how they are prepared, which bounds their lengths; None where the model reads none.
         samples: golden ones, the greatest batch where nothing says more.
-        profile: of an engine that was built for certain sizes.
+        asked: what an engine, or a bundle, was made for.
     """
     found = {"batch": samples}
-    if manifest.text is not None:
-        found["text_length"] = manifest.text.max_length
-    if manifest.audio is not None:
-        found["audio_length"] = manifest.audio.max_samples
-    if profile is not None:
-        return found | {axis: sizes.max for axis, sizes in profile.items()}
-    return found | {axis: sizes[2] for axis, sizes in manifest.build.profile.items()}
+    if text is not None:
+        found["text_length"] = text.max_length
+    if audio is not None:
+        found["audio_length"] = audio.max_samples
+    return found | dict(asked)
