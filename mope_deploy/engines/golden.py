@@ -1,4 +1,4 @@
-"""The golden samples, run through a session: does this engine on this device compute what was exported?"""
+"""The golden samples: does this device prepare, and this engine on it compute, what was exported?"""
 
 from __future__ import annotations
 
@@ -12,11 +12,20 @@ from numpy.typing import NDArray
 from mope_deploy.bundle import Bundle
 from mope_deploy.engines.replay import Replay, greatest_sizes, replays
 from mope_deploy.engines.session import Arrays, Session
-from mope_deploy.errors import BundleError, ParityError
+from mope_deploy.errors import BundleError, DataError, MissingExtraError, ParityError, UsageError
+from mope_deploy.extras import installed_versions
 from mope_deploy.manifest import Tolerance
+from mope_deploy.preprocess import Preprocessing
 from mope_deploy.task import Task
 
-__all__ = ["MOST_TOLERANCE", "Verification", "check_outputs_are_golden", "errors_of", "first_wrong_label"]
+__all__ = [
+    "MOST_TOLERANCE",
+    "Verification",
+    "check_inputs_are_golden",
+    "check_outputs_are_golden",
+    "errors_of",
+    "first_wrong_label",
+]
 
 # What no manifest and no engine may go beyond. Of logits a tenth of the largest: a head that is zero is off by all of
 # it, one that is halved by half. Of routing a quarter of the weight: then no expert that has three quarters can lose
@@ -44,6 +53,37 @@ class Verification:
     routing_error: float | None
     near_ties: int
     batches: int = 1
+
+
+def check_inputs_are_golden(bundle: Bundle, preprocessing: Preprocessing) -> None:
+    """The golden samples, prepared on this device, are the golden arrays to the last bit.
+
+    Raises:
+        ParityError: they are not; the message has the figures.
+        BundleError: the golden files are damaged.
+        MissingExtraError: a package that reads sound or video is not installed.
+    """
+    golden, _ = bundle.golden()
+    try:
+        samples = bundle.golden_samples()
+        made = preprocessing.collate([loaded for _, loaded in samples.load(preprocessing)])
+    except MissingExtraError:
+        raise
+    except (DataError, UsageError) as error:
+        raise BundleError(f"golden samples: {error}") from error
+    for name, array in golden.items():
+        mine = made[name]
+        if array.shape == mine.shape and array.tobytes() == mine.tobytes():
+            continue
+        versions = installed_versions(("numpy",) if name.startswith("audio") else ("pillow", "tokenizers"))
+        here = " or ".join(f"{package} (here {version})" for package, version in versions.items())
+        differ = f"{(array != mine).sum():,} of {array.size:,} values" if array.shape == mine.shape else None
+        raise ParityError(
+            f"{samples.path}: preprocessing on this device does not give the golden {name}",
+            received=differ or f"shape {mine.shape}, not {array.shape}",
+            expected="equality to the last bit",
+            todo=f"try another version of {here}",
+        )
 
 
 def check_outputs_are_golden(bundle: Bundle, session: Session, *, graph: str, sizes: bool = True) -> Verification:
@@ -75,12 +115,12 @@ def check_outputs_are_golden(bundle: Bundle, session: Session, *, graph: str, si
     most = greatest_sizes(manifest.text, manifest.audio, samples, made_for)
     pad_id = manifest.text.pad_id if manifest.text is not None else 0
     session = getattr(session, "uncached", session)  # else a part of a split graph would run once for all batches
+    where = f"{bundle.path}, graph {graph}"
     worst, flipped, batches = dict.fromkeys(_MOST, 0.0), np.zeros(samples, bool), 0
     for replay in replays(inputs, session.inputs, greatest=most, pad_id=pad_id):
-        where = f"{bundle.path}, graph {graph}, {replay.name}"
         found = session.run(replay.feeds)
         errors = errors_of(found, outputs, replay, where)
-        _check_errors(errors, allowed, where, session)
+        _check_errors(errors, allowed, where, replay, session)
         flipped[replay.rows] |= _flipped(manifest.task, found, outputs, replay, allowed["logits"], where)
         worst = {name: max(worst[name], error) for name, error in errors.items()}
         batches += 1
@@ -112,7 +152,7 @@ def errors_of(
         wanted = golden[name][replay.rows]
         if array.shape != wanted.shape or not np.isfinite(array).all():
             raise ParityError(
-                f"{where}: {name}",
+                f"{where}: {name}, {replay.name}",
                 received=f"shape {array.shape}{'' if np.isfinite(array).all() else ' with NaN or infinity'}",
                 expected=f"finite values of shape {wanted.shape}",
             )
@@ -121,13 +161,15 @@ def errors_of(
     return errors
 
 
-def _check_errors(errors: Mapping[str, float], allowed: Mapping[str, float], where: str, session: Session) -> None:
+def _check_errors(
+    errors: Mapping[str, float], allowed: Mapping[str, float], where: str, replay: Replay, session: Session
+) -> None:
     for name, error in errors.items():
         if not error <= allowed[name]:
             raise ParityError(
                 f"{where}: {name} are not the golden ones",
                 received=f"an error of {error:.2g}",
-                expected=f"at most {allowed[name]:.2g}",
+                expected=f"at most {allowed[name]:.2g}, {replay.name}",
                 todo=f"this {session.name} on {session.device} computes something else; do not use it",
             )
 
@@ -139,7 +181,7 @@ def _flipped(
     wanted = golden["logits"][replay.rows]
     limit = 2 * tolerance * float(np.abs(golden["logits"]).max())
     if wrong := first_wrong_label(task, found["logits"], wanted, limit=limit):
-        raise ParityError(f"{where}: {wrong}", todo="do not use it")
+        raise ParityError(f"{where}, {replay.name}: {wrong}", todo="do not use it")
     decided = [task.cells(task.decide(logits)) for logits in (found["logits"], wanted)]  # (B, 1) or (B, C)
     return np.asarray((decided[0] != decided[1]).any(axis=-1))
 

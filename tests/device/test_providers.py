@@ -38,10 +38,9 @@ DOCUMENTED = {"use_tf32", "cudnn_conv_algo_search", "arena_extend_strategy"}
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[Any]]:
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
     """An onnxruntime that says it has every provider; what its sessions are asked for, which then run on the CPU."""
-    monkeypatch.setenv("MOPE_ENGINES", str(tmp_path / "proofs"))
-    monkeypatch.setattr(ort, "Bindings", lambda *_: None)  # of memory on a GPU
+    monkeypatch.setattr("mope_deploy.engines.open.prove_provider", lambda *_: None)  # tests/engines has its tests
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ALL)
     real, kept = onnxruntime.InferenceSession, []
 
