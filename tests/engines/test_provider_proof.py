@@ -145,10 +145,10 @@ def wrong_at(**sizes: int) -> Callable[[Mapping[str, NDArray[Any]], Outputs], Ou
 @pytest.mark.parametrize(
     ("sizes", "words"),
     [
-        ({}, "as stored: logits are not the golden ones; received an error of 0.5"),
-        ({"rows": 1}, "sample 0 alone: logits are not"),
-        ({"rows": 1, "tokens": 4}, r"sample \d alone: logits are not"),
-        ({"rows": len(tiny.SAMPLES), "tokens": tiny.MAX_LENGTH}, "logits are not"),
+        ({}, "as stored"),
+        ({"rows": 1}, "sample 0 alone"),
+        ({"rows": 1, "tokens": 4}, "sample 3 alone"),
+        ({"rows": len(tiny.SAMPLES), "tokens": tiny.MAX_LENGTH}, "as stored"),
     ],
 )
 def test_one_that_is_wrong_at_one_size_is_refused(
@@ -156,7 +156,7 @@ def test_one_that_is_wrong_at_one_size_is_refused(
 ) -> None:
     card.wrong = wrong_at(**sizes)
     for _ in range(2):
-        with pytest.raises(ParityError, match=words):
+        with pytest.raises(ParityError, match=rf"logits are not the golden ones; .*, {words}; "):
             open_session(bundle, providers=["cuda"])
         assert not proof_of(bundle).exists()
     session = open_session(bundle)
