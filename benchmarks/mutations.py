@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -116,7 +117,13 @@ class Bench:
         variants = make_variants(work)
         self.variants = in_parts(work, variants) if work.options.split else variants
         model = work.model
-        golden = make_golden(model, golden_samples(model, work.samples, GOLDEN_COUNT), outputs=work.final.outputs)
+        lowered = [
+            open_files(one.runnable, work.final, precision=one.precision, cpu=work.cpu)
+            for one in self.variants
+            if one.lowered is not None
+        ]
+        chosen = golden_samples(model, work.samples, GOLDEN_COUNT, lowered=lowered)
+        golden = make_golden(model, chosen, outputs=work.final.outputs)
         entries = [graph_entry(work, variant, golden) for variant in self.variants]
         contents: dict[str, Path | bytes] = {p.name: p for variant in self.variants for p in variant.all_files}
         contents |= golden.files | {"parity.json": b"{}"}
@@ -155,14 +162,18 @@ class Bench:
         mutant.plant(model)
         onnx.save(model, changed)
         planted = _with(variant, file, changed)
-        known = {
-            "case": self.case,
-            "graph": variant.name,
-            "precision": variant.precision,
-            "key": self.key(variant, file, mutant),
-        }
-        known |= {"role": mutant.role, "fault": mutant.fault, "place": mutant.place}
-        found = Found(**known, verdict=BROKEN, gate="", verify="")
+        found = Found(
+            key=self.key(variant, file, mutant),
+            case=self.case,
+            graph=variant.name,
+            precision=variant.precision,
+            role=mutant.role,
+            fault=mutant.fault,
+            place=mutant.place,
+            verdict=BROKEN,
+            gate="",
+            verify="",
+        )
         with contextlib.suppress(MopeError):
             self._open(planted).run(self._cases[0][0])
             said = _said_by(lambda: judged_last(self.work, planted))
@@ -235,19 +246,22 @@ def run_mutations(
     found = find_source(source)
     model, lines = found.load(), folder / "mutations.jsonl"
     done = {one.key: one for one in _read(lines)}
-    sizes = {"samples": 64, "gate_samples": 128} if quick else {"samples": 113, "gate_samples": 256}
+    options = Options(
+        name="mutations", calibration_samples=64, samples=64 if quick else 113, gate_samples=128 if quick else 256
+    )
     for case in cases:
         work = Work(
             model=model,
-            options=Options(name="mutations", calibration_samples=64, **sizes, **CASES[case]),
+            options=replace(options, **CASES[case]),
             folder=folder / case,
-            samples=pick_samples(found.data, model, sizes["samples"]),
+            samples=pick_samples(found.data, model, options.samples or 0),
             data=found.data,
             calibration=found.calibration,
             on_step=lambda _: None,
             on_report=lambda _: None,
         )
-        work.folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(work.folder, ignore_errors=True)  # of an interrupted run: the same model gives the same files
+        work.folder.mkdir(parents=True)
         bench = Bench(case, work, effect_samples=128 if quick else 512)
         ends = time.monotonic() + 60 * (minutes / len(cases))
         for count, (variant, file, mutant) in enumerate(bench.mutants()):
@@ -335,7 +349,7 @@ def _difference(a: Sequence[Arrays], b: Sequence[Arrays], name: str) -> float:
     if not pairs:
         return 0.0
     largest = max(float(np.abs(other).max()) for _, other in pairs)
-    error = max(float(np.abs(one - other).max()) for one, other in pairs)
+    error = float(np.max([np.abs(one - other).max() for one, other in pairs]))  # NaN if one is
     return error / largest if np.isfinite(error) else float("inf")
 
 
