@@ -219,7 +219,7 @@ class Bench:
             return {"verdict": SAME} | measured
         if found.gate:
             return {"verdict": KILLED} | measured
-        return {"verdict": ROUNDING if effect <= own and found.precision != "fp32" else SURVIVED} | measured
+        return {"verdict": ROUNDING if effect <= own else SURVIVED} | measured
 
     def _unmutated(self, graph: str) -> tuple[list[Arrays], float]:
         """Outputs of a graph as it was, and their distance from the eager model's."""

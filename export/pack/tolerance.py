@@ -28,7 +28,7 @@ def golden_errors(session: Session, golden: Golden, preprocessing: Preprocessing
         ParityError: an output of another shape, or not finite.
     """
     samples = len(golden.outputs["logits"])
-    greatest = greatest_sizes(preprocessing.text, preprocessing.audio, samples, {})
+    greatest = greatest_sizes(preprocessing.text, preprocessing.audio, samples, engine={}, bundle={})
     pad_id = preprocessing.text.pad_id if preprocessing.text is not None else 0
     worst: dict[str, float] = {}
     for replay in replays(golden.inputs, session.inputs, greatest=greatest, pad_id=pad_id):

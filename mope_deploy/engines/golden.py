@@ -108,11 +108,9 @@ def check_outputs_are_golden(bundle: Bundle, session: Session, *, graph: str, si
     asked = next(one.tolerance for one in manifest.graphs if one.name == graph)
     allowed = {name: max(min(getattr(asked, name), most), session.least_tolerance) for name, most in _MOST.items()}
     samples = len(outputs["logits"])
-    profile = getattr(session, "profile", None)  # of an engine that was built for certain sizes
-    made_for = {axis: sizes[2] for axis, sizes in manifest.build.profile.items()}
-    if profile is not None:
-        made_for = {axis: sizes.max for axis, sizes in profile.items()}
-    most = greatest_sizes(manifest.text, manifest.audio, samples, made_for)
+    built_for = {axis: sizes.max for axis, sizes in getattr(session, "profile", {}).items()}
+    exported_for = {axis: sizes[2] for axis, sizes in manifest.build.profile.items()}
+    most = greatest_sizes(manifest.text, manifest.audio, samples, engine=built_for, bundle=exported_for)
     pad_id = manifest.text.pad_id if manifest.text is not None else 0
     session = getattr(session, "uncached", session)  # else a part of a split graph would run once for all batches
     where = f"{bundle.path}, graph {graph}"
@@ -121,7 +119,8 @@ def check_outputs_are_golden(bundle: Bundle, session: Session, *, graph: str, si
         found = session.run(replay.feeds)
         errors = errors_of(found, outputs, replay, where)
         _check_errors(errors, allowed, where, replay, session)
-        flipped[replay.rows] |= _flipped(manifest.task, found, outputs, replay, allowed["logits"], where)
+        other = _flipped(manifest.task, found, outputs, replay, allowed["logits"], where)
+        np.logical_or.at(flipped, replay.rows, other)
         worst = {name: max(worst[name], error) for name, error in errors.items()}
         batches += 1
         if not sizes:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from mope_deploy.bundle import Bundle, write_bundle
 from mope_deploy.engines import open_session
 from mope_deploy.engines.golden import MOST_TOLERANCE, check_outputs_are_golden, first_wrong_label
-from mope_deploy.engines.replay import replays
-from mope_deploy.errors import BundleError, ParityError
+from mope_deploy.engines.replay import greatest_sizes, replays
+from mope_deploy.errors import BundleError, EngineError, ParityError
 from mope_deploy.manifest import TensorSpec
 from mope_deploy.task import MultiLabel, SingleLabel
 from tests.device import tiny
@@ -120,6 +120,25 @@ def test_sizes_of_replays() -> None:
         for row, sample in enumerate(one.rows):
             np.testing.assert_array_equal(one.feeds["pixel_values"][row], golden_inputs()["pixel_values"][sample])
     assert found[-1].name == "a batch of 7 at text_length 6"
+
+
+def test_samples_that_an_engine_is_too_short_for_are_left_out() -> None:
+    found = list(replays(golden_inputs(), SPECS, greatest={"batch": 3, "text_length": 2}))
+    assert [one.feeds["input_ids"].shape for one in found] == [(2, 2), (1, 1), (1, 2), (3, 2)]
+    assert [one.rows.tolist() for one in found] == [[1, 2], [1], [2], [1, 2, 1]]
+    for one in found:
+        for row, sample in enumerate(one.rows):
+            np.testing.assert_array_equal(one.feeds["pixel_values"][row], golden_inputs()["pixel_values"][sample])
+    with pytest.raises(EngineError, match="every golden sample is longer than this engine takes; expected at most"):
+        next(replays(golden_inputs(), SPECS, greatest={"batch": 3, "text_length": 0}))
+
+
+def test_greatest_sizes() -> None:
+    exported, built = {"batch": 2, "text_length": 3}, {"batch": 2, "text_length": 5}
+    assert greatest_sizes(tiny.TEXT, None, 6, engine={}, bundle={}) == {"batch": 6, "text_length": 12}
+    assert greatest_sizes(tiny.TEXT, None, 6, engine={}, bundle=exported) == {"batch": 6, "text_length": 12}
+    assert greatest_sizes(tiny.TEXT, None, 6, engine={}, bundle={"batch": 16}) == {"batch": 16, "text_length": 12}
+    assert greatest_sizes(tiny.TEXT, None, 6, engine=built, bundle=exported) == built
 
 
 def test_the_greatest_batch_is_bounded_by_memory(monkeypatch: pytest.MonkeyPatch) -> None:
