@@ -57,7 +57,8 @@ def verify(bundle: BundleFolder, options: EngineOptions, as_json: AsJson = False
         ties = f", {result.near_ties} near-tied labels flipped" if result.near_ties else ""
         say(
             f"{result.graph} in {predictor.session.name} ({predictor.session.device}): {result.samples} golden "
-            f"samples, inputs equal to the last bit, logits error {result.logits_error:.1e}{routing}{ties}"
+            f"samples in {result.batches} batches, inputs equal to the last bit, "
+            f"logits error {result.logits_error:.1e}{routing}{ties}"
         )
     for name, reason in unusable.items():
         tell(f"note: {name} cannot be used here, and is not unless asked for: {reason}")
