@@ -1,7 +1,9 @@
-"""``mutations``: single faults in the finished files of every precision, and which of two gates refuses each.
+"""``mutations``: single faults in the finished files of every precision, and who refuses each.
 
-The gate is the one function that an export calls last, on files as they are packed; ``mope verify`` is the golden
-samples. A mutant that neither refuses is run on many real samples: what changes no output beyond rounding is no fault.
+Three are asked. The gate: the one function that an export calls last, on files as they are packed. The gate by values
+alone: what the model's own outputs say, as if the exporter had made the fault before anything was judged. ``mope
+verify``: the golden samples. What one of them lets through is run on many real samples: where no output changes beyond
+rounding, there is no fault.
 """
 
 from __future__ import annotations
@@ -48,8 +50,8 @@ CASES: Mapping[str, Mapping[str, Any]] = {  # one bundle each: options of its ex
 }
 EQUIVALENT = 1e-6  # of outputs that differ by less, one rounded otherwise
 
-# What became of a mutant.
-KILLED, BROKEN, SAME, ROUNDING, SURVIVED = "killed", "does not open or run", "equivalent", "within rounding", "survived"
+# What a mutant is.
+FAULT, BROKEN, SAME, ROUNDING = "fault", "does not open or run", "equivalent", "within rounding"
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,11 @@ class Found:
         key: case, graph and mutant, by which it is known again.
         case, graph, precision: where it was planted.
         role, fault, place: of :class:`.mutants.Mutant`.
-        verdict: one of the words above; ``killed`` by the gate, the golden samples or both.
+        verdict: one of the words above.
         gate: what the gate said against it; empty if nothing.
-        verify: what the golden samples said; empty if nothing, None where they cannot be run (bf16).
-        effect: of a mutant that either let through, max|a − b| / max|b| of the logits against the file as it was.
+        values: what the gate said by values alone.
+        verify: what the golden samples said; None where they cannot be run (bf16).
+        effect: where one of them said nothing, max|a − b| / max|b| of the logits against the file as it was.
         own: the same of that file against the eager model: what its precision costs.
         labels: share of samples with another label, against the file as it was.
     """
@@ -77,6 +80,7 @@ class Found:
     place: str
     verdict: str
     gate: str
+    values: str
     verify: str | None
     effect: float | None = None
     own: float | None = None
@@ -85,21 +89,19 @@ class Found:
 
 def judged_last(work: Work, variant: Variant) -> None:
     """What an export asks of final files before they are packed; raises a :class:`MopeError` against them."""
+    if variant.precision != "bf16":
+        judged_by_values(work, variant)
+
+
+def judged_by_values(work: Work, variant: Variant) -> None:
+    """What the gate of its precision says of a graph's outputs; raises a :class:`MopeError` against them."""
     if variant.lowered is None:
         require_parity(work.parity.compare(variant.name, variant.files[0], work.final, variant.part_files))
-    elif variant.precision != "bf16":
-        asked = replace(THRESHOLDS[variant.precision], **work.options.thresholds)
-        parts = variant.part_files
-        require_precision(
-            judge_again(
-                work.evaluation,
-                variant.files[0],
-                work.final,
-                precision=variant.precision,
-                thresholds=asked,
-                parts=parts,
-            )
-        )
+        return
+    file, *parts = _runnable(variant)
+    asked = replace(THRESHOLDS[variant.precision], **work.options.thresholds)
+    found = judge_again(work.evaluation, file, work.final, precision=variant.precision, thresholds=asked, parts=parts)
+    require_precision(found)
 
 
 class Bench:
@@ -172,12 +174,13 @@ class Bench:
             place=mutant.place,
             verdict=BROKEN,
             gate="",
+            values="",
             verify="",
         )
         with contextlib.suppress(MopeError):
             self._open(planted).run(self._cases[0][0])
-            said = _said_by(lambda: judged_last(self.work, planted))
-            found = replace(found, gate=said, verify=self._verified(planted))
+            said = [_said_by(lambda gate=gate: gate(self.work, planted)) for gate in (judged_last, judged_by_values)]
+            found = replace(found, gate=said[0], values=said[1], verify=self._verified(planted))
             found = replace(found, **self._verdict(planted, found))
         for path in folder.iterdir():
             path.unlink()
@@ -195,16 +198,13 @@ class Bench:
         return _said_by(lambda: check_outputs_are_golden(self.bundle, self._open(variant), graph=graph.name))
 
     def _open(self, variant: Variant) -> Session:
-        """As a device opens them; bf16, which ONNX Runtime cannot run, widened to float32."""
-        files = [variant.files[0], *variant.part_files]
-        if variant.precision == "bf16":
-            files = [_widened(file, file.with_suffix(".wide.onnx")) for file in files]
-        precision = variant.precision
-        return open_files(files[0], self.work.final, files[1:], precision=precision, cpu=self.work.cpu)
+        """As a device opens them, as far as ONNX Runtime can."""
+        file, *parts = _runnable(variant)
+        return open_files(file, self.work.final, parts, precision=variant.precision, cpu=self.work.cpu)
 
     def _verdict(self, planted: Variant, found: Found) -> dict[str, Any]:
-        if found.gate and found.verify != "":
-            return {"verdict": KILLED}
+        if found.gate and found.values and found.verify != "":
+            return {"verdict": FAULT}
         session = self._open(planted)
         after = [session.run(feeds) for feeds, _ in self._cases]
         before, own = self._unmutated(found.graph)
@@ -215,11 +215,9 @@ class Bench:
             for a, b in zip(after, before, strict=True)
         ]
         measured = {"effect": effect, "own": own, "labels": float(np.concatenate(flips).mean())}
-        if not max(effect, routing) > EQUIVALENT:
-            return {"verdict": SAME} | measured
-        if found.gate:
-            return {"verdict": KILLED} | measured
-        return {"verdict": ROUNDING if effect <= own else SURVIVED} | measured
+        if found.values or effect > own:
+            return {"verdict": FAULT} | measured
+        return {"verdict": ROUNDING if max(effect, routing) > EQUIVALENT else SAME} | measured
 
     def _unmutated(self, graph: str) -> tuple[list[Arrays], float]:
         """Outputs of a graph as it was, and their distance from the eager model's."""
@@ -277,38 +275,32 @@ def run_mutations(
 
 
 def summary(found: Sequence[Found]) -> str:
-    """Two tables in Markdown: rates for each graph, and what survived the gate."""
+    """Two tables in Markdown: the shares of faults that are refused, and the faults that a gate lets through."""
     lines = [
-        "| bundle | graph | mutants | do not open | equivalent | within rounding | faults | gate | verify | either |",
+        "| bundle | graph | mutants | not opened | equivalent | within rounding | faults | gate | by values | verify |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    groups = {(one.case, one.graph): None for one in found}
-    for case, graph in groups:
+    for case, graph in {(one.case, one.graph): None for one in found}:
         lines.append(_row(case, graph, [one for one in found if (one.case, one.graph) == (case, graph)]))
-    lines += [
-        _row("all", "", found),
-        "",
-        "| left over | bundle, graph | logits off by | labels | verify |",
-        "|---|---|---|---|---|",
-    ]
-    left = sorted((one for one in found if one.verdict == SURVIVED), key=lambda one: -(one.effect or 0))
-    for one in left:
-        refused = {None: "cannot run", "": "lets it through"}.get(one.verify, "refuses")
+    lines += [_row("all", "", found), "", "| let through | bundle, graph | by | logits off by | labels |"]
+    lines.append("|---|---|---|---|---|")
+    left = [one for one in found if one.verdict == FAULT and not (one.gate and one.values)]
+    for one in sorted(left, key=lambda one: -(one.effect or 0)):
+        by = [name for name in ("gate", "values", "verify") if getattr(one, name) == ""]
         lines.append(
-            f"| {one.fault}: `{one.place}` | {one.case}, {one.graph} | {one.effect:.1e} (own {one.own:.1e}) | "
-            f"{one.labels:.1%} | {refused} |"
+            f"| {one.fault}: `{one.place}` | {one.case}, {one.graph} | {', '.join(by)} | "
+            f"{one.effect:.1e} (own {one.own:.1e}) | {one.labels:.1%} |"
         )
     return "\n".join(lines) + "\n"
 
 
 def _row(case: str, graph: str, found: Sequence[Found]) -> str:
     verdicts = Counter(one.verdict for one in found)
-    faults = [one for one in found if one.verdict in (KILLED, SURVIVED)]
+    faults = [one for one in found if one.verdict == FAULT]
     runnable = [one for one in faults if one.verify is not None]
-    killed = [one for one in faults if one.gate], [one for one in runnable if one.verify]
-    either = [one for one in faults if one.gate or one.verify]
-    shares = [_share(killed[0], faults), _share(killed[1], runnable), _share(either, faults)]
-    counts = [len(found), *(verdicts[word] for word in (BROKEN, SAME, ROUNDING)), len(faults)]
+    shares = [_share([one for one in faults if getattr(one, name)], faults) for name in ("gate", "values")]
+    shares.append(_share([one for one in runnable if one.verify], runnable))
+    counts = [len(found), *(verdicts[word] for word in (BROKEN, SAME, ROUNDING, FAULT))]
     return "| " + " | ".join([case, graph, *(f"{count:,}" for count in counts), *shares]) + " |"
 
 
@@ -356,6 +348,14 @@ def _difference(a: Sequence[Arrays], b: Sequence[Arrays], name: str) -> float:
 def _in_turn(lists: Sequence[Sequence[Any]]) -> Iterator[Any]:
     for i in range(max(map(len, lists), default=0)):
         yield from (one[i] for one in lists if i < len(one))
+
+
+def _runnable(variant: Variant) -> list[Path]:
+    """Its files, the main one first; of bf16, which ONNX Runtime cannot run, their values in float32."""
+    files = [variant.files[0], *variant.part_files]
+    if variant.precision != "bf16":
+        return files
+    return [_widened(file, file.with_suffix(".wide.onnx")) for file in files]
 
 
 def _widened(file: Path, path: Path) -> Path:

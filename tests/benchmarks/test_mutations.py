@@ -14,7 +14,7 @@ from onnx import numpy_helper, parser
 
 from benchmarks import mutations
 from benchmarks.mutants import mutants_of
-from benchmarks.mutations import BROKEN, KILLED, ROUNDING, SAME, SURVIVED, Bench, Found, summary
+from benchmarks.mutations import BROKEN, FAULT, ROUNDING, SAME, Bench, Found, summary
 from export.options import Options
 from export.pack.golden import pick_samples
 from export.variants import Work
@@ -44,12 +44,11 @@ def bench(exports: dict[str, Export], use_graph: Callable[[Export], None], data:
 
 def test_every_fault_of_a_sample_is_refused(bench: Bench) -> None:
     found = [bench.judge(*one) for one, _ in zip(bench.mutants(), range(MUTANTS), strict=False)]
-    assert [one.key for one in found if one.verdict not in (KILLED, SAME, BROKEN)] == []
-    killed = [one for one in found if one.verdict == KILLED]
-    assert len(killed) > MUTANTS / 2
-    assert all(one.gate for one in killed)
-    assert len([one for one in killed if one.verify]) > len(killed) / 2
-    assert not [one for one in found if one.verdict == SAME and one.verify]
+    faults = [one for one in found if one.verdict == FAULT]
+    assert [one.key for one in faults if not one.gate] == []
+    assert len(faults) > MUTANTS / 2
+    assert len([one for one in faults if one.verify]) > len(faults) / 2
+    assert not [one for one in found if one.verdict in (SAME, BROKEN) and one.verify]
     assert len({one.fault for one in found}) > 4
 
 
@@ -115,8 +114,9 @@ def found(number: int, verdict: str, **changes: object) -> Found:
         fault="sign",
         place="w",
         verdict=verdict,
-        gate="" if verdict != KILLED else "no",
-        verify="no" if verdict == KILLED else "",
+        gate="no",
+        values="",
+        verify="no",
         effect=0.2,
         own=0.01,
         labels=0.03,
@@ -125,15 +125,17 @@ def found(number: int, verdict: str, **changes: object) -> Found:
 
 
 def test_the_table_counts_faults_alone() -> None:
-    verdicts = (KILLED, KILLED, KILLED, SURVIVED, SAME, ROUNDING, BROKEN)
-    page = summary([found(i, verdict) for i, verdict in enumerate(verdicts)])
-    assert "| whole | model-int8 | 7 | 1 | 1 | 1 | 4 | 75.0% | 75.0% | 75.0% |" in page
-    assert "| sign: `w` | whole, model-int8 | 2.0e-01 (own 1.0e-02) | 3.0% | lets it through |" in page
+    refused = [found(i, FAULT, values="no") for i in range(3)]
+    others = [found(i, verdict) for i, verdict in enumerate((SAME, ROUNDING, BROKEN), 3)]
+    page = summary([*refused, *others, found(6, FAULT, verify="")])
+    assert "| whole | model-int8 | 7 | 1 | 1 | 1 | 4 | 100.0% | 75.0% | 75.0% |" in page
+    assert "| sign: `w` | whole, model-int8 | values, verify | 2.0e-01 (own 1.0e-02) | 3.0% |" in page
+    assert page.count("sign: `w`") == 1
 
 
 def test_what_was_judged_is_not_judged_again(tmp_path: Path) -> None:
     lines = tmp_path / "mutations.jsonl"
-    done = [found(i, KILLED) for i in range(2)]
+    done = [found(i, FAULT) for i in range(2)]
     text = "".join(json.dumps(asdict(one)) + "\n" for one in done)
     lines.write_text(text + text[:50], encoding="utf-8")  # interrupted
     assert list(mutations._read(lines)) == done
