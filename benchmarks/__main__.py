@@ -103,6 +103,23 @@ app.command("all", help="All of these.")(_command(list(BENCHMARKS)))
 app.command("reliability", help="Damaged inputs, kills, refusing machines: docs/reliability.md.")(reliability)
 
 
+@app.command("mutations", help="Single faults in finished files of every precision: which does a gate refuse?")
+def mutations(
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="A trained run folder, with its data.")],
+    work: Annotated[Path, typer.Option(metavar="FOLDER", help="Keeps what was judged: an interrupted run goes on.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer samples, and every tenth mutant.")] = False,
+    minutes: Annotated[float, typer.Option(min=0, help="Of judging, over all bundles; then the tables.")] = 45.0,
+) -> None:
+    from benchmarks.mutations import run_mutations, summary
+    from mope_deploy.files import write_file
+
+    if not work.is_dir():
+        raise UsageError("--work", received=work, expected="a folder")
+    page = summary(run_mutations(source, work, quick=quick, minutes=minutes))
+    write_file(work / "mutations.md", page)
+    out.print(page, markup=False)
+
+
 def run(names: Sequence[str], settings: Settings, *, to: Path | None) -> None:
     """Run benchmarks one after the other; the report is written anew after each, so that an interruption loses one.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from export.checks import check_device, check_sizes, check_split, check_target
 from export.gate import ParityReport, PrecisionReport
 from export.gate.cases import rows_needed
+from export.gate.device import open_files
 from export.limits import CALIBRATION_SAMPLES, DEFAULT_OPSET, GATE_SAMPLES, GOLDEN_COUNT
 from export.options import Options
 from export.pack.engines import EngineOptions, ExportedEngine, check_engine_options, export_engines
@@ -166,7 +167,13 @@ def _pack(work: Work, variants: Sequence[Variant], target: Path, engines: Engine
     """Golden samples, reports, manifest, engines: everything in one folder, whole or not at all."""
     model = work.model
     work.on_step("choosing golden samples")
-    golden = make_golden(model, golden_samples(model, work.samples, GOLDEN_COUNT), outputs=work.final.outputs)
+    lowered = [
+        open_files(variant.runnable, work.final, precision=variant.precision, cpu=work.cpu)
+        for variant in variants
+        if variant.lowered is not None
+    ]
+    chosen = golden_samples(model, work.samples, GOLDEN_COUNT, lowered=lowered)
+    golden = make_golden(model, chosen, outputs=work.final.outputs)
     graphs = [graph_entry(work, variant, golden) for variant in variants]
     manifest = manifest_of(work, variants, graphs)
     contents: dict[str, Path | bytes] = {path.name: path for variant in variants for path in variant.all_files}

@@ -11,6 +11,7 @@ from __future__ import annotations
 MAX_MANIFEST_BYTES = 16 * 2**20  # bytes; 100,000 labels of a usual length take a fifth of it
 MAX_TOKENIZER_BYTES = 256 * 2**20  # bytes; the largest vocabularies in use take 30 MB
 MAX_GOLDEN_BYTES = 2**30  # bytes of one .npz once unpacked; eight samples of video take a tenth of it
+MAX_REPLAY_BYTES = 256 * 2**20  # bytes of the input arrays of one batch of golden samples
 MAX_ARRAYS = 1000  # arrays in one .npz; goldens have one for every input
 MAX_FILE_BYTES = 2**40  # bytes that an entry of a manifest may claim; nothing allocates what is claimed
 MAX_SIDECAR_BYTES = 2**20  # bytes of the record beside an engine; one has a few kB
@@ -30,9 +31,7 @@ MAX_IMAGE_BYTES = 512 * 2**20  # bytes of a picture's file, which is read whole
 MAX_HEADER_READS = 10_000  # pieces that a picture's reader asks for before the pixels; a page of tags takes 300
 MAX_IMAGE_READS = 1_000_000  # and until it is decoded; each takes two microseconds
 MAX_TAG_VALUES = 2**20  # numbers of one TIFF tag; 100 megapixels in tiles of 16 x 16 are 390,625
-MAX_SLOW_BYTES = (
-    8 * 2**20
-)  # bytes of a PPM in digits or to be scaled, or a BMP in runs: decoded in Python, 2 MB a second
+MAX_SLOW_BYTES = 8 * 2**20  # bytes of a PPM in digits or to be scaled, or a BMP in runs: Python takes 1 s for 2 MB
 MAX_SCANS = 100  # of a JPEG; progressive ones have about 10, the most thrifty encoders write 30
 MAX_SCANNED_PIXELS = 12 * MAX_PIXELS  # pixels times scans: each scan passes over the whole picture
 MAX_VIDEO_PIXELS = 36_000_000  # pixels of a frame; 8K has 33 million

@@ -15,17 +15,8 @@ from mope_deploy.arguments import check_flag, check_integer, check_path
 from mope_deploy.bundle import Bundle
 from mope_deploy.data import Sample, Samples
 from mope_deploy.engines import CACHE_MB, Session, open_session
-from mope_deploy.engines.golden import Verification, check_outputs_are_golden
-from mope_deploy.errors import (
-    BundleError,
-    DataError,
-    EngineError,
-    MediaError,
-    MissingExtraError,
-    ParityError,
-    UsageError,
-)
-from mope_deploy.extras import installed_versions
+from mope_deploy.engines.golden import Verification, check_inputs_are_golden, check_outputs_are_golden
+from mope_deploy.errors import EngineError, MediaError, UsageError
 from mope_deploy.preprocess import AudioSource, ImageSource, Preprocessing, VideoSource
 
 if TYPE_CHECKING:
@@ -223,31 +214,8 @@ class Predictor:
             ParityError: they do not; the message has the figures.
             BundleError: the golden files are damaged.
         """
-        inputs, _ = self.bundle.golden()
-        self._verify_preprocessing(inputs)
+        check_inputs_are_golden(self.bundle, self.preprocessing)
         return check_outputs_are_golden(self.bundle, self.session, graph=self.graph)
-
-    def _verify_preprocessing(self, golden: Mapping[str, NDArray[Any]]) -> None:
-        try:
-            samples = self.bundle.golden_samples()
-            made = self.preprocessing.collate([loaded for _, loaded in samples.load(self.preprocessing)])
-        except MissingExtraError:
-            raise
-        except (DataError, UsageError) as error:
-            raise BundleError(f"golden samples: {error}") from error
-        for name, array in golden.items():
-            mine = made[name]
-            if array.shape == mine.shape and array.tobytes() == mine.tobytes():
-                continue
-            versions = installed_versions(("numpy",) if name.startswith("audio") else ("pillow", "tokenizers"))
-            here = " or ".join(f"{package} (here {version})" for package, version in versions.items())
-            differ = f"{(array != mine).sum():,} of {array.size:,} values" if array.shape == mine.shape else None
-            raise ParityError(
-                f"{samples.path}: preprocessing on this device does not give the golden {name}",
-                received=differ or f"shape {mine.shape}, not {array.shape}",
-                expected="equality to the last bit",
-                todo=f"try another version of {here}",
-            )
 
     def _broadcast(self, given: Mapping[str, Any], many: Mapping[str, int]) -> Iterator[dict[str, Any]]:
         """Samples as :meth:`Preprocessing.collate` takes them; a single input beside a list is loaded once."""

@@ -11,15 +11,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from export.gate.cases import sample_cases
 from export.gate.reference import eager_outputs
 from mope_deploy.data import Sample, open_samples
-from mope_deploy.errors import DataError
+from mope_deploy.engines.golden import MOST_TOLERANCE
+from mope_deploy.engines.session import Session
+from mope_deploy.errors import DataError, ExportError
 from mope_deploy.model import MoPE
 from mope_deploy.preprocess import Preprocessing, Waveform
 from mope_deploy.preprocess.audio import read_waveform
+from mope_deploy.preprocess.image import upright_rgb
 from mope_deploy.preprocess.video import read_clip
 
 __all__ = ["FOLDER", "INPUTS", "OUTPUTS", "SAMPLES", "Golden", "golden_samples", "make_golden", "pick_samples"]
@@ -27,10 +30,10 @@ __all__ = ["FOLDER", "INPUTS", "OUTPUTS", "SAMPLES", "Golden", "golden_samples",
 FOLDER = "golden"
 SAMPLES, INPUTS, OUTPUTS = f"{FOLDER}/samples.jsonl", f"{FOLDER}/inputs.npz", f"{FOLDER}/outputs.npz"
 
-_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 _LONGEST_SIDE = 1024  # pixels; a larger picture is shrunk before it goes into a bundle
 _LONGEST_FRAME = 320  # of a video
 _FLAC_CHANNELS = 8  # more it does not hold
+_CANDIDATES = 4  # times as many as are wanted, where graphs of lower precision have a say
 _SAFE_GAP = 1e-3  # between the last selected expert and the next one
 
 
@@ -64,10 +67,27 @@ def pick_samples(data: Path, model: MoPE, count: int, *, seed: int = 0) -> list[
     return [rows[i] for i in order]
 
 
-def golden_samples(model: MoPE, samples: Sequence[Sample], count: int) -> list[Sample]:
-    """``count`` of ``samples``: one of each label as far as they go, if possible none with a near-tie of experts."""
+def golden_samples(
+    model: MoPE, samples: Sequence[Sample], count: int, *, lowered: Sequence[Session] = ()
+) -> list[Sample]:
+    """``count`` of ``samples``: one of each label as far as they go, if possible none with a near-tie of experts.
+
+    Args:
+        model, samples, count: the reference, what to choose from, and how many.
+        lowered: graphs of lower precision. Where one of them is far from the model on a sample, an expert having
+            flipped, say, another sample is taken if there is one: that one would ask for a tolerance that hides faults.
+    """
     steady = [sample for sample, safe in zip(samples, _is_steady(model, samples), strict=True) if safe]
     ordered = steady + [sample for sample in samples if sample not in steady]
+    if lowered:
+        first = _chosen(ordered, _CANDIDATES * count)
+        calm = [sample for sample, near in zip(first, _is_near(model, first, lowered), strict=True) if near]
+        ordered = calm + [sample for sample in ordered if sample not in calm]
+    return _chosen(ordered, count)
+
+
+def _chosen(ordered: Sequence[Sample], count: int) -> list[Sample]:
+    """The first ones that bring a label of their own, then the first of the others."""
     chosen: list[Sample] = []
     seen: set[str] = set()
     for sample in ordered:
@@ -89,6 +109,9 @@ def make_golden(model: MoPE, samples: Sequence[Sample], *, outputs: Iterable[str
         model: the reference.
         samples: what to store.
         outputs: names of the outputs to store.
+
+    Raises:
+        ExportError: logits that are all 0.
     """
     files: dict[str, bytes] = {}
     rows, loaded = [], []
@@ -117,6 +140,8 @@ def make_golden(model: MoPE, samples: Sequence[Sample], *, outputs: Iterable[str
     inputs = model.preprocessing.collate(loaded)
     inputs = {name: inputs[name] for name in model.input_names}
     known = {name: array for name, array in eager_outputs(model, inputs).items() if name in set(outputs)}
+    if not known["logits"].any():
+        raise ExportError("the model's logits are all 0 on every golden sample, which proves nothing", todo="train it")
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     files |= {SAMPLES: lines.encode(), INPUTS: _npz(inputs), OUTPUTS: _npz(known)}
     return Golden(files=files, inputs=inputs, outputs=known)
@@ -134,19 +159,33 @@ def _is_steady(model: MoPE, samples: Sequence[Sample]) -> list[bool]:
     return found
 
 
+def _is_near(model: MoPE, samples: Sequence[Sample], lowered: Sequence[Session]) -> list[bool]:
+    """Per sample, whether every graph of lower precision is well within what golden samples may be off by."""
+    near, scale = [], 0.0
+    for case in sample_cases(model.preprocessing, samples):
+        eager = eager_outputs(model, case.inputs)
+        scale = max(scale, float(np.abs(eager["logits"]).max()))
+        errors = dict.fromkeys(("logits", "routing"), np.zeros(len(eager["logits"])))
+        for session in lowered:
+            for name, array in session.run({spec.name: case.inputs[spec.name] for spec in session.inputs}).items():
+                off = np.abs(array - eager[name]).reshape(len(array), -1).max(axis=1)
+                errors[name] = np.maximum(errors[name], off)
+        near += list(zip(errors["logits"], errors["routing"], strict=True))
+    limits = MOST_TOLERANCE.logits * scale, MOST_TOLERANCE.routing
+    return [all(2 * error <= limit for error, limit in zip(one, limits, strict=True)) for one in near]
+
+
 def _png(path: Path) -> bytes:
-    """The picture upright, without metadata and lossless, so that every device decodes the same pixels."""
-    with Image.open(path) as opened:
-        image = ImageOps.exif_transpose(opened)
-        if image.mode not in _PNG_MODES:
-            image = image.convert("RGB")
-        if max(image.size) > _LONGEST_SIDE:
-            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-            image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
-        image.info = {key: value for key, value in image.info.items() if key == "transparency"}
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG", optimize=True)
-        return buffer.getvalue()
+    """The picture as preparing it begins: upright 8-bit RGB without metadata, lossless, and not too large.
+
+    Shrunk only then: what Pillow makes of other modes when it resizes or saves them is not what preparing makes of
+    them (16 bits of grey become white).
+    """
+    image = upright_rgb(path)
+    image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
+    buffer = io.BytesIO()
+    Image.fromarray(np.asarray(image)).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def _flac(path: Path, preprocessing: Preprocessing) -> tuple[bytes, Waveform]:

@@ -7,24 +7,20 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from export.checks import check_sizes
 from export.gate.device import describe, open_files
 from export.graph.static import folding_of
 from export.pack.golden import INPUTS, OUTPUTS, SAMPLES, Golden
+from export.pack.tolerance import golden_errors, golden_tolerance
 from export.variants import Variant, Work
 from mope_deploy.extras import installed_versions
-from mope_deploy.manifest import Gate, Graph, Tolerance
+from mope_deploy.manifest import Gate, Graph
 from mope_deploy.targets import get_target
 
 __all__ = ["REPORT", "TOKENIZER", "graph_entry", "manifest_of", "reports_of"]
 
 TOKENIZER, REPORT = "tokenizer.json", "parity.json"
-# What golden samples may differ by on another machine: at least this much of fp32, and so many times what was measured
-# here. Where precision is lower, other engines round in other places, so the room is wider and its multiple smaller.
-GOLDEN_TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2, "int8": 5e-2, "int8-dynamic": 5e-2}
-GOLDEN_FACTOR = {"fp32": 10.0, "fp16": 3.0, "bf16": 3.0, "int8": 3.0, "int8-dynamic": 3.0}
 _VERSIONS = ("mope-deploy", "torch", "timm", "transformers", "onnx", "onnxscript", "onnxruntime", "optimum")
 
 
@@ -32,19 +28,21 @@ def graph_entry(work: Work, variant: Variant, golden: Golden) -> Graph:
     """A graph as the manifest describes it; its tolerances are a multiple of what was measured here.
 
     That is of fp32 over everything that was compared, of lower precisions on the golden samples themselves.
+
+    Raises:
+        ParityError: a graph that golden samples could not check.
     """
     measured, gate = _parity_errors(work), None
     if variant.lowered is not None:
-        report, measured = variant.lowered.report, _golden_errors(work, variant, golden)
+        session = open_files(variant.runnable, work.final, precision=variant.precision, cpu=work.cpu)
+        report, measured = variant.lowered.report, golden_errors(session, golden, work.model.preprocessing)
         asked, figures = report.thresholds.to_dict(), report.figures()
         gate = Gate(samples=report.samples, mark=report.mark, kept=variant.kept, thresholds=asked, figures=figures)
-    least, factor = GOLDEN_TOLERANCE[variant.precision], GOLDEN_FACTOR[variant.precision]
-    allowed = {name: min(1.0, max(least, factor * measured.get(name, 0.0))) for name in ("logits", "routing")}
     return replace(
         describe(variant.files[0], work.final, variant.part_files, precision=variant.precision),
         name=variant.name,
         runs_on=variant.runs_on,
-        tolerance=Tolerance(**allowed),
+        tolerance=golden_tolerance(variant.name, variant.precision, measured, golden),
         gate=gate,
     )
 
@@ -94,15 +92,6 @@ def _parity_errors(work: Work) -> dict[str, float]:
     errors: dict[str, float] = {}
     for check in (check for report in work.parity.reports.values() for check in report.values):
         errors[check.output] = max(errors.get(check.output, 0.0), check.error)
-    return errors
-
-
-def _golden_errors(work: Work, variant: Variant, golden: Golden) -> dict[str, float]:
-    """``logits``: max|a − b| / max|b|; ``routing``: max|a − b|, as :mod:`mope_deploy.engines.golden` measures them."""
-    session = open_files(variant.runnable, work.final, precision=variant.precision, cpu=work.cpu)
-    found = session.run(golden.inputs)
-    errors = {name: float(np.abs(array - golden.outputs[name]).max()) for name, array in found.items()}
-    errors["logits"] /= max(float(np.abs(golden.outputs["logits"]).max()), float(np.finfo(np.float32).tiny))
     return errors
 
 

@@ -10,8 +10,16 @@ from mope_deploy.bundle import Bundle
 from mope_deploy.engines.listing import built_engines
 from mope_deploy.engines.onnxruntime.cpu import cpu_settings
 from mope_deploy.engines.onnxruntime.graph import open_graph
-from mope_deploy.engines.onnxruntime.providers import CUDA, Providers, check_providers, overwritten
+from mope_deploy.engines.onnxruntime.providers import (
+    CPU,
+    CUDA,
+    Providers,
+    check_providers,
+    choose_providers,
+    overwritten,
+)
 from mope_deploy.engines.onnxruntime.session import available_providers
+from mope_deploy.engines.proof import prove_provider
 from mope_deploy.engines.session import Session
 from mope_deploy.engines.tensorrt.backends import BACKENDS, is_installed, open_backend
 from mope_deploy.engines.tensorrt.device import this_device
@@ -59,7 +67,7 @@ def open_session(
         UsageError: no such engine or graph; options that belong to another engine.
         MissingExtraError: the engine's package is not installed.
         EngineError: the engine refuses the graph.
-        ParityError: a TensorRT engine does not give the golden outputs.
+        ParityError: a TensorRT engine, or a provider other than the CPU, does not give the golden outputs.
     """
     if check_text("engine", engine, expected=f"auto or {', '.join(ENGINES)}") not in ("auto", *ENGINES):
         raise UsageError(
@@ -84,7 +92,10 @@ def open_session(
 
     def onnxruntime(providers: Providers | None) -> Session:
         chosen = bundle.graph(graph, engine="onnxruntime")
-        return open_graph(chosen, bundle.file, cpu=cpu, providers=providers, cache_mb=cache_mb)
+        session = open_graph(chosen, bundle.file, cpu=cpu, providers=providers, cache_mb=cache_mb)
+        if session.device != CPU:
+            prove_provider(bundle, chosen, session, choose_providers(providers, available_providers()))
+        return session
 
     if engine == "auto" and not for_ort:
         return _auto(bundle, graph, onnxruntime)
@@ -118,7 +129,7 @@ def _auto(bundle: Bundle, graph: str | None, onnxruntime: Callable[[Providers | 
             session = onnxruntime([CUDA])
             session.why = reasons[0]
             return session
-        except EngineError as error:
+        except (EngineError, ParityError) as error:
             reasons.append(str(error))
     session = onnxruntime(None)
     session.why = "; ".join(reasons)

@@ -41,6 +41,11 @@ class SplitSession:
         self.inputs, self.outputs = graph.raw_inputs, graph.outputs
         self._graph = graph
 
+    @property
+    def uncached(self) -> SplitSession:
+        """The same sessions, which run every row anew."""
+        return SplitSession(self._graph, self.main, self.parts)
+
     def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None) -> Arrays:
         names = check_outputs(outputs, self.outputs)
         check_feeds(feeds, self.inputs)

@@ -31,7 +31,7 @@ from mope_deploy.limits import MAX_PIXELS
 from mope_deploy.preprocess.image_file import check_decoder, check_size, open_picture, plain_tags
 from mope_deploy.preprocess.shared import Notice, Tensors, describe, one_line
 
-__all__ = ["ImageSource", "ImageSpec", "check_size", "fit", "normalise"]
+__all__ = ["ImageSource", "ImageSpec", "check_size", "fit", "normalise", "upright_rgb"]
 
 BACKGROUND = (255, 255, 255)  # what transparent pixels are composited on
 
@@ -227,6 +227,14 @@ def _to_rgb(image: Image.Image, name: str, key: Any) -> Image.Image:
     except Exception as error:  # a colour space without a conversion, a damaged palette
         received = f"mode {image.mode}: {one_line(error)}"
         raise MediaError(f"{name} cannot be converted to RGB", received=received) from error
+
+
+def upright_rgb(path: Path) -> Image.Image:
+    """A picture as :meth:`ImageSpec.load` prepares it before it resizes: upright 8-bit RGB. Raises as that does."""
+    name = describe("image", path)
+    image, key = _open(path, name)
+    with image:
+        return _to_rgb(image, name, key)
 
 
 def _upright(image: Image.Image) -> Image.Image:

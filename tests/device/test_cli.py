@@ -238,6 +238,31 @@ def test_a_variant_that_this_engine_cannot_run_is_a_note(mope, graph_file: Path,
     assert mope("verify", bundle).code == 1
 
 
+def test_a_bundle_for_tensorrt_alone_is_verified_as_far_as_it_can_be(mope, graph_file: Path, tmp_path: Path) -> None:
+    """bf16, which ONNX Runtime's CPU lacks: files and preprocessing are checked, and what was not is said."""
+    (graph,) = tiny.manifest()["graphs"]
+    half = {**graph, "name": "model-bf16", "precision": "bf16", "runs_on": "tensorrt"}
+    files = tiny.files(graph_file)
+    bundle = write_bundle(tmp_path / "b", files=files, manifest=tiny.manifest(graphs=[half])).path
+    for arguments in ((), ("--graph", "model-bf16"), ("--json",)):
+        done = mope("verify", bundle, *arguments)
+        assert (done.code, done.out) == (1, "")
+        assert done.err.count("\n") == 1
+        assert "its 12 files and its preprocessing are as exported, but none of its graphs could be run" in done.err
+        assert "model-bf16: no TensorRT" in done.err
+    assert mope("verify", bundle, "--engine", "onnxruntime").code == 2
+    assert mope("verify", bundle, "--graph", "model").code == 2
+    both = write_bundle(tmp_path / "c", files=files, manifest=tiny.manifest(graphs=[half, graph])).path
+    done = mope("verify", both)
+    assert done.code == 0
+    assert "note: model-bf16 cannot be used here" in done.err
+    files["golden/0.png"] = files["golden/1.png"]
+    other = write_bundle(tmp_path / "d", files=files, manifest=tiny.manifest(graphs=[half])).path
+    done = mope("verify", other)
+    assert done.code == 1
+    assert "does not give the golden pixel_values" in done.err
+
+
 def test_a_variant_with_other_numbers_fails(mope, bundle_path: Path, graph_file: Path, tmp_path: Path) -> None:
     (graph,) = tiny.manifest()["graphs"]
     wrong = graph_file.read_bytes().replace(tiny.weights()["head"].tobytes(), (2 * tiny.weights()["head"]).tobytes())

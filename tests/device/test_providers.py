@@ -39,6 +39,7 @@ DOCUMENTED = {"use_tf32", "cudnn_conv_algo_search", "arena_extend_strategy"}
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
     """An onnxruntime that says it has every provider; what its sessions are asked for, which then run on the CPU."""
+    monkeypatch.setattr("mope_deploy.engines.open.prove_provider", lambda *_: None)  # tests/engines has its tests
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ALL)
     kept: list[list[Any]] = []
 

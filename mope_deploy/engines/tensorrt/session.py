@@ -6,11 +6,9 @@ compute capability → operating system → deserialising → inputs and outputs
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 
 from mope_deploy.bundle import Bundle
 from mope_deploy.engines.golden import Verification, check_outputs_are_golden
+from mope_deploy.engines.proof import prove_once
 from mope_deploy.engines.session import TF32_TOLERANCE, Arrays, Session, check_feeds, check_interface, check_outputs
 from mope_deploy.engines.tensorrt.backends import Backend, dtype_name
 from mope_deploy.engines.tensorrt.cuda import Cuda
@@ -27,9 +26,8 @@ from mope_deploy.engines.tensorrt.device import Device
 from mope_deploy.engines.tensorrt.inspect import check_precision, read_precisions
 from mope_deploy.engines.tensorrt.log import shared_log
 from mope_deploy.engines.tensorrt.profiles import Chunk, chunks, profile_shapes
-from mope_deploy.engines.tensorrt.sidecar import EngineFiles, Proof, Sidecar, onnx_files
-from mope_deploy.errors import EngineError, MopeError
-from mope_deploy.files import json_bytes, write_file
+from mope_deploy.engines.tensorrt.sidecar import EngineFiles, Sidecar, onnx_files
+from mope_deploy.errors import EngineError
 from mope_deploy.manifest import Graph
 
 __all__ = ["TensorRTSession", "check_engine", "check_tensors", "deserialise", "open_engine", "prove"]
@@ -165,7 +163,7 @@ def prove(
 ) -> Verification | None:
     """Read the precision back and run the golden samples before any prediction, once per engine and device.
 
-    A success is recorded, outside the bundle's hashed files. Where it cannot be written, this is done at every load.
+    See :func:`mope_deploy.engines.proof.prove_once`.
 
     Args:
         information: gives the engine inspector's JSON.
@@ -177,25 +175,14 @@ def prove(
         EngineError: no matrix layer of the engine has the precision that the graph is called by.
         ParityError: the golden samples do not come out. Nothing is recorded in either case.
     """
-    key: dict[str, Any] = {"engine_sha256": sidecar.engine.sha256, "bundle_sha256": bundle.sha256}
-    key |= {"version": backend.version, "device": device}
-    known = Proof.read(files.proof)
-    if known is not None and known.covers(**key):
-        return None
-    layers = read_precisions(information())
-    check_precision(layers, sidecar.precision.declared, str(files.engine))
-    measured = check_outputs_are_golden(bundle, session, graph=sidecar.graph)
-    proof = Proof(
-        **key,
-        logits_error=measured.logits_error,
-        routing_error=measured.routing_error,
-        layers=dict(layers),
-        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    )
-    with contextlib.suppress(OSError, MopeError):  # a read-only bundle: proved again next time
-        files.proof.parent.mkdir(parents=True, exist_ok=True)
-        write_file(files.proof, json_bytes(proof.to_dict()))
-    return measured
+
+    def measure() -> tuple[Verification, Mapping[str, int]]:
+        layers = read_precisions(information())
+        check_precision(layers, sidecar.precision.declared, str(files.engine))
+        return check_outputs_are_golden(bundle, session, graph=sidecar.graph), layers
+
+    key = {"engine_sha256": sidecar.engine.sha256, "bundle_sha256": bundle.sha256}
+    return prove_once(files.proof, {**key, "version": backend.version, "device": device}, measure)
 
 
 class TensorRTSession:
@@ -223,7 +210,7 @@ class TensorRTSession:
         self.inputs, self.outputs = graph.inputs, graph.outputs
         self.why, self.settings = "", {}
         self.least_tolerance = TF32_TOLERANCE if sidecar.precision.tf32 else 0.0
-        self._profile, self._pad_id = sidecar.profile, pad_id
+        self.profile, self._pad_id = sidecar.profile, pad_id
         self._dtypes = {spec.name: np.dtype(spec.dtype) for spec in (*sidecar.inputs, *sidecar.outputs)}
         self._formats = backend.module.LayerInformationFormat
         self._cuda = Cuda()
@@ -242,7 +229,7 @@ class TensorRTSession:
         check_feeds(feeds, self.inputs)
         with self._lock:
             self._cuda.activate()
-            parts = [self._run(one) for one in chunks(feeds, self.inputs, self._profile, pad_id=self._pad_id)]
+            parts = [self._run(one) for one in chunks(feeds, self.inputs, self.profile, pad_id=self._pad_id)]
         return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
     def information(self) -> str:
@@ -253,7 +240,7 @@ class TensorRTSession:
         with self._lock:
             self._cuda.activate()
             for spec in self.inputs:
-                shapes = profile_shapes(spec, self._profile)
+                shapes = profile_shapes(spec, self.profile)
                 if shapes is not None:
                     self._context.set_input_shape(spec.name, shapes[1])
             inspector = self._engine.create_engine_inspector()

@@ -35,6 +35,7 @@ __all__ = [
     "find_engines",
     "onnx_files",
     "plain",
+    "proof_file",
 ]
 
 FORMAT, PROOF_FORMAT, SCHEMA = "mope-engine", "mope-engine-proof", 1
@@ -189,6 +190,11 @@ def engine_files(bundle: Bundle, graph: Graph, backend: str, *, folder: Path | N
         )
     engine, sidecar, proof = (folder / f"{graph.name}.{backend}.{end}" for end in ("engine", "json", "proof.json"))
     return EngineFiles(engine, sidecar, proof)
+
+
+def proof_file(bundle: Bundle, graph: Graph, engine: str) -> Path:
+    """Where the proof of an engine lies that is not built: a provider of ONNX Runtime's."""
+    return _folder(bundle) / f"{graph.name}.{engine}.proof.json"
 
 
 def exported_names(graph: Graph, backend: str) -> tuple[str, str]:

@@ -91,8 +91,10 @@ def test_pictures_are_stored_upright_lossless_and_without_metadata(exports: dict
     Image.fromarray(pixels).convert("CMYK").save(tmp_path / "cmyk.tif")
     Image.fromarray(np.dstack([pixels, pixels[..., :1]])).save(tmp_path / "alpha.png")
     Image.fromarray(pixels).convert("P").save(tmp_path / "palette.gif", transparency=3)
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(tmp_path / "grey16.png")
+    Image.fromarray(pixels[..., 0] > 127).save(tmp_path / "bits.png")
     Image.fromarray(pixels).resize((3000, 1500), Image.Resampling.NEAREST).save(tmp_path / "large.png")
-    names = ("turned.jpg", "cmyk.tif", "alpha.png", "palette.gif", "large.png")
+    names = ("turned.jpg", "cmyk.tif", "alpha.png", "palette.gif", "grey16.png", "bits.png", "large.png")
     samples = [Sample(tmp_path / name, "a red card", "neutral", i, tmp_path / "x") for i, name in enumerate(names)]
     golden = make_golden(model, samples, outputs=("logits",))
     for i, name in enumerate(names):
@@ -104,5 +106,22 @@ def test_pictures_are_stored_upright_lossless_and_without_metadata(exports: dict
         assert np.array_equal(golden.inputs["pixel_values"][i], model.preprocessing.normalise(again[None])[0]), name
         if name != "large.png":
             assert np.array_equal(again, model.preprocessing.load_image(tmp_path / name)), name
-    assert max(Image.open(io.BytesIO(golden.files["golden/4.png"])).size) == 1024
+    assert max(Image.open(io.BytesIO(golden.files["golden/6.png"])).size) == 1024
     assert not np.array_equal(again, model.preprocessing.load_image(tmp_path / "large.png"))
+
+
+def test_a_large_picture_of_any_mode_is_shrunk_as_it_is_prepared(exports: dict[str, Export], tmp_path: Path) -> None:
+    """Sixteen bits of grey were clipped to white, and one bit stays black or white, when Pillow shrinks them."""
+    model = exports["dense"].model
+    grey = np.tile(np.linspace(0, 255, 1200).astype(np.uint16), (1100, 1))
+    Image.fromarray(grey * 257).save(tmp_path / "grey16.png")
+    Image.fromarray(grey.astype(np.uint8)).save(tmp_path / "grey8.png")
+    bits = grey % 2 == 0
+    Image.fromarray(bits).save(tmp_path / "bits.png")
+    Image.fromarray(bits.astype(np.uint8) * 255).save(tmp_path / "bytes.png")
+    names = ("grey16.png", "grey8.png", "bits.png", "bytes.png")
+    samples = [Sample(tmp_path / name, "a red card", "neutral", i, tmp_path / "x") for i, name in enumerate(names)]
+    made = make_golden(model, samples, outputs=("logits",)).inputs["pixel_values"]
+    assert made[0].std() > 0.1
+    np.testing.assert_array_equal(made[0], made[1])
+    np.testing.assert_array_equal(made[2], made[3])
