@@ -45,7 +45,7 @@ class Case:
 
 
 def rows_needed(classes: int) -> int:
-    """Samples whose logits are at least :data:`MIN_VALUES` values, and a quarter more: near-ties may be set aside."""
+    """Samples whose logits are at least :data:`MIN_VALUES` values, and a quarter more."""
     return math.ceil(1.25 * MIN_VALUES / classes)
 
 
@@ -61,8 +61,9 @@ def generated_cases(graph: MoPEGraph, *, seed: int = 0) -> list[Case]:
     lengths = [T for T in (5, longest, 11, _SHORTEST) if _SHORTEST <= T <= longest and T != EXAMPLE_LENGTH] or [longest]
     plan = zip((1, 3, 8, 5), ("padded", "padded", "unpadded", "all rows padded"), itertools.cycle(lengths))
     cases = [_case(graph, random, B, T, padding) for B, padding, T in plan]
+    fewest = min(graph.num_labels, graph.num_layers * graph.num_experts)  # values that any output has of a sample
     for B, T in zip(itertools.cycle((13, 16)), itertools.cycle(lengths)):
-        if sum(case.batch for case in cases) >= rows_needed(graph.num_labels):
+        if sum(case.batch for case in cases) >= rows_needed(fewest):
             return cases
         cases.append(_case(graph, random, B, T, "padded"))
     raise AssertionError("unreachable: the plan is endless")

@@ -39,6 +39,13 @@ def test_enough_values_in_sizes_that_were_not_traced(labels: int, longest: int) 
     assert (EXAMPLE_BATCH, EXAMPLE_LENGTH) not in sizes
 
 
+@pytest.mark.parametrize(("layers", "experts"), [(1, 1), (2, 1), (1, 2), (12, 16)])
+def test_enough_values_of_routing_too(layers: int, experts: int) -> None:
+    cases = generated_cases(dataclasses.replace(GRAPH, num_layers=layers, num_experts=experts))
+    assert sum(case.batch for case in cases) * layers * experts >= MIN_VALUES
+    assert sum(case.batch for case in cases) * GRAPH.num_labels >= MIN_VALUES
+
+
 def test_rows_are_padded_but_never_masked_altogether() -> None:
     cases = generated_cases(GRAPH)
     for case in cases:
