@@ -40,7 +40,7 @@ def choose_rows(model: MoPE, data: Path, calibration: Path, *, judged: int, cali
     Raises:
         DataError: a row that cannot be used, or too few of them.
     """
-    ours = judged_rows(model, data, count=judged, seed=seed)
+    ours: Sequence[Sample] = judged_rows(model, data, count=judged, seed=seed)
     if not calibrated:
         return Rows(tuple(ours), ())
     taken = {_content(row) for row in ours}

@@ -115,7 +115,7 @@ class PrecisionReport(Report):
         label_flips, expert_flips: what differs, the largest margins first, at most 100 each; all are counted.
         thresholds: what had to be reached.
         given: labels that were given, by both sides together, and those of them that both gave: where most of hundreds
-            of labels are never given, that all of them agree says little. None where nothing was compared.
+            of labels are never given, that all of them agree says little. None where a sample has exactly one.
     """
 
     file: str

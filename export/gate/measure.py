@@ -137,7 +137,7 @@ def _labels(eager: Arrays, lowered: Arrays, task: Task, name: Callable[[int], st
 
 
 def _given(eager: Arrays, lowered: Arrays, task: Task) -> Share | None:
-    if not eager:
+    if not eager or not task.several:
         return None
     a, b = (task.members(task.decide(side["logits"])) for side in (lowered, eager))  # (C, n)
     return Share(int(a.sum() + b.sum()), 2 * int((a & b).sum()))

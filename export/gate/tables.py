@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -33,6 +33,8 @@ from export.graph.folding import AppendedExperts, FoldedExperts
 from export.graph.probe import open_probe
 from mope_deploy.model import MoPE
 from mope_deploy.model.backbones.prefix import Projection
+from mope_deploy.model.experts import PromptExperts
+from mope_deploy.model.prompts import LayerPrompts
 from mope_deploy.model.router import Router
 
 __all__ = ["TableCheck", "compare_tables"]
@@ -83,27 +85,27 @@ def compare_tables(model: MoPE, file: Path, parts: Sequence[Path] = ()) -> tuple
     """
     graphs = [onnx.load(path) for path in (file, *parts)]
     found: list[TableCheck] = []
-    for i, layer in enumerate(model.layers):
+    for i, layer in enumerate(cast("list[LayerPrompts]", list(model.layers))):
         if layer.router is not None and layer.experts is not None:
-            found.append(_experts(model, i, graphs))
+            projection = model.main.projection(i) if model.main.has_prefix_form else None
+            found.append(_experts(layer.experts, projection, layer.router.top_k, i, graphs))
             found.append(_router(layer.router, i, graphs))
     return tuple(found)
 
 
-def _experts(model: MoPE, i: int, graphs: Sequence[onnx.ModelProto]) -> TableCheck:
-    layer = model.layers[i]
-    K = len(layer.experts.prompts)
-    projection = model.main.projection(i) if model.main.has_prefix_form else None
-    what = f"experts of layer {i}"
+def _experts(
+    experts: PromptExperts, projection: Projection | None, top_k: int, i: int, graphs: Sequence[onnx.ModelProto]
+) -> TableCheck:
+    what, K = f"experts of layer {i}", len(experts.prompts)
     if len(graphs) == 1 and (routed := _routed_part(graphs[0], i)) is not None:
-        names, soft = _forced(K, layer.router.top_k)
-        sides = [_expected(layer.experts, projection, layer.router.top_k, each) for each in (soft, soft.float())]
+        names, soft = _forced(K, top_k)
+        sides = [_expected(experts, projection, top_k, each) for each in (soft, soft.float())]
         pairs = _paired(_run(*routed, soft.numpy().astype(np.float32)), *sides)
         if pairs is not None:
             error, allowed, row = max(map(_worst, *zip(*pairs, strict=True)), key=lambda one: one[0] / one[1])
             return TableCheck(what, "forced routing", K, error, allowed, names[row])
     stored = _read_by(graphs, f"layers.{i}.dynamic")
-    found = [_as_stored(form, stored) for form in _forms(layer.experts.prompts.detach().cpu(), projection)]
+    found = [_as_stored(form, stored) for form in _forms(experts.prompts.detach().cpu(), projection)]
     error, row = min(found)
     return TableCheck(what, "as stored", K, error, TOLERANCE, f"expert {row}")
 
@@ -120,7 +122,7 @@ def _forced(K: int, top_k: int) -> tuple[list[str], Tensor]:
     return [f"expert {k}, then {(k + step) % K}" for step in (1, -1) for k in range(K)], rows
 
 
-def _expected(experts: nn.Module, projection: Projection | None, top_k: int, soft: Tensor) -> dict[str, Array]:
+def _expected(experts: PromptExperts, projection: Projection | None, top_k: int, soft: Tensor) -> dict[str, Array]:
     """What the trained experts give for scores (R, K): tokens, keys and values, (R, n) each, in the scores' dtype."""
     selected = torch.ones_like(soft, dtype=torch.bool)
     if top_k:
@@ -148,7 +150,9 @@ def _routed_part(model: onnx.ModelProto, i: int) -> tuple[onnx.ModelProto, list[
         return None
     soft = softmax.output[0]
     constants = {tensor.name for tensor in graph.initializer}
-    known, nodes, dynamic = {soft}, [], []
+    known = {soft}
+    nodes: list[onnx.NodeProto] = []
+    dynamic: list[str] = []
     for node in graph.node:
         module = node.name.rpartition("/")[0]
         if node.op_type == "Constant":
@@ -196,14 +200,14 @@ def _paired(
     found: Sequence[Array], exact: dict[str, Array], plain: dict[str, Array]
 ) -> list[tuple[Array, Array, Array]] | None:
     """What was found beside what was expected, in float64 and in float32; None if the two cannot be told to be one."""
-    if len(found) == 1:
-        choices = [("tokens",)]
-    else:  # which is which is compared on every sample: here it only has to be found out
-        choices = [("keys", "values"), ("values", "keys")] if "keys" in exact else []
+    # Which of two is which is compared on every sample: here it only has to be found out.
+    choices: list[tuple[str, ...]] = [("tokens",), ("keys", "values"), ("values", "keys")]
     pairs = [
         [(a, exact[name], plain[name]) for a, name in zip(found, names, strict=True)]
         for names in choices
-        if len(names) == len(found) and all(a.shape == exact[name].shape for a, name in zip(found, names, strict=True))
+        if exact.keys() >= {*names}
+        and len(names) == len(found)
+        and all(a.shape == exact[name].shape for a, name in zip(found, names, strict=True))
     ]
     return min(pairs, key=lambda one: max(_distance(a, b) for a, b, _ in one), default=None)
 
@@ -261,7 +265,8 @@ def _router(router: Router, i: int, graphs: Sequence[onnx.ModelProto]) -> TableC
     trained = {"the routing embeddings": nn.functional.normalize(U, dim=-1) if router.cosine else U}
     if router.project_x is not None:
         trained["the projection of x"] = router.project_x.weight.detach()
-    trained |= {f"the projection of {name}": each.weight.detach() for name, each in router.project_y.items()}
+    own = cast("dict[str, nn.Linear]", dict(router.project_y.items()))
+    trained |= {f"the projection of {name}": each.weight.detach() for name, each in own.items()}
     stored = _read_by(graphs, f"layers.{i}.router")
     stored += [array.T for array in stored]
     worst = (0.0, "")

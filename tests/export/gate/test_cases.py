@@ -61,6 +61,17 @@ def test_rows_are_padded_but_never_masked_altogether() -> None:
     assert any(mask.all(1).any() and not mask.all() for mask in masks.values())
 
 
+def test_one_case_is_nearly_constant() -> None:
+    """Down to pictures of one value alone, and texts of one word."""
+    case = next(case for case in generated_cases(GRAPH) if "nearly constant" in case.name)
+    spread = case.inputs["pixel_values"].reshape(case.batch, -1).std(axis=1)
+    assert (spread < 2e-3).all()
+    assert spread[-1] == 0 < spread[0]
+    for ids, mask in zip(case.inputs["input_ids"], case.inputs["attention_mask"], strict=True):
+        assert len(set(ids[mask > 0].tolist())) == 1
+        assert not ids[mask == 0].any()
+
+
 def test_the_same_seed_gives_the_same_cases() -> None:
     first, second, other = generated_cases(GRAPH), generated_cases(GRAPH), generated_cases(GRAPH, seed=1)
     assert all(np.array_equal(a.inputs[k], b.inputs[k]) for a, b in zip(first, second, strict=True) for k in a.inputs)

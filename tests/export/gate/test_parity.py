@@ -152,6 +152,20 @@ def test_fails_every_planted_fault(name: str, exports: dict[str, Export], tmp_pa
     json.dumps(report.to_dict(), allow_nan=False)
 
 
+@pytest.mark.parametrize("which", [0, 3, -1])
+def test_fails_another_epsilon_of_one_norm(which: int, exports: dict[str, Export], tmp_path: Path) -> None:
+    export = exports["dense"]
+    model = export.proto()
+    norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
+    epsilon = next(attribute for attribute in norms[which].attribute if attribute.name == "epsilon")
+    assert epsilon.f < 2e-6
+    epsilon.f = 1e-3
+    onnx.save(model, tmp_path / "faulty.onnx")
+    assert not measure(
+        export.model, tmp_path / "faulty.onnx", export.config, generated_cases(export.config.graph)
+    ).passed
+
+
 @pytest.mark.parametrize("kind", ["top2", "top1"])
 @pytest.mark.parametrize("name", ["two experts swapped", "a router dropped", "a weight off by 1e-3"])
 def test_fails_them_under_top_k_routing_too(name: str, kind: str, exports: dict[str, Export], tmp_path: Path) -> None:
