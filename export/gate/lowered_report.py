@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from export.gate.found import InterfaceCheck, Report, json_safe, percent, require, table_of, verdict, wrong
+from export.gate.tables import TableCheck, table_cells
 from export.gate.thresholds import Thresholds
 from export.limits import GATE_SAMPLES
 
@@ -116,6 +117,7 @@ class PrecisionReport(Report):
         thresholds: what had to be reached.
         given: labels that were given, by both sides together, and those of them that both gave: where most of hundreds
             of labels are never given, that all of them agree says little. None where a sample has exactly one.
+        tables: every expert and router, compared directly (:mod:`export.gate.tables`); empty on a part of the samples.
     """
 
     file: str
@@ -138,6 +140,7 @@ class PrecisionReport(Report):
     expert_flips: tuple[Flip, ...]
     thresholds: Thresholds
     given: Share | None = None
+    tables: tuple[TableCheck, ...] = ()
 
     @property
     def given_asked(self) -> float:
@@ -203,6 +206,7 @@ class PrecisionReport(Report):
             found.append("an output is NaN or infinite")
         if not self.labels_passed:
             found.append(f"{_of(self.labels)} predicted labels agree, at least {percent(asked.labels)} must")
+        found += [str(check) for check in self.tables if not check.passed]
         if self.given is not None and not self.given_passed:
             found.append(f"{_of(self.given)} labels that are given agree, at least {percent(self.given_asked)} must")
         if (least := self.selections_asked) is not None:
@@ -236,6 +240,7 @@ class PrecisionReport(Report):
             "metric": self.metric and asdict(self.metric) | {"change": self.metric.change},
             "routing": _share(self.routing) if self.experts else None,
             "experts": [_share(layer) for layer in self.experts],
+            "tables": [asdict(check) | {"passed": check.passed} for check in self.tables],
             "given": self.given and _share(self.given),
             "selections": [_share(layer) for layer in self.selections],
         }
@@ -288,6 +293,8 @@ class PrecisionReport(Report):
         if self.selections:
             least = min(self.selections, key=lambda layer: layer.share)
             _add_share(table, "selected experts, worst layer", least, self.selections_asked)
+        if self.tables:
+            table.add_row("every expert and router", *table_cells(self.tables))
         remarks = [_MARKS.get(self.mark, self.mark)] if self.mark else []
         if self.samples < GATE_SAMPLES:
             remarks.append(f"{self.samples:,} samples only; {GATE_SAMPLES:,} would say more")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from export.gate.device import origin, run_checked
 from export.gate.evaluation import Evaluation
 from export.gate.lowered_report import Flip, LogitsError, Metric, PrecisionReport, Share
+from export.gate.tables import compare_tables
 from export.gate.thresholds import Thresholds
 from export.graph.exporter_config import MoPEExporterConfig
 from mope_deploy.metrics import report as scores
@@ -82,6 +83,7 @@ def measure_precision(
         expert_flips=expert_flips,
         thresholds=thresholds,
         given=_given(eager, lowered, evaluation.model.task),
+        tables=compare_tables(evaluation.model, file, parts) if runs and limit is None else (),
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from export.gate.found import InterfaceCheck, Report, json_safe, require, table_of, verdict, wrong
-from export.gate.tables import TableCheck
+from export.gate.tables import TableCheck, table_cells
 
 __all__ = [
     "CEILING",
@@ -257,12 +257,8 @@ class ParityReport(Report):
                 name, f"{decided.compared:,}", f"{decided.equal:,} equal{ties}", "all", verdict(decided.passed)
             )
         if self.tables:
-            worst_table = max(self.tables, key=lambda check: check.error / check.allowed)
-            seen = f"{worst_table.error:.1e}, {self.selected} selected by samples"
-            passed = all(check.passed for check in self.tables)
-            table.add_row(
-                "every expert and router", f"{self.experts}", seen, f"{worst_table.allowed:.0e}", verdict(passed)
-            )
+            remark = f", {self.selected} selected by samples"
+            table.add_row("every expert and router", *table_cells(self.tables, remark))
         earned = [check for check in self.values if check.earned and check.rounding is not None]
         if earned:
             worst = max(earned, key=lambda check: check.error)

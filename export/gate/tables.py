@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from export.gate.found import verdict
 from export.gate.inside import router_softmaxes, save_probe
 from export.gate.reference import mixed
 from export.graph.folding import AppendedExperts, FoldedExperts
@@ -37,7 +38,7 @@ from mope_deploy.model.experts import PromptExperts
 from mope_deploy.model.prompts import LayerPrompts
 from mope_deploy.model.router import Router
 
-__all__ = ["TableCheck", "compare_tables"]
+__all__ = ["TableCheck", "compare_tables", "table_cells"]
 
 TOLERANCE = 1e-5  # relative to the largest value of the same expert or mixture
 ROUNDING = 10.0  # or so many times what the trained experts' own float32 loses
@@ -73,6 +74,14 @@ class TableCheck:
 
     def __str__(self) -> str:
         return f"the {self.what} differ by {self.error:.2g} of their size, allowed {self.allowed:.0e} ({self.worst})"
+
+
+def table_cells(checks: Sequence[TableCheck], remark: str = "") -> tuple[str, str, str, str]:
+    """For a terminal: how many experts, the worst one's error, what is allowed for it, and the verdict."""
+    worst = max(checks, key=lambda check: check.error / check.allowed)
+    count = sum(check.experts for check in checks if check.what.startswith("experts"))
+    passed = verdict(all(check.passed for check in checks))
+    return f"{count}", f"{worst.error:.1e}{remark}", f"{worst.allowed:.0e}", passed
 
 
 def compare_tables(model: MoPE, file: Path, parts: Sequence[Path] = ()) -> tuple[TableCheck, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import torch
 from onnx import ModelProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from export.gate import Evaluation, measure_precision
 from export.gate.cases import Case, generated_cases
 from export.gate.parity import measure
 from export.gate.reference import eager_outputs
@@ -26,12 +28,14 @@ from export.graph.static import StaticLayer
 from export.graph.to_onnx import to_older
 from export.limits import OPSETS
 from export.precision import lowering
+from mope_deploy.data import open_samples
 from mope_deploy.model.backbones.prefix import Projection
 from mope_deploy.model.experts import PromptExperts
 from mope_deploy.model.prompts import LayerPrompts
 from mope_deploy.model.router import Router, routing_embeddings
 from tests.export.conftest import Export
 from tests.export.gate.faults import edit
+from tests.export.gate.table import ANYTHING, shown
 from tests.shared import once, shared_folder
 
 K, L, D, INNER = 16, 2, 12, 8
@@ -207,7 +211,7 @@ def test_an_expert_that_no_compared_sample_selects_is_compared(exports: dict[str
     assert len(report.problems()) == 1
     assert "the experts of layer 1 differ" in report.problems()[0]
     assert "expert 2" in report.problems()[0]
-    for precision in ("fp16", "int8-dynamic"):
+    for precision in ("fp16", "bf16", "int8-dynamic"):
         lowering(export.file, precision).write(tmp_path / f"{precision}.onnx")
         assert all(check.passed for check in compare_tables(export.model, tmp_path / f"{precision}.onnx"))
         found = compare_tables(export.model, planted(tmp_path / f"{precision}.onnx"))
@@ -219,6 +223,24 @@ def test_an_expert_that_no_compared_sample_selects_is_compared(exports: dict[str
     planted(holder).replace(holder)
     found = compare_tables(export.model, cut.main[0], cut.part_files)
     assert [(check.what, check.how) for check in found if not check.passed] == [("experts of layer 1", "as stored")]
+
+
+def test_the_gate_of_lower_precisions_compares_them_too(exports: dict[str, Export], data: Path, tmp_path: Path) -> None:
+    export = exports["top1"]
+    lowering(export.file, "int8-dynamic").write(tmp_path / "model.onnx")
+    proto = onnx.load(tmp_path / "model.onnx")
+    edit(proto, "layers.1.dynamic.table", lambda table: np.where(np.arange(len(table))[:, None] == 2, 1000, table))
+    onnx.save(proto, tmp_path / "bad.onnx")
+    evaluation = Evaluation(export.model, list(open_samples(data))[:16])
+    for name, wrong in (("model", []), ("bad", ["experts of layer 1"])):
+        report = measure_precision(
+            evaluation, tmp_path / f"{name}.onnx", export.config, precision="int8-dynamic", thresholds=ANYTHING
+        )
+        assert [check.what for check in report.tables if not check.passed] == wrong
+        assert len(report.tables) == 4
+        assert report.passed == (not wrong)
+        assert json.loads(json.dumps(report.to_dict()))["tables"][2]["passed"] == (not wrong)
+        assert "every expert and router" in shown(report)
 
 
 ROUTERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
