@@ -40,6 +40,7 @@ from mope_deploy.model import MoPE
 __all__ = ["NEAR_TIE_FACTOR", "ParityGate", "measure"]
 
 NEAR_TIE_FACTOR = 10.0
+_NOTHING = 1e-30  # of a weight
 _LISTED = 100  # near-ties and differences written out; all are counted
 
 Array = NDArray[Any]
@@ -161,7 +162,10 @@ def _with_routers(
     for run, routers in zip(runs, seen, strict=True):
         exported = run.exported | routers
         exported["mixture"] = run.exported.get("routing", _mixture(**routers))
-        eager, rows = dict(run.eager), ((run.eager["routing"] > 0) != (_mixture(**routers) > 0)).any(axis=(1, 2))
+        eager, rows = (
+            dict(run.eager),
+            (_taking_part(run.eager["routing"]) != _taking_part(_mixture(**routers))).any((1, 2)),
+        )
         if rows.any():
             inputs = {name: array[rows] for name, array in run.case.inputs.items()}
             again = eager_outputs(model, inputs, selected=routers["selected"][rows])
@@ -177,6 +181,11 @@ def _mixture(scores: Array, selected: Array) -> Array:
     """The weights that scores (B, layers, K) give to the selected experts."""
     powers = np.exp(scores - scores.max(axis=-1, keepdims=True, initial=-np.inf, where=selected)) * selected
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def _taking_part(weights: Array) -> Array:
+    """Which experts count at all: what is left of a weight beside the smallest floats is up to each library."""
+    return weights > _NOTHING
 
 
 def _values(runs: Sequence[Run], output: str, source: str, tolerance: float) -> ValueCheck:
@@ -263,7 +272,8 @@ def _experts(runs: Sequence[Run], limit: float) -> Decisions:
         for row, layer in np.ndindex(*scores.shape[:2]):
             own, count = scores[row, layer], int(selected[row, layer].sum())  # (K,)
             gap = min(_gap(own, count), _gap(own, 1))
-            kept = np.isin(np.arange(len(own)), np.argsort(-own, kind="stable")[:count])
+            soft = _mixture(own, np.ones(own.shape, bool))
+            kept = np.isin(np.arange(len(own)), np.argsort(-soft, kind="stable")[:count])
             ours, theirs = (_choice(each, count < len(own)) for each in (_mixture(own, kept), mixture[row, layer]))
             made.append(NearTie(run.case.name, row, f"layer {layer}", ours, theirs, gap, limit))
     return _decisions("experts", made)
@@ -286,7 +296,7 @@ def _decisions(kind: str, made: Sequence[NearTie]) -> Decisions:
 def _choice(weights: Array, selecting: bool) -> str:
     """The top expert and, where experts are selected, behind it the others that were."""
     top = int(weights.argmax())
-    others = [str(k) for k in np.flatnonzero(weights > 0) if k != top] if selecting else []
+    others = [str(k) for k in np.flatnonzero(_taking_part(weights)) if k != top] if selecting else []
     return f"expert {top}" + (f" with {', '.join(others)}" if others else "")
 
 

@@ -122,6 +122,14 @@ def test_a_tie_in_one_layer_excuses_nothing_in_the_next() -> None:
     assert found.faults[0].where == "layer 1"
 
 
+def test_a_weight_of_nothing_is_no_choice() -> None:
+    """Both the second and the third score vanish in the softmax: which of the two was selected is up to each library."""
+    run = routed([[0.0, -120.0, -200.0]], [[1.0, 0.0, 0.0]])
+    run.exported["selected"] = np.array([[[True, False, True]]])
+    found = _experts([run], limit=1e-3)
+    assert (found.compared, found.equal, found.different) == (1, 1, 0)
+
+
 def test_one_expert_is_no_choice() -> None:
     found = _experts([routed([[0.3]], [[1.0]])], limit=1e-3)
     assert (found.compared, found.equal, found.near_ties) == (1, 1, 0)
