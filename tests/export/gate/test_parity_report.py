@@ -123,7 +123,7 @@ def test_a_tie_in_one_layer_excuses_nothing_in_the_next() -> None:
 
 
 def test_a_weight_of_nothing_is_no_choice() -> None:
-    """Both the second and the third score vanish in the softmax: which of the two was selected is up to each library."""
+    """The second and the third score vanish in the softmax: which of the two was selected is up to each library."""
     run = routed([[0.0, -120.0, -200.0]], [[1.0, 0.0, 0.0]])
     run.exported["selected"] = np.array([[[True, False, True]]])
     found = _experts([run], limit=1e-3)
