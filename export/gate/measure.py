@@ -183,7 +183,8 @@ def _selections(eager: Arrays, lowered: Arrays) -> tuple[Share, ...]:
     """The set of experts that top-k routing selected, in every layer; of experts that tie either is right."""
     if "routing" not in lowered:
         return ()
-    ours, theirs, soft = eager["routing"] > 0, lowered["routing"] > 0, eager["soft"]  # (n, layers, K)
+    ours, theirs = eager["routing"] > 0, lowered["routing"] > 0  # (n, layers, K)
+    soft = eager.get("soft", eager["routing"])
     least, lowest = (np.where(chosen, soft, np.inf).min(axis=-1) for chosen in (ours, theirs))
     tied = (ours.sum(axis=-1) == theirs.sum(axis=-1)) & (lowest >= least - _TIE)
     same = (ours == theirs).all(axis=-1) | tied  # (n, layers)
