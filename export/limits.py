@@ -12,6 +12,7 @@ __all__ = [
     "GOLDEN_COUNT",
     "MAX_IR_VERSION",
     "METHODS",
+    "MIN_JUDGED",
     "MIN_VALUES",
     "OPSETS",
     "THRESHOLD_NAMES",
@@ -35,5 +36,7 @@ CALIBRATION_SAMPLES = 128  # that int8 reads its ranges from
 MIN_VALUES = 128  # that the parity gate compares of every output; a maximum over fewer says little about an error
 # Rows for precisions below fp32: with fewer, one weighs more than the tenth of a per cent that fp16 may differ by.
 GATE_SAMPLES = 1000
+# Beneath that there is no verdict: if 16 agree, the share that does may still be as low as 83 % (95 % confidence).
+MIN_JUDGED = 16
 THRESHOLD_NAMES = ("labels", "routing", "metric")  # fields of export.gate.Thresholds
 GOLDEN_COUNT = 8  # samples that a bundle carries to check a device with

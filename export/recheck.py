@@ -11,6 +11,7 @@ from export.gate.cases import rows_needed
 from export.graph.exporter_config import exporter_config
 from export.limits import GATE_SAMPLES
 from export.pack.golden import pick_samples
+from export.rows import judged_rows
 from mope_deploy.bundle import Bundle
 from mope_deploy.engines.onnxruntime.cpu import cpu_settings
 from mope_deploy.errors import UsageError
@@ -59,7 +60,7 @@ def check_bundle(
 
     @functools.cache
     def evaluation() -> Evaluation:
-        return Evaluation(model, pick_samples(data, model, gate_samples, seed=seed), on_step=on_step, cpu=cpu)
+        return Evaluation(model, judged_rows(model, data, count=gate_samples, seed=seed), on_step=on_step, cpu=cpu)
 
     graphs = [graph for graph in bundle.manifest.graphs if graph.takes("onnxruntime")]
     for graph in sorted(graphs, key=lambda graph: graph.precision != "fp32"):

@@ -33,10 +33,10 @@ from export.graph.split import PartFile
 from export.graph.static import to_static
 from export.graph.to_onnx import drop_routing, trace
 from export.options import Options
-from export.pack.golden import pick_samples
 from export.precision import lowering
 from export.precision.check import DYNAMIC_OPS
 from export.precision.repair import Lowered, lower_within_gate
+from export.rows import Rows, choose_rows
 from mope_deploy.data import Sample
 from mope_deploy.engines.onnxruntime.cpu import CpuSettings, cpu_settings
 from mope_deploy.manifest import Cpu
@@ -90,14 +90,24 @@ class Work:
     @cached_property
     def evaluation(self) -> Evaluation:
         """What lower precisions are judged on."""
-        judged = pick_samples(self.data, self.model, self.options.gate_samples, seed=self.options.seed)
-        return Evaluation(self.model, judged, on_step=self.on_step, cpu=self.cpu)
+        return Evaluation(self.model, self.rows.judged, on_step=self.on_step, cpu=self.cpu)
+
+    @cached_property
+    def rows(self) -> Rows:
+        """Rows of real samples for lower precisions."""
+        options = self.options
+        return choose_rows(
+            self.model,
+            self.data,
+            self.calibration,
+            judged=options.gate_samples,
+            calibrated=options.calibration_samples if "int8" in options.precisions else 0,
+            seed=options.seed,
+        )
 
     def feeds(self) -> Iterator[dict[str, NDArray[Any]]]:
-        """Input arrays to calibrate on; another choice than what is judged, where both are of one file."""
-        options = self.options
-        rows = pick_samples(self.calibration, self.model, options.calibration_samples, seed=options.seed + 1)
-        for case in sample_cases(self.model.preprocessing, rows):
+        """Input arrays to calibrate on, of no row that is judged."""
+        for case in sample_cases(self.model.preprocessing, self.rows.calibration):
             yield {name: case.inputs[name] for name in self.model.input_names}
 
     @cached_property
@@ -176,6 +186,8 @@ def make_variants(work: Work) -> list[Variant]:
         ParityError: a graph is not the model, and cannot be repaired.
     """
     options = work.options
+    if options.precisions != ("fp32",):
+        work.evaluation  # noqa: B018  # too few rows, or a label that is none, are said before anything is traced
     canonical, found = _canonical(work)
     made = [found if precision == "fp32" else _lowered(work, canonical, precision) for precision in options.precisions]
     return [*made, _fused(work, found)] if options.fuse else made

@@ -8,6 +8,8 @@ fp32, and fused     the trained model itself, eager   generated batches of awkwa
                     the rewrite that was traced       (``cases.py``)                       1e-5, or float32's own
                     (``reference.py``)                                                     rounding; every label and top
                                                                                            expert equal but near-ties
+every expert of     the trained experts, for forced   one row or more for each expert,     1e-5, or float32's own
+these (``tables``)  scores                            selected by any sample or not        rounding
 fp16, bf16, int8,   the same                          real samples alone                   shares of equal labels, of
 int8-dynamic                                          (``evaluation.py``)                  equal top experts in every
 (``measure.py``)                                                                           layer, a bounded drop of the
@@ -30,6 +32,7 @@ from export.gate.lowered_report import Flip, LogitsError, Metric, PrecisionRepor
 from export.gate.measure import judge_again, measure_precision
 from export.gate.parity import ParityGate
 from export.gate.parity_report import ParityReport, require_parity
+from export.gate.tables import TableCheck, compare_tables
 from export.gate.thresholds import THRESHOLDS, Thresholds
 
 __all__ = [
@@ -42,7 +45,9 @@ __all__ = [
     "ParityReport",
     "PrecisionReport",
     "Share",
+    "TableCheck",
     "Thresholds",
+    "compare_tables",
     "judge_again",
     "measure_precision",
     "require_parity",

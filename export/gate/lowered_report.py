@@ -9,12 +9,16 @@ from typing import Any
 from rich.table import Table
 
 from export.gate.found import InterfaceCheck, Report, json_safe, percent, require, table_of, verdict, wrong
+from export.gate.tables import TableCheck, table_cells
 from export.gate.thresholds import Thresholds
 from export.limits import GATE_SAMPLES
 
 __all__ = ["Flip", "LogitsError", "Metric", "PrecisionReport", "Share", "require_precision"]
 
 _SLACK = 1e-9  # a difference of two shares is rounded: 0.80 − 0.79 is a little more than 0.01
+# The last expert that is selected is nearer to the next one than the first is to the second, so more of them change
+# places; ten times as many may.
+_EDGE = 10
 _MARKS = {
     "CPU": "computed on a CPU, which rounds otherwise than the device will",
     "emulated": "emulated: a float32 copy whose tensors were rounded one by one",
@@ -111,6 +115,9 @@ class PrecisionReport(Report):
         selections: the set of selected experts, a share per layer, under top-k routing; else empty.
         label_flips, expert_flips: what differs, the largest margins first, at most 100 each; all are counted.
         thresholds: what had to be reached.
+        given: labels that were given, by both sides together, and those of them that both gave: where most of hundreds
+            of labels are never given, that all of them agree says little. None where a sample has exactly one.
+        tables: every expert and router, compared directly (:mod:`export.gate.tables`); empty on a part of the samples.
     """
 
     file: str
@@ -132,6 +139,25 @@ class PrecisionReport(Report):
     label_flips: tuple[Flip, ...]
     expert_flips: tuple[Flip, ...]
     thresholds: Thresholds
+    given: Share | None = None
+    tables: tuple[TableCheck, ...] = ()
+
+    @property
+    def given_asked(self) -> float:
+        """What share of given labels has to agree: they differ by no more than the metric may drop by."""
+        asked = self.thresholds
+        return asked.labels if asked.metric is None else min(asked.labels, 1 - asked.metric)
+
+    @property
+    def given_passed(self) -> bool:
+        """Whether enough of the labels agree that were given; none on either side agree."""
+        return self.given is None or not self.given.compared or self.given.share >= self.given_asked
+
+    @property
+    def selections_asked(self) -> float | None:
+        """What share of samples has to have the same selected experts in every layer, top-k; None asks for nothing."""
+        asked = self.thresholds.routing
+        return None if asked is None else max(0.0, 1 - _EDGE * (1 - asked))
 
     @property
     def ran(self) -> bool:
@@ -180,6 +206,15 @@ class PrecisionReport(Report):
             found.append("an output is NaN or infinite")
         if not self.labels_passed:
             found.append(f"{_of(self.labels)} predicted labels agree, at least {percent(asked.labels)} must")
+        found += [str(check) for check in self.tables if not check.passed]
+        if self.given is not None and not self.given_passed:
+            found.append(f"{_of(self.given)} labels that are given agree, at least {percent(self.given_asked)} must")
+        if (least := self.selections_asked) is not None:
+            found += [
+                f"{_of(layer)} samples have the same selected experts in layer {i}, at least {percent(least)} must"
+                for i, layer in enumerate(self.selections)
+                if layer.share < least
+            ]
         if self.metric is not None and asked.metric is not None and not self.metric_passed:
             found.append(
                 f"{self.metric.name} drops from {percent(self.metric.before)} to {percent(self.metric.after)}, at "
@@ -205,6 +240,8 @@ class PrecisionReport(Report):
             "metric": self.metric and asdict(self.metric) | {"change": self.metric.change},
             "routing": _share(self.routing) if self.experts else None,
             "experts": [_share(layer) for layer in self.experts],
+            "tables": [asdict(check) | {"passed": check.passed} for check in self.tables],
+            "given": self.given and _share(self.given),
             "selections": [_share(layer) for layer in self.selections],
         }
         return json_safe(document)
@@ -240,6 +277,8 @@ class PrecisionReport(Report):
         error = f"max {self.logits.maximum:.1e}, RMS {self.logits.rms:.1e}"
         table.add_row("error of logits", f"{self.samples:,}", error, "finite", verdict(self.finite))
         _add_share(table, "predicted labels", self.labels, asked.labels)
+        if self.given is not None and self.given.compared and self.given.share < self.labels.share:
+            _add_share(table, "labels that are given", self.given, self.given_asked)
         if self.metric is not None:
             change = f"{percent(self.metric.before)} → {percent(self.metric.after)}"
             limit = "" if asked.metric is None else f"drop ≤ {100 * asked.metric:g}"
@@ -252,7 +291,10 @@ class PrecisionReport(Report):
         elif not self.routing_passed and asked.routing is not None:
             table.add_row("top expert", "0", "no output routing", f"≥ {percent(asked.routing)}", verdict(False))
         if self.selections:
-            _add_share(table, "selected experts", _all(self.selections), None)
+            least = min(self.selections, key=lambda layer: layer.share)
+            _add_share(table, "selected experts, worst layer", least, self.selections_asked)
+        if self.tables:
+            table.add_row("every expert and router", *table_cells(self.tables))
         remarks = [_MARKS.get(self.mark, self.mark)] if self.mark else []
         if self.samples < GATE_SAMPLES:
             remarks.append(f"{self.samples:,} samples only; {GATE_SAMPLES:,} would say more")

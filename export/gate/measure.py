@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from export.gate.device import origin, run_checked
 from export.gate.evaluation import Evaluation
 from export.gate.lowered_report import Flip, LogitsError, Metric, PrecisionReport, Share
+from export.gate.tables import compare_tables
 from export.gate.thresholds import Thresholds
 from export.graph.exporter_config import MoPEExporterConfig
 from mope_deploy.metrics import report as scores
@@ -23,6 +24,7 @@ from mope_deploy.task import Task
 
 __all__ = ["judge_again", "measure_precision"]
 
+_TIE = 1e-6  # between two weights of a router: float32 itself makes them differ by that
 _LISTED = 100  # flips written out; all are counted
 
 Array = NDArray[Any]
@@ -80,6 +82,8 @@ def measure_precision(
         label_flips=label_flips,
         expert_flips=expert_flips,
         thresholds=thresholds,
+        given=_given(eager, lowered, evaluation.model.task),
+        tables=compare_tables(evaluation.model, file, parts) if runs and limit is None else (),
     )
 
 
@@ -134,6 +138,13 @@ def _labels(eager: Arrays, lowered: Arrays, task: Task, name: Callable[[int], st
     return Share(b.size, int((a == b).sum())), _largest(flips)
 
 
+def _given(eager: Arrays, lowered: Arrays, task: Task) -> Share | None:
+    if not eager or not task.several:
+        return None
+    a, b = (task.members(task.decide(side["logits"])) for side in (lowered, eager))  # (C, n)
+    return Share(int(a.sum() + b.sum()), 2 * int((a & b).sum()))
+
+
 def _metric(eager: Arrays, lowered: Arrays, evaluation: Evaluation, n: int) -> Metric | None:
     known, task = evaluation.labelled[:n], evaluation.model.task
     if not known.any():
@@ -153,6 +164,9 @@ def _experts(eager: Arrays, lowered: Arrays, name: Callable[[int], str]) -> tupl
         weights = eager["soft"][row, layer].astype(np.float64)  # (K,)
         chosen, ours = int(a[row, layer]), int(b[row, layer])
         margin = float(weights[ours] - weights[chosen])
+        if margin <= _TIE:  # either is right
+            a[row, layer] = ours
+            continue
         flips.append(Flip(name(row), f"layer {layer}", f"expert {ours}", f"expert {chosen}", margin=margin))
     return tuple(Share(len(a), int(equal)) for equal in (a == b).sum(axis=0)), _largest(flips)
 
@@ -166,10 +180,14 @@ def _drift(eager: Arrays, lowered: Arrays) -> tuple[float, ...]:
 
 
 def _selections(eager: Arrays, lowered: Arrays) -> tuple[Share, ...]:
-    """The set of experts that top-k routing selected, in every layer."""
+    """The set of experts that top-k routing selected, in every layer; of experts that tie either is right."""
     if "routing" not in lowered:
         return ()
-    same = ((lowered["routing"] > 0) == (eager["routing"] > 0)).all(axis=-1)  # (n, layers)
+    ours, theirs = eager["routing"] > 0, lowered["routing"] > 0  # (n, layers, K)
+    soft = eager.get("soft", eager["routing"])
+    least, lowest = (np.where(chosen, soft, np.inf).min(axis=-1) for chosen in (ours, theirs))
+    tied = (ours.sum(axis=-1) == theirs.sum(axis=-1)) & (lowest >= least - _TIE)
+    same = (ours == theirs).all(axis=-1) | tied  # (n, layers)
     return tuple(Share(len(same), int(equal)) for equal in same.sum(axis=0))
 
 

@@ -1,7 +1,10 @@
 """The parity gate: the saved file against the untouched eager model. It fails closed.
 
 The file is loaded fresh in ONNX Runtime; the reference is the trained model itself, never the rewrite that was traced.
-Compared are names, dtypes, axes, shapes, values, predicted labels and, per layer, which expert counts most.
+Compared are names, dtypes, axes, shapes, values, predicted labels and, per layer, the router's scores, which experts
+were selected, and every expert's table, selected or not (:mod:`export.gate.tables`). Scores that are scaled choose the
+same expert under top-1 routing, whose weight is 1. They are compared as values all the same: that a fault in them keeps
+their order for every input is nothing that any number of samples shows.
 
 Values: max|a − b| / max|b| ≤ 1e-5 in float32 over at least 128 values; where float32 itself rounds more than that, the
 file has to be as near to float64 as PyTorch is (:class:`export.gate.parity_report.Rounding`). Decisions: all equal,
@@ -12,7 +15,6 @@ counted and listed.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,18 +25,22 @@ from numpy.typing import NDArray
 
 from export.gate.cases import Case, generated_cases, sample_cases
 from export.gate.device import Run, origin, run_checked
+from export.gate.found import InterfaceCheck
+from export.gate.inside import Inside
 from export.gate.parity_report import CEILING, Decisions, NearTie, ParityReport, Rounding, ValueCheck
 from export.gate.reference import Batch, eager_outputs, in_float64, largest_difference
+from export.gate.tables import compare_tables
 from export.graph.exporter_config import MoPEExporterConfig
 from export.limits import MIN_VALUES
 from mope_deploy.data import Sample
 from mope_deploy.engines.onnxruntime.cpu import CpuSettings
+from mope_deploy.files import reason
 from mope_deploy.model import MoPE
 
 __all__ = ["NEAR_TIE_FACTOR", "ParityGate", "measure"]
 
 NEAR_TIE_FACTOR = 10.0
-KEPT_SHARE = 0.8  # of the samples: more near-ties than that set aside would leave nothing compared
+_NOTHING = 1e-30  # of a weight
 _LISTED = 100  # near-ties and differences written out; all are counted
 
 Array = NDArray[Any]
@@ -108,62 +114,110 @@ def measure(
     """
     batches = (Batch(case, eager(case) if eager else eager_outputs(model, case.inputs)) for case in cases)
     runs, opened, ran = run_checked(file, config, batches, parts, cpu=cpu)
-    header = origin(file, parts) | {"tolerance": config.tolerance, "interface": (*opened, *ran)}
+    header = origin(file, parts) | {"tolerance": config.tolerance}
+    tied, selected, outputs = 0, 0, list(config.outputs)
+    if runs and model.config.dynamic:
+        runs, found, tied = _with_routers(runs, model, file, parts)
+        ran.append(found)
+        outputs.append("scores")
+        selected = int(np.any([(run.exported["mixture"] > 0).any(axis=0) for run in runs], axis=0).sum()) if runs else 0
+    header["interface"] = (*opened, *ran)
     if not runs:
-        return ParityReport(**header, batches=(), values=(), decisions=(), set_aside=0)
-    top_k = model.config.top_k if "routing" in config.outputs else 0
-    keep = [_same_experts(run.eager, run.exported, top_k) for run in runs]
+        return ParityReport(**header, batches=(), values=(), decisions=())
     sources = dict.fromkeys(run.case.source for run in runs)
-    values = [_values(runs, keep, output, source, config.tolerance) for output in config.outputs for source in sources]
-    values = _with_rounding(values, runs, keep, model, top_k)
-    decisions = [_labels(runs, keep, model, NEAR_TIE_FACTOR * _measured(values, "logits"))]
-    if "routing" in config.outputs:
-        error = _measured(values, "routing")
-        if top_k:
-            # One expert kept has the weight 1 exactly; how far its scores are off shows in the logits alone.
-            error = max(error, *(min(check.error, CEILING) for check in values))
-        decisions.append(_experts(runs, top_k, NEAR_TIE_FACTOR * error))
+    values = [_values(runs, output, source, config.tolerance) for output in outputs for source in sources]
+    values = _with_rounding(values, runs, model)
+    decisions = [_labels(runs, model, NEAR_TIE_FACTOR * _measured(values, "logits"))]
+    if "scores" in outputs:
+        decisions.append(_experts(runs, NEAR_TIE_FACTOR * _measured(values, "scores")))
     return ParityReport(
         **header,
         batches=tuple((run.case.name, run.case.source) for run in runs),
         values=tuple(values),
         decisions=tuple(decisions),
-        set_aside=sum(int((~rows).sum()) for rows in keep),
+        tied=tied,
+        tables=compare_tables(model, file, parts),
+        selected=selected,
     )
 
 
-def _values(runs: Sequence[Run], keep: Sequence[Array], output: str, source: str, tolerance: float) -> ValueCheck:
-    """The largest error of ``output`` over the kept rows of every batch from ``source``; NaN stays NaN."""
-    count, given, largest, scale, worst = 0, 0, 0.0, 0.0, ""
-    for run, rows in zip(runs, keep, strict=True):
+def _with_routers(
+    runs: Sequence[Run], model: MoPE, file: Path, parts: Sequence[Path]
+) -> tuple[list[Run], InterfaceCheck, int]:
+    """The runs with what the file's routers did inside, and in how many rows they selected other experts.
+
+    ``scores`` and ``selected`` are as :class:`export.gate.inside.Inside` has them, ``mixture`` (B, layers, K) what the
+    experts count. Where the file selected other experts than the model, the model is asked what it computes with
+    those: between equals both are right, and neither says anything about the values.
+    """
+    try:
+        inside = Inside(file, parts)
+        seen = [inside(run.case.inputs) for run in runs]
+    except Exception as error:  # ONNX Runtime raises many classes
+        return [], InterfaceCheck("looking at the routers", reason(error), "their scores"), 0
+    found = InterfaceCheck("layers whose router was found", str(len(inside.layers)), str(model.main.depth))
+    if not found.passed:
+        return [], found, 0
+    made, tied = [], 0
+    for run, routers in zip(runs, seen, strict=True):
+        exported = run.exported | routers
+        exported["mixture"] = run.exported.get("routing", _mixture(**routers))
+        eager, rows = (
+            dict(run.eager),
+            (_taking_part(run.eager["routing"]) != _taking_part(_mixture(**routers))).any((1, 2)),
+        )
+        if rows.any():
+            inputs = {name: array[rows] for name, array in run.case.inputs.items()}
+            again = eager_outputs(model, inputs, selected=routers["selected"][rows])
+            eager = {name: array.copy() for name, array in eager.items()}
+            for name, array in again.items():
+                eager[name][rows] = array
+        tied += int(rows.sum())
+        made.append(Run(run.case, eager, exported))
+    return made, found, tied
+
+
+def _mixture(scores: Array, selected: Array) -> Array:
+    """The weights that scores (B, layers, K) give to the selected experts."""
+    powers = np.exp(scores - scores.max(axis=-1, keepdims=True, initial=-np.inf, where=selected)) * selected
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def _taking_part(weights: Array) -> Array:
+    """Which experts count at all: what is left of a weight beside the smallest floats is up to each library."""
+    return weights > _NOTHING
+
+
+def _values(runs: Sequence[Run], output: str, source: str, tolerance: float) -> ValueCheck:
+    """The largest error of ``output`` over every batch from ``source``; NaN stays NaN."""
+    count, largest, scale, worst = 0, 0.0, 0.0, ""
+    for run in runs:
         if run.case.source != source:
             continue
-        b = run.eager[output][rows]
-        error = largest_difference(run.exported[output][rows], b)
+        b = run.eager[output]
+        error = largest_difference(run.exported[output], b)
         if not worst or error > largest or np.isnan(error):  # once NaN, it stays
             largest, worst = error, run.case.name
         count += b.size
-        given += run.eager[output].size
         scale = max(scale, float(np.abs(b).max(initial=0.0)))
     # A small data set is compared as a whole; the generated batches have the full count in any case.
-    enough = MIN_VALUES if source == "generated" else min(MIN_VALUES, math.ceil(given * KEPT_SHARE))
+    enough = MIN_VALUES if source == "generated" else min(MIN_VALUES, count)
     return ValueCheck(output, source, count, enough, largest, scale, tolerance, worst)
 
 
-def _with_rounding(
-    values: Sequence[ValueCheck], runs: Sequence[Run], keep: Sequence[Array], model: MoPE, top_k: int
-) -> list[ValueCheck]:
+def _with_rounding(values: Sequence[ValueCheck], runs: Sequence[Run], model: MoPE) -> list[ValueCheck]:
     """``values`` with both sides' distance from float64, where the tolerance was missed by no more than rounding may.
 
-    Pooled over all batches; rows that float64 routes to other experts are left out.
+    Pooled over all batches. float64 mixes the experts that the file selected.
     """
     if not any(not check.within and check.error <= CEILING for check in values):
         return list(values)
     twin = in_float64(model)
     distances: dict[str, list[tuple[float, float]]] = {check.output: [] for check in values}
-    for run, kept in zip(runs, keep, strict=True):
-        exact = eager_outputs(twin, run.case.inputs)
-        for row in np.flatnonzero(kept & _same_experts(exact, run.eager, top_k)).tolist():
+    for run in runs:
+        selected = run.exported.get("selected")
+        exact = eager_outputs(twin, run.case.inputs, selected=selected)
+        for row in range(run.case.batch):
             for name, pairs in distances.items():
                 exported, eager = (side[name][row] for side in (run.exported, run.eager))
                 pairs.append(
@@ -196,35 +250,32 @@ def _measured(values: Sequence[ValueCheck], output: str) -> float:
     return max(min(check.max_abs_error, CEILING * check.scale) for check in values if check.output == output)
 
 
-def _labels(runs: Sequence[Run], keep: Sequence[Array], model: MoPE, limit: float) -> Decisions:
-    """Everything that is decided about every kept row."""
+def _labels(runs: Sequence[Run], model: MoPE, limit: float) -> Decisions:
+    """Everything that is decided about every row."""
     made = []
-    for run, rows in zip(runs, keep, strict=True):
-        for row in np.flatnonzero(rows).tolist():
+    for run in runs:
+        for row in range(run.case.batch):
             eager, exported = (model.task.verdicts(side["logits"][row]) for side in (run.eager, run.exported))
             for (where, ours, gap), (_, theirs, _) in zip(eager, exported, strict=True):
                 made.append(NearTie(run.case.name, row, where, ours, theirs, gap, limit))
     return _decisions("labels", made)
 
 
-def _experts(runs: Sequence[Run], top_k: int, limit: float) -> Decisions:
+def _experts(runs: Sequence[Run], limit: float) -> Decisions:
     """The top expert of every row and layer and, under top-k routing, the set of experts that were selected.
 
-    Once a row's selection differs in a layer, its later layers see another x: they are not compared.
+    A layer behind another selection sees another x, and so does the model's, which was given the same selection.
     """
     made = []
     for run in runs:
-        eager, exported, soft = run.eager["routing"], run.exported["routing"], run.eager["soft"]  # (B, layers, K)
-        for row in range(run.case.batch):
-            for layer in range(eager.shape[1]):
-                e, x = eager[row, layer], exported[row, layer]
-                gap = _gap(e, 1)
-                if top_k:
-                    gap = min(_gap(soft[row, layer], top_k), gap if top_k > 1 else np.inf)
-                ours, theirs = _choice(e, top_k), _choice(x, top_k)
-                made.append(NearTie(run.case.name, row, f"layer {layer}", ours, theirs, gap, limit))
-                if top_k and ((e > 0) != (x > 0)).any():
-                    break
+        scores, mixture, selected = run.eager["scores"], run.exported["mixture"], run.exported["selected"]
+        for row, layer in np.ndindex(*scores.shape[:2]):
+            own, count = scores[row, layer], int(selected[row, layer].sum())  # (K,)
+            gap = min(_gap(own, count), _gap(own, 1))
+            soft = _mixture(own, np.ones(own.shape, bool))
+            kept = np.isin(np.arange(len(own)), np.argsort(-soft, kind="stable")[:count])
+            ours, theirs = (_choice(each, count < len(own)) for each in (_mixture(own, kept), mixture[row, layer]))
+            made.append(NearTie(run.case.name, row, f"layer {layer}", ours, theirs, gap, limit))
     return _decisions("experts", made)
 
 
@@ -242,18 +293,11 @@ def _decisions(kind: str, made: Sequence[NearTie]) -> Decisions:
     )
 
 
-def _choice(weights: Array, top_k: int) -> str:
-    """The top expert, and behind it the others that were selected."""
+def _choice(weights: Array, selecting: bool) -> str:
+    """The top expert and, where experts are selected, behind it the others that were."""
     top = int(weights.argmax())
-    others = [str(k) for k in np.flatnonzero(weights > 0) if k != top] if top_k > 1 else []
+    others = [str(k) for k in np.flatnonzero(_taking_part(weights)) if k != top] if selecting else []
     return f"expert {top}" + (f" with {', '.join(others)}" if others else "")
-
-
-def _same_experts(a: Arrays, b: Arrays, top_k: int) -> Array:
-    """(B,): rows for which both sides selected the same experts everywhere, so that their values can be compared."""
-    if not top_k:
-        return np.ones(len(a["logits"]), bool)
-    return ((a["routing"] > 0) == (b["routing"] > 0)).all(axis=(1, 2))
 
 
 def _gap(scores: Array, k: int) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from export.gate.found import InterfaceCheck, Report, json_safe, require, table_of, verdict, wrong
+from export.gate.tables import TableCheck, table_cells
 
 __all__ = [
     "CEILING",
@@ -160,7 +161,10 @@ class ParityReport(Report):
         sha256: of that file.
         reference: what it was compared with.
         batches: name and source of every batch.
-        set_aside: samples left out of the value checks: a near-tie changed their top-k selection of experts.
+        tied: samples for which the file selected other experts than the model, which is right only between near-ties;
+            their values are compared with the model's for the experts that the file selected.
+        tables: every expert and router, compared directly (:mod:`export.gate.tables`).
+        selected: experts of all layers that some compared sample selected in the file.
     """
 
     file: str
@@ -172,7 +176,14 @@ class ParityReport(Report):
     interface: tuple[InterfaceCheck, ...]
     values: tuple[ValueCheck, ...]
     decisions: tuple[Decisions, ...]
-    set_aside: int
+    tied: int = 0
+    tables: tuple[TableCheck, ...] = ()
+    selected: int = 0
+
+    @property
+    def experts(self) -> int:
+        """Experts of all layers."""
+        return sum(check.experts for check in self.tables if check.what.startswith("experts"))
 
     @property
     def max_error(self) -> float:
@@ -196,6 +207,7 @@ class ParityReport(Report):
                     f"{decided.different} of {decided.compared} {decided.kind} differ (first: {first.where} of row "
                     f"{first.row} of {first.batch}: {first.exported} for {first.eager})"
                 )
+        found += [str(check) for check in self.tables if not check.passed]
         if not self.decisions or not any(check.output == "logits" for check in self.values):
             found = found or ["nothing was compared"]
         return found
@@ -206,7 +218,8 @@ class ParityReport(Report):
         document["batches"] = [{"name": name, "source": source} for name, source in self.batches]
         for entry, value in zip(document["values"], self.values, strict=True):
             entry |= {"error": value.error, "earned": value.earned}
-        for kind in ("interface", "values", "decisions"):
+        document["coverage"] = {"experts": self.experts, "selected": self.selected, "compared": self.experts}
+        for kind in ("interface", "values", "decisions", "tables"):
             for entry, check in zip(document[kind], getattr(self, kind), strict=True):
                 entry["passed"] = check.passed
         return json_safe(document)
@@ -220,6 +233,8 @@ class ParityReport(Report):
             found[f"{output}_values"] = sum(check.values for check in checks)
         for decided in self.decisions:
             found |= {f"{decided.kind}_{name}": getattr(decided, name) for name in ("compared", "equal", "near_ties")}
+        if self.tables:
+            found |= {"tables_compared": self.experts, "tables_selected_by_samples": self.selected}
         return found
 
     def table(self) -> Table:
@@ -241,6 +256,9 @@ class ParityReport(Report):
             table.add_row(
                 name, f"{decided.compared:,}", f"{decided.equal:,} equal{ties}", "all", verdict(decided.passed)
             )
+        if self.tables:
+            remark = f", {self.selected} selected by samples"
+            table.add_row("every expert and router", *table_cells(self.tables, remark))
         earned = [check for check in self.values if check.earned and check.rounding is not None]
         if earned:
             worst = max(earned, key=lambda check: check.error)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from importlib.metadata import version
 
+import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -21,7 +22,7 @@ from export.limits import DEFAULT_OPSET, MAX_IR_VERSION
 from export.options import check_opset
 from mope_deploy.errors import ExportError
 
-__all__ = ["drop_routing", "trace"]
+__all__ = ["drop_routing", "to_older", "trace"]
 
 
 def trace(static: StaticMoPE, config: MoPEExporterConfig, *, opset: int = DEFAULT_OPSET) -> ir.Model:
@@ -58,7 +59,7 @@ def trace(static: StaticMoPE, config: MoPEExporterConfig, *, opset: int = DEFAUL
             name_after_modules(model, static)
             _share_constants(model, static)
             if opset < DEFAULT_OPSET:  # the exporter writes 18 at least; converting it later keeps the names
-                convert_version(model, target_version=opset, fallback=True)
+                to_older(model, opset)
             _keep_outputs(model, model.graph.outputs[: len(outputs)])
     except Exception as error:  # the exporter raises many classes, all meaning that it cannot
         reason = " ".join(str(error.__cause__ or error).split())
@@ -72,6 +73,20 @@ def trace(static: StaticMoPE, config: MoPEExporterConfig, *, opset: int = DEFAUL
     model.producer_name, model.producer_version = "mope-deploy", version("mope-deploy")
     _check_interface(model, config)
     return model
+
+
+def to_older(model: ir.Model, opset: int) -> None:
+    """Convert a graph of opset 18 to an older one, in place.
+
+    The converter leaves attributes standing that the older operators do not have. ``noop_with_empty_axes`` says nothing
+    where there are axes.
+    """
+    convert_version(model, target_version=opset, fallback=True)
+    for node in model.graph:
+        known = onnx.defs.get_schema(node.op_type, opset, node.domain).attributes
+        if "noop_with_empty_axes" in node.attributes and "noop_with_empty_axes" not in known:
+            assert "axes" in node.attributes or len(node.inputs) > 1
+            del node.attributes["noop_with_empty_axes"]
 
 
 def drop_routing(model: ir.Model) -> None:

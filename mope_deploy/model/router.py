@@ -93,13 +93,14 @@ class Router(nn.Module):
 def straight_through_top_k(soft: Tensor, k: int) -> Tensor:
     """The k largest scores renormalised to sum 1, with the gradient of the soft scores.
 
-    A hard selection of one expert has the constant weight 1 and would leave the router without any gradient.
+    A hard selection of one expert has the constant weight 1 and would leave the router without any gradient. Of experts
+    that tie the first ones are kept, as ONNX defines TopK: torch's own takes any.
 
     Args:
         soft: r (B, K).
         k: experts kept, 1 ≤ k ≤ K.
     """
-    values, index = soft.topk(k, dim=-1)  # (B, k)
+    values, index = (found[..., :k] for found in soft.sort(dim=-1, descending=True, stable=True))  # (B, k)
     hard = torch.zeros_like(soft).scatter(-1, index, values / values.sum(dim=-1, keepdim=True))
     return hard.detach() + (soft - soft.detach())
 

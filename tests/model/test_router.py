@@ -88,3 +88,13 @@ def test_routing_depends_on_x_and_on_y(vit: Path, bert: Path) -> None:
         other_image = model({**inputs, "pixel_values": inputs["pixel_values"].flip(0)}).routing
     assert not torch.equal(routing[:, 0], other_text[:, 0])
     assert not torch.equal(routing[:, 1], other_image[:, 1])
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_of_experts_that_tie_the_first_are_kept(k: int) -> None:
+    """As every ONNX runtime does: torch's own choice of 16 equal ones is the eleventh."""
+    scores = torch.full((2, 16), 1 / 16)
+    assert (straight_through_top_k(scores, k) > 0).nonzero()[:, 1].tolist() == list(range(k)) * 2
+    later = scores.clone()
+    later[:, 5] = 0.5
+    assert (straight_through_top_k(later, k) > 0).nonzero()[:, 1].tolist() == sorted([5, *range(k - 1)]) * 2

@@ -61,6 +61,7 @@ class Table(nn.Module):
             image=None, text=TextSpec(max_length=4, pad_id=0), tokenizer=tokenizer.to_str()
         )
         self.input_names = ("input_ids", "attention_mask")
+        self.layers = ()  # no experts: the tables are all there is
         self.calls = 0
 
     def forward(self, inputs: dict[str, Tensor], *, form: str) -> MoPEOutput:

@@ -39,6 +39,13 @@ def test_enough_values_in_sizes_that_were_not_traced(labels: int, longest: int) 
     assert (EXAMPLE_BATCH, EXAMPLE_LENGTH) not in sizes
 
 
+@pytest.mark.parametrize(("layers", "experts"), [(1, 1), (2, 1), (1, 2), (12, 16)])
+def test_enough_values_of_routing_too(layers: int, experts: int) -> None:
+    cases = generated_cases(dataclasses.replace(GRAPH, num_layers=layers, num_experts=experts))
+    assert sum(case.batch for case in cases) * layers * experts >= MIN_VALUES
+    assert sum(case.batch for case in cases) * GRAPH.num_labels >= MIN_VALUES
+
+
 def test_rows_are_padded_but_never_masked_altogether() -> None:
     cases = generated_cases(GRAPH)
     for case in cases:
@@ -52,6 +59,17 @@ def test_rows_are_padded_but_never_masked_altogether() -> None:
     assert any(mask.all() for name, mask in masks.items() if "unpadded" in name)
     assert any(not mask[:, -1].any() for name, mask in masks.items() if "all rows" in name)
     assert any(mask.all(1).any() and not mask.all() for mask in masks.values())
+
+
+def test_one_case_is_nearly_constant() -> None:
+    """Down to pictures of one value alone, and texts of one word."""
+    case = next(case for case in generated_cases(GRAPH) if "nearly constant" in case.name)
+    spread = case.inputs["pixel_values"].reshape(case.batch, -1).std(axis=1)
+    assert (spread < 2e-3).all()
+    assert spread[-1] == 0 < spread[0]
+    for ids, mask in zip(case.inputs["input_ids"], case.inputs["attention_mask"], strict=True):
+        assert len(set(ids[mask > 0].tolist())) == 1
+        assert not ids[mask == 0].any()
 
 
 def test_the_same_seed_gives_the_same_cases() -> None:

@@ -60,62 +60,89 @@ def test_the_verdict_on_everything(exports: dict[str, Export]) -> None:
             require_parity(bad)
 
 
-def one_run(eager: list[float], exported: list[float], output: str) -> _Run:
+def one_run(eager: list[float], exported: list[float]) -> _Run:
     case = Case("x", "generated", {"pixel_values": np.zeros((1, 1), np.float32)})
-    shape = (1, -1) if output == "logits" else (1, 1, -1)
-    a, b = (np.array(values, np.float32).reshape(shape) for values in (eager, exported))
-    return _Run(case, {output: a, "soft": a}, {output: b})
+    a, b = (np.array([values], np.float32) for values in (eager, exported))
+    return _Run(case, {"logits": a}, {"logits": b})
+
+
+def routed(scores: list[list[float]], mixture: list[list[float]]) -> _Run:
+    """One row: the model's scores in every layer, and the weights that the file gave."""
+    case = Case("x", "generated", {"pixel_values": np.zeros((1, 1), np.float32)})
+    given = np.array([mixture], np.float32)
+    return _Run(case, {"scores": np.array([scores], np.float32)}, {"mixture": given, "selected": given > 0})
 
 
 def test_a_flipped_label_within_the_error_is_a_near_tie_and_listed(exports: dict[str, Export]) -> None:
     model: MoPE = exports["dense"].model
-    run = one_run([1.0, 1.0 - 1e-6, 0.0], [1.0 - 1e-6, 1.0, 0.0], "logits")
-    keep = [np.ones(1, bool)]
-    near = _labels([run], keep, model, limit=1e-5)
+    run = one_run([1.0, 1.0 - 1e-6, 0.0], [1.0 - 1e-6, 1.0, 0.0])
+    near = _labels([run], model, limit=1e-5)
     assert (near.compared, near.equal, near.near_ties, near.different) == (1, 0, 1, 0)
     assert near.passed
     tie = near.listed[0]
     assert (tie.eager, tie.exported, tie.where, tie.row) == ("entailment", "neutral", "label", 0)
-    far = _labels([run], keep, model, limit=1e-7)
+    far = _labels([run], model, limit=1e-7)
     assert (far.near_ties, far.different, far.passed) == (0, 1, False)
 
 
 def test_a_near_tie_that_did_not_flip_is_counted_as_well(exports: dict[str, Export]) -> None:
-    run = one_run([1.0, 1.0 - 1e-6, 0.0], [1.0, 1.0 - 1e-6, 0.0], "logits")
-    found = _labels([run], [np.ones(1, bool)], exports["dense"].model, limit=1e-5)
+    run = one_run([1.0, 1.0 - 1e-6, 0.0], [1.0, 1.0 - 1e-6, 0.0])
+    found = _labels([run], exports["dense"].model, limit=1e-5)
     assert (found.equal, found.near_ties, len(found.listed)) == (1, 1, 1)
 
 
 def test_a_multi_label_decision_is_about_zero(exports: dict[str, Export]) -> None:
-    run = one_run([1e-7, 1.0, -1.0, 1e-2], [-1e-7, 1.0, -1.0, -1e-2], "logits")
-    found = _labels([run], [np.ones(1, bool)], exports["unrouted"].model, limit=1e-6)
+    run = one_run([1e-7, 1.0, -1.0, 1e-2], [-1e-7, 1.0, -1.0, -1e-2])
+    found = _labels([run], exports["unrouted"].model, limit=1e-6)
     assert (found.compared, found.equal, found.near_ties, found.different) == (4, 2, 1, 1)
     assert found.faults[0].where == "label d"
 
 
 def test_experts_flip_only_in_near_ties() -> None:
-    run = one_run([0.5, 0.5 - 1e-6, 1e-6], [0.5 - 1e-6, 0.5, 1e-6], "routing")
-    assert _experts([run], 0, limit=1e-5).passed
-    wrong = _experts([run], 0, limit=1e-7)
+    run = routed([[1.0, 1.0 - 1e-6, -5.0]], [[0.4, 0.5, 0.1]])
+    assert _experts([run], limit=1e-5).passed
+    wrong = _experts([run], limit=1e-7)
     assert not wrong.passed
     assert (wrong.faults[0].eager, wrong.faults[0].exported) == ("expert 0", "expert 1")
 
 
 def test_a_selection_is_judged_by_the_gap_at_its_edge() -> None:
-    soft = np.array([[[0.5, 0.2501, 0.2499]]], np.float32)
-    eager = np.array([[[0.6666, 0.3334, 0.0]]], np.float32)
-    exported = np.array([[[0.6666, 0.0, 0.3334]]], np.float32)
-    case = Case("x", "generated", {"pixel_values": np.zeros((1, 1), np.float32)})
-    run = _Run(case, {"routing": eager, "soft": soft}, {"routing": exported})
-    assert _experts([run], 2, limit=1e-3).near_ties == 1
-    assert _experts([run], 2, limit=1e-3).passed
-    assert not _experts([run], 2, limit=1e-4).passed
+    run = routed([[5.0, 2.5001, 2.4999]], [[0.9, 0.0, 0.1]])
+    assert _experts([run], limit=1e-3).near_ties == 1
+    assert _experts([run], limit=1e-3).passed
+    wrong = _experts([run], limit=1e-4)
+    assert not wrong.passed
+    assert (wrong.faults[0].eager, wrong.faults[0].exported) == ("expert 0 with 1", "expert 0 with 2")
 
 
-def test_layers_after_another_selection_are_not_compared() -> None:
-    soft = np.array([[[0.5001, 0.4999], [0.9, 0.1]]], np.float32)
-    eager = np.array([[[1.0, 0.0], [1.0, 0.0]]], np.float32)
-    exported = np.array([[[0.0, 1.0], [0.0, 1.0]]], np.float32)  # the second layer sees another x already
-    case = Case("x", "generated", {"pixel_values": np.zeros((1, 1), np.float32)})
-    found = _experts([_Run(case, {"routing": eager, "soft": soft}, {"routing": exported})], 1, limit=1e-3)
-    assert (found.compared, found.near_ties, found.different) == (1, 1, 0)
+def test_a_tie_in_one_layer_excuses_nothing_in_the_next() -> None:
+    run = routed([[1.0, 1.0], [3.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]])
+    found = _experts([run], limit=1e-3)
+    assert (found.compared, found.near_ties, found.different) == (2, 1, 1)
+    assert found.faults[0].where == "layer 1"
+
+
+def test_a_weight_of_nothing_is_no_choice() -> None:
+    """The second and the third score vanish in the softmax: which of the two was selected is up to each library."""
+    run = routed([[0.0, -120.0, -200.0]], [[1.0, 0.0, 0.0]])
+    run.exported["selected"] = np.array([[[True, False, True]]])
+    found = _experts([run], limit=1e-3)
+    assert (found.compared, found.equal, found.different) == (1, 1, 0)
+
+
+def test_one_expert_is_no_choice() -> None:
+    found = _experts([routed([[0.3]], [[1.0]])], limit=1e-3)
+    assert (found.compared, found.equal, found.near_ties) == (1, 1, 0)
+
+
+def test_what_was_compared_directly_is_part_of_the_verdict_and_of_what_is_said(exports: dict[str, Export]) -> None:
+    export = exports["top1"]
+    good = measure(export.model, export.file, export.config, generated_cases(export.config.graph))
+    assert good.passed
+    assert good.experts == 10
+    document = good.to_dict()
+    assert document["coverage"] == {"experts": 10, "selected": good.selected, "compared": 10}
+    assert good.figures()["tables_compared"] == 10
+    bad = dataclasses.replace(good, tables=(dataclasses.replace(good.tables[0], error=float("nan")), *good.tables[1:]))
+    assert not bad.passed
+    assert "the experts of layer 0 differ by nan" in bad.problems()[0]
