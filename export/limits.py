@@ -35,5 +35,6 @@ CALIBRATION_SAMPLES = 128  # that int8 reads its ranges from
 MIN_VALUES = 128  # that the parity gate compares of every output; a maximum over fewer says little about an error
 # Rows for precisions below fp32: with fewer, one weighs more than the tenth of a per cent that fp16 may differ by.
 GATE_SAMPLES = 1000
-THRESHOLD_NAMES = ("labels", "routing", "metric")  # fields of export.gate.Thresholds
+# Fields of export.gate.Thresholds.
+THRESHOLD_NAMES = ("labels", "routing", "metric", "probability", "mean_probability", "logits")
 GOLDEN_COUNT = 8  # samples that a bundle carries to check a device with

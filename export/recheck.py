@@ -9,7 +9,7 @@ from pathlib import Path
 from export.gate import THRESHOLDS, Evaluation, ParityGate, ParityReport, PrecisionReport, Thresholds, judge_again
 from export.gate.cases import rows_needed
 from export.graph.exporter_config import exporter_config
-from export.limits import GATE_SAMPLES
+from export.limits import GATE_SAMPLES, THRESHOLD_NAMES
 from export.pack.golden import pick_samples
 from mope_deploy.bundle import Bundle
 from mope_deploy.engines.onnxruntime.cpu import cpu_settings
@@ -70,9 +70,8 @@ def check_bundle(
         limits = THRESHOLDS[graph.precision]
         if graph.gate is not None:
             asked = graph.gate.thresholds
-            limits = Thresholds(
-                labels=asked.get("labels", 0.0), routing=asked.get("routing"), metric=asked.get("metric")
-            )
+            optional = {name: asked.get(name) for name in THRESHOLD_NAMES if name != "labels"}
+            limits = Thresholds(labels=asked.get("labels", 0.0), **optional)
         found[graph.name] = judge_again(
             evaluation(), file, config, precision=graph.precision, thresholds=limits, parts=parts
         )

@@ -11,7 +11,9 @@ fp32, and fused     the trained model itself, eager   generated batches of awkwa
 fp16, bf16, int8,   the same                          real samples alone                   shares of equal labels, of
 int8-dynamic                                          (``evaluation.py``)                  equal top experts in every
 (``measure.py``)                                                                           layer, a bounded drop of the
-                                                                                           metric (``thresholds.py``)
+                                                                                           metric, bounded changes of
+                                                                                           probabilities and of logits
+                                                                                           (``thresholds.py``)
 in parts            the whole graph, and then the     all batches of the parity gate       the same values to the last
 (export/parts.py)   model again as above                                                   bit, or the gate once more
 in a bundle         the model again, both gates       other batches and samples, by seed   as above
@@ -19,14 +21,23 @@ in a bundle         the model again, both gates       other batches and samples,
 ==================  ================================  ===================================  ============================
 
 Files run as a device runs them (``device.py``). What was found is ``parity_report.py``'s and ``lowered_report.py``'s.
-Lower precision changes values, so values alone decide nothing there. What has to survive is what users see and what
-MoPE is about: the predicted labels, the task's metric, and in every layer the expert that counts most.
+Lower precision changes values. What has to survive is what users see and what MoPE is about: the predicted labels, the
+task's metric, and in every layer the expert that counts most; and as labels hide what they were told by, probabilities
+and logits within bounds that healthy models are far from.
 
 A device compares its engine with golden samples (:mod:`mope_deploy.engines.golden`), not with a model.
 """
 
 from export.gate.evaluation import Evaluation
-from export.gate.lowered_report import Flip, LogitsError, Metric, PrecisionReport, Share, require_precision
+from export.gate.lowered_report import (
+    Flip,
+    LogitsError,
+    Metric,
+    PrecisionReport,
+    ProbabilityError,
+    Share,
+    require_precision,
+)
 from export.gate.measure import judge_again, measure_precision
 from export.gate.parity import ParityGate
 from export.gate.parity_report import ParityReport, require_parity
@@ -41,6 +52,7 @@ __all__ = [
     "ParityGate",
     "ParityReport",
     "PrecisionReport",
+    "ProbabilityError",
     "Share",
     "Thresholds",
     "judge_again",

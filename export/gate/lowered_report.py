@@ -12,7 +12,7 @@ from export.gate.found import InterfaceCheck, Report, json_safe, percent, requir
 from export.gate.thresholds import Thresholds
 from export.limits import GATE_SAMPLES
 
-__all__ = ["Flip", "LogitsError", "Metric", "PrecisionReport", "Share", "require_precision"]
+__all__ = ["Flip", "LogitsError", "Metric", "PrecisionReport", "ProbabilityError", "Share", "require_precision"]
 
 _SLACK = 1e-9  # a difference of two shares is rounded: 0.80 − 0.79 is a little more than 0.01
 _MARKS = {
@@ -28,10 +28,26 @@ class LogitsError:
     Attributes:
         maximum: max|a − b| / max|b|.
         rms: root mean square of a − b over that of b.
+        spread: the same over the standard deviation of b, which a constant in all logits does not widen.
     """
 
     maximum: float
     rms: float
+    spread: float
+
+
+@dataclass(frozen=True)
+class ProbabilityError:
+    """How far the probabilities are from the eager model's; NaN if any output is not finite, or none was compared.
+
+    Attributes:
+        compared: samples.
+        maximum, mean: over the samples, of the largest |Δp| among the labels of each.
+    """
+
+    compared: int
+    maximum: float
+    mean: float
 
 
 @dataclass(frozen=True)
@@ -101,7 +117,9 @@ class PrecisionReport(Report):
         samples: how many real samples were compared.
         interface: names, dtypes, axes, that it runs.
         finite: whether every output of both sides is a finite number.
-        logits: their relative error.
+        logits: their relative error. Like that of the probabilities, it is of samples for which the same experts were
+            selected, where experts are: how many others there may be is what ``experts`` is for.
+        probabilities: their error.
         labels: predictions.
         metric: None where no sample has a label.
         routed: whether the model chooses among experts.
@@ -123,6 +141,7 @@ class PrecisionReport(Report):
     interface: tuple[InterfaceCheck, ...]
     finite: bool
     logits: LogitsError
+    probabilities: ProbabilityError
     labels: Share
     metric: Metric | None
     routed: bool
@@ -180,6 +199,12 @@ class PrecisionReport(Report):
             found.append("an output is NaN or infinite")
         if not self.labels_passed:
             found.append(f"{_of(self.labels)} predicted labels agree, at least {percent(asked.labels)} must")
+        if self.finite:
+            found += [
+                f"{what} by {_figure(value, most)}, at most {most:g} is allowed"
+                for what, value, most in self._values()
+                if most is not None and not value <= most
+            ]
         if self.metric is not None and asked.metric is not None and not self.metric_passed:
             found.append(
                 f"{self.metric.name} drops from {percent(self.metric.before)} to {percent(self.metric.after)}, at "
@@ -194,6 +219,15 @@ class PrecisionReport(Report):
                 if layer.share < asked.routing
             ]
         return found
+
+    def _values(self) -> tuple[tuple[str, float, float | None], ...]:
+        """What was measured on values, and the most that is allowed."""
+        asked, found = self.thresholds, self.probabilities
+        return (
+            ("probabilities change", found.maximum, asked.probability),
+            ("probabilities change, in the mean of samples,", found.mean, asked.mean_probability),
+            ("logits change, of their spread,", self.logits.spread, asked.logits),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, every part with its verdict."""
@@ -216,6 +250,9 @@ class PrecisionReport(Report):
             "runtime": self.runtime,
             "logits_max_relative_error": self.logits.maximum,
             "logits_rms_relative_error": self.logits.rms,
+            "logits_rms_of_spread": self.logits.spread,
+            "probabilities_max_error": self.probabilities.maximum,
+            "probabilities_mean_error": self.probabilities.mean,
         }
         found |= _counted("labels", self.labels)
         if self.metric is not None:
@@ -239,6 +276,10 @@ class PrecisionReport(Report):
         asked = self.thresholds
         error = f"max {self.logits.maximum:.1e}, RMS {self.logits.rms:.1e}"
         table.add_row("error of logits", f"{self.samples:,}", error, "finite", verdict(self.finite))
+        for name, (_, value, most) in zip(("max |Δp|", "mean |Δp|", "RMS of logits / spread"), self._values()):
+            limit = "" if most is None else f"≤ {most:g}"
+            shown = "" if most is None else verdict(value <= most)
+            table.add_row(name, f"{self.probabilities.compared:,}", f"{value:.2g}", limit, shown)
         _add_share(table, "predicted labels", self.labels, asked.labels)
         if self.metric is not None:
             change = f"{percent(self.metric.before)} → {percent(self.metric.after)}"
@@ -291,6 +332,11 @@ def _share(found: Share) -> dict[str, float | int]:
 
 def _counted(kind: str, found: Share) -> dict[str, float | str | bool]:
     return {f"{kind}_compared": found.compared, f"{kind}_equal": found.equal, f"{kind}_agreement": found.share}
+
+
+def _figure(value: float, most: float) -> str:
+    """Never shown as what was allowed: 0.30001 is not 0.3."""
+    return f"{value:.3g}" if float(f"{value:.3g}") > most or not value > most else f"{value:.9g}"
 
 
 def _of(found: Share) -> str:

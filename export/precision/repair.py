@@ -300,7 +300,7 @@ class _Search:
             f"{len(self.lowering.layers)} layers kept in fp32 ({', '.join(most.kept[:4])}"
             f"{', …' if len(most.kept) > 4 else ''}): {problems}",
             received=f"{len(tried)} choices tried, none good enough",
-            todo="export another precision, or accept less: --threshold labels=…,routing=…,metric=…",
+            todo="export another precision, or accept less: --threshold labels=…,routing=…,metric=…,probability=…,logits=…",
         )
 
 
