@@ -14,8 +14,9 @@ int8-dynamic                                          (``evaluation.py``)       
                                                                                            metric, bounded changes of
                                                                                            probabilities and of logits
                                                                                            (``thresholds.py``)
-in parts            the whole graph, and then the     all batches of the parity gate       the same values to the last
-(export/parts.py)   model again as above                                                   bit, or the gate once more
+as packed           fp32: the model, as above; else   real samples that show every label   the same weights and nodes,
+(``final.py``,      the file that was judged, also    and expert                           and values to the last bit,
+export/final.py)    from the bytes as written                                              or the gate once more
 in a bundle         the model again, both gates       other batches and samples, by seed   as above
 (export/recheck.py)
 ==================  ================================  ===================================  ============================
@@ -29,6 +30,8 @@ A device compares its engine with golden samples (:mod:`mope_deploy.engines.gold
 """
 
 from export.gate.evaluation import Evaluation
+from export.gate.final import Final, JudgedFile, changed, check_judged, hashes, near
+from export.gate.found import require
 from export.gate.lowered_report import (
     Flip,
     LogitsError,
@@ -46,7 +49,9 @@ from export.gate.thresholds import THRESHOLDS, Thresholds
 __all__ = [
     "THRESHOLDS",
     "Evaluation",
+    "Final",
     "Flip",
+    "JudgedFile",
     "LogitsError",
     "Metric",
     "ParityGate",
@@ -55,8 +60,13 @@ __all__ = [
     "ProbabilityError",
     "Share",
     "Thresholds",
+    "changed",
+    "check_judged",
+    "hashes",
     "judge_again",
     "measure_precision",
+    "near",
+    "require",
     "require_parity",
     "require_precision",
 ]

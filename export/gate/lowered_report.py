@@ -276,7 +276,8 @@ class PrecisionReport(Report):
         asked = self.thresholds
         error = f"max {self.logits.maximum:.1e}, RMS {self.logits.rms:.1e}"
         table.add_row("error of logits", f"{self.samples:,}", error, "finite", verdict(self.finite))
-        for name, (_, value, most) in zip(("max |Δp|", "mean |Δp|", "RMS of logits / spread"), self._values()):
+        names = ("max |Δp|", "mean |Δp|", "RMS of logits / spread")
+        for name, (_, value, most) in zip(names, self._values(), strict=True):
             limit = "" if most is None else f"≤ {most:g}"
             shown = "" if most is None else verdict(value <= most)
             table.add_row(name, f"{self.probabilities.compared:,}", f"{value:.2g}", limit, shown)

@@ -5,23 +5,25 @@ Letters: n samples · C classes · K experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from export.gate.device import origin, run_checked
-from export.gate.evaluation import Evaluation
 from export.gate.lowered_report import Flip, LogitsError, Metric, PrecisionReport, ProbabilityError, Share
+from export.gate.reference import Batch
 from export.gate.thresholds import Thresholds
 from export.graph.exporter_config import MoPEExporterConfig
+from mope_deploy.engines.onnxruntime.cpu import CpuSettings
 from mope_deploy.metrics import report as scores
+from mope_deploy.model import MoPE
 from mope_deploy.task import Task
 
-__all__ = ["judge_again", "measure_precision"]
+__all__ = ["judge_again", "measure_precision", "without_routing"]
 
 _CONSTANT = 1e-3  # a spread below this share of the logits' size is none: the model says the same of everything
 _LISTED = 100  # flips written out; all are counted
@@ -30,8 +32,23 @@ Array = NDArray[Any]
 Arrays = dict[str, Array]
 
 
+class Reference(Protocol):
+    """Samples with the outputs that a file is compared with: a model's (:class:`export.gate.evaluation.Evaluation`) or
+    another file's (:class:`export.gate.final.JudgedFile`).
+    """
+
+    model: MoPE
+    cpu: CpuSettings | None
+    labelled: Array
+    truth: Array
+
+    def name(self, row: int) -> str: ...
+
+    def batches(self, *, limit: int | None = None, what: str = "a file") -> Iterator[Batch]: ...
+
+
 def measure_precision(
-    evaluation: Evaluation,
+    evaluation: Reference,
     file: Path,
     config: MoPEExporterConfig,
     *,
@@ -87,13 +104,14 @@ def measure_precision(
 
 
 def judge_again(
-    evaluation: Evaluation,
+    evaluation: Reference,
     file: Path,
     config: MoPEExporterConfig,
     *,
     precision: str,
     thresholds: Thresholds,
     parts: Sequence[Path],
+    mark: str = "",
 ) -> PrecisionReport:
     """:func:`measure_precision` on a final graph, whose routing may be out of sight."""
     return measure_precision(
@@ -101,10 +119,19 @@ def judge_again(
         file,
         config,
         precision=precision,
-        thresholds=thresholds if "routing" in config.outputs else replace(thresholds, routing=None),
-        mark="CPU" if precision == "fp16" else "",
+        thresholds=thresholds if "routing" in config.outputs else without_routing(thresholds, evaluation.model),
+        mark=mark,
         parts=parts,
     )
+
+
+def without_routing(thresholds: Thresholds, model: MoPE) -> Thresholds:
+    """What can be asked of a file that does not show its routing.
+
+    A sample for which other experts were selected cannot be told from one that is wrong: none is judged by itself then.
+    """
+    selecting = model.config.dynamic and 0 < model.config.top_k < model.config.experts
+    return replace(thresholds, routing=None, probability=None if selecting else thresholds.probability)
 
 
 def _joined(batches: Sequence[Arrays]) -> Arrays:
@@ -156,7 +183,7 @@ def _labels(eager: Arrays, lowered: Arrays, task: Task, name: Callable[[int], st
     return Share(b.size, int((a == b).sum())), _largest(flips)
 
 
-def _metric(eager: Arrays, lowered: Arrays, evaluation: Evaluation, n: int) -> Metric | None:
+def _metric(eager: Arrays, lowered: Arrays, evaluation: Reference, n: int) -> Metric | None:
     known, task = evaluation.labelled[:n], evaluation.model.task
     if not known.any():
         return None
