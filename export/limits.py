@@ -38,5 +38,6 @@ MIN_VALUES = 128  # that the parity gate compares of every output; a maximum ove
 GATE_SAMPLES = 1000
 # Beneath that there is no verdict: if 16 agree, the share that does may still be as low as 83 % (95 % confidence).
 MIN_JUDGED = 16
-THRESHOLD_NAMES = ("labels", "routing", "metric")  # fields of export.gate.Thresholds
+# Fields of export.gate.Thresholds.
+THRESHOLD_NAMES = ("labels", "routing", "metric", "probability", "mean_probability", "logits")
 GOLDEN_COUNT = 8  # samples that a bundle carries to check a device with

@@ -1,4 +1,4 @@
-"""Graphs in parts (``--split``): every finished graph cut, and judged again as the files that a device runs."""
+"""Graphs in parts (``--split``): every finished graph cut; :mod:`export.final` judges the files that a device runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from export.gate import THRESHOLDS, judge_again, require_parity, require_precision
 from export.gate.device import open_files
 from export.gate.reference import largest_difference
 from export.graph.split import SplitGraph, part_inputs, split
@@ -20,12 +19,8 @@ __all__ = ["in_parts"]
 def in_parts(work: Work, variants: Sequence[Variant]) -> list[Variant]:
     """Every graph as a part for each complementary modality and a main file, which together compute the same.
 
-    fp32 passes the parity gate anew. Lower precisions give the whole graph's outputs to the last bit, or else pass
-    their own gate anew.
-
     Raises:
         ExportError: a graph cannot be cut.
-        ParityError: its files are not the model.
     """
     probes = [case.inputs for case in work.parity.cases if case.source == "generated"][:3]  # two text lengths at least
     cuts: dict[str, SplitGraph] = {}
@@ -41,26 +36,18 @@ def in_parts(work: Work, variants: Sequence[Variant]) -> list[Variant]:
             extra_ops=DYNAMIC_OPS if variant.precision == "int8-dynamic" else (),
             weights_of=(whole.with_name("model.onnx"), cuts["model"]) if variant.name == "model-fused" else None,
         )
-    return [_judged(work, variant, cuts[variant.name]) for variant in variants]
+    return [_cut(work, variant, cuts[variant.name]) for variant in variants]
 
 
-def _judged(work: Work, whole: Variant, cut: SplitGraph) -> Variant:
-    error = _difference(work, whole, cut)
-    found = replace(whole, files=cut.main, parts=cut.parts, runs_on="onnxruntime", split_error=error)
-    if whole.lowered is None:
-        require_parity(work.parity.compare(whole.name, cut.main[0], work.final, cut.part_files))
-        return found
-    if error == 0:
-        return found
-    report = judge_again(
-        work.evaluation,
-        cut.main[0],
-        work.final,
-        precision=whole.precision,
-        thresholds=replace(THRESHOLDS[whole.precision], **work.options.thresholds),
-        parts=cut.part_files,
+def _cut(work: Work, whole: Variant, cut: SplitGraph) -> Variant:
+    return replace(
+        whole,
+        files=cut.main,
+        parts=cut.parts,
+        runs_on="onnxruntime",
+        split_error=_difference(work, whole, cut),
+        compared={},
     )
-    return replace(found, judged=require_precision(report), lowered=replace(whole.lowered, report=report))
 
 
 def _difference(work: Work, whole: Variant, cut: SplitGraph) -> float:

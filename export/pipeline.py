@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from export.checks import check_device, check_sizes, check_split, check_target
-from export.gate import ParityReport, PrecisionReport
+from export.final import judge_final
+from export.gate import ParityReport, PrecisionReport, check_judged
 from export.gate.cases import rows_needed
 from export.gate.device import open_files
 from export.limits import CALIBRATION_SAMPLES, DEFAULT_OPSET, GATE_SAMPLES, GOLDEN_COUNT
@@ -159,6 +160,7 @@ def export_model(
         variants = make_variants(work)
         if options.split:
             variants = in_parts(work, variants)
+        variants = [judge_final(work, variant) for variant in variants]
         check_device(options, [(variant.precision, (variant.files[0], *variant.part_files)) for variant in variants])
         return _pack(work, variants, target, engines)
 
@@ -180,6 +182,8 @@ def _pack(work: Work, variants: Sequence[Variant], target: Path, engines: Engine
     contents |= golden.files | {REPORT: json_bytes(reports_of(work, variants))}
     if model.preprocessing.tokenizer is not None:
         contents[TOKENIZER] = model.preprocessing.tokenizer.encode("utf-8")
+    for variant in variants:
+        check_judged(variant.final, variant.all_files)
     built: list[ExportedEngine] = []
     if engines is not None:
         without = write_bundle(work.folder / "bundle", files=contents, manifest=manifest)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from export.gate import THRESHOLDS, Evaluation, ParityGate, ParityReport, PrecisionReport, Thresholds, judge_again
 from export.gate.cases import rows_needed
 from export.graph.exporter_config import exporter_config
-from export.limits import GATE_SAMPLES
+from export.limits import GATE_SAMPLES, THRESHOLD_NAMES
 from export.pack.golden import pick_samples
+from export.precision.half import write_emulated
 from export.rows import judged_rows
 from mope_deploy.bundle import Bundle
 from mope_deploy.engines.onnxruntime.cpu import cpu_settings
 from mope_deploy.errors import UsageError
+from mope_deploy.manifest import Graph
 from mope_deploy.model import MoPE
 
 __all__ = ["check_bundle"]
@@ -33,7 +36,7 @@ def check_bundle(
     """Repeat the gates on the files of a bundle; :func:`export.gate.require_parity` and
     :func:`export.gate.require_precision` judge the reports.
 
-    Graphs that ONNX Runtime cannot run (bf16) are left out.
+    What ONNX Runtime cannot run (bf16) is judged on a float32 copy made of its bytes.
 
     Args:
         model: what the bundle should compute.
@@ -62,22 +65,35 @@ def check_bundle(
     def evaluation() -> Evaluation:
         return Evaluation(model, judged_rows(model, data, count=gate_samples, seed=seed), on_step=on_step, cpu=cpu)
 
-    graphs = [graph for graph in bundle.manifest.graphs if graph.takes("onnxruntime")]
-    for graph in sorted(graphs, key=lambda graph: graph.precision != "fp32"):
-        file, parts = bundle.file(graph.file), [bundle.file(part.file) for part in graph.parts]
+    for graph in sorted(bundle.manifest.graphs, key=lambda graph: graph.precision != "fp32"):
+        files = [bundle.file(name) for name in (graph.file, *(part.file for part in graph.parts))]
         if graph.precision == "fp32":
-            found[graph.name] = gate().compare(graph.name, file, config, parts)
+            found[graph.name] = gate().compare(graph.name, files[0], config, files[1:])
             continue
-        limits = THRESHOLDS[graph.precision]
-        if graph.gate is not None:
-            asked = graph.gate.thresholds
-            limits = Thresholds(
-                labels=asked.get("labels", 0.0), routing=asked.get("routing"), metric=asked.get("metric")
+        with tempfile.TemporaryDirectory(prefix="mope-check-") as folder:
+            mark = "CPU" if graph.precision == "fp16" else ""
+            if not graph.takes("onnxruntime"):
+                mark = "emulated"
+                files = [write_emulated(file, graph.precision, Path(folder) / file.name) for file in files]
+            found[graph.name] = judge_again(
+                evaluation(),
+                files[0],
+                config,
+                precision=graph.precision,
+                thresholds=_asked(graph),
+                parts=files[1:],
+                mark=mark,
             )
-        found[graph.name] = judge_again(
-            evaluation(), file, config, precision=graph.precision, thresholds=limits, parts=parts
-        )
     return found
+
+
+def _asked(graph: Graph) -> Thresholds:
+    """What the export asked of a graph of lower precision."""
+    if graph.gate is None:
+        return THRESHOLDS[graph.precision]
+    asked = graph.gate.thresholds
+    others = {name: asked.get(name) for name in THRESHOLD_NAMES if name != "labels"}
+    return Thresholds(labels=asked.get("labels", 0.0), **others)
 
 
 def _check_same_task(model: MoPE, bundle: Bundle) -> None:

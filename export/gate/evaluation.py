@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,11 +66,48 @@ class Evaluation:
         """Where a sample is from, without the folder: that is a matter of this machine."""
         return f"{self.samples[row].source.name}:{self.samples[row].line}"
 
-    def batches(self, *, limit: int | None = None, what: str = "a file") -> Iterator[Batch]:
+    def rows(self, start: int) -> range:
+        """The samples of one batch."""
+        return range(start, next(stop for first, stop in batches_of(len(self)) if first == start))
+
+    def covering(self, *, least: int, most: int) -> tuple[int, ...]:
+        """Batches, by their first sample, with every label and every expert that the model was seen to choose on any.
+
+        Args:
+            least: samples at least, if there are as many.
+            most: samples from which on no more are added.
+        """
+        chosen: list[int] = []
+        seen: set[tuple[Any, ...]] = set()
+        count = 0
+        for start, eager in sorted(self._eager.items()):
+            new = self._shown(eager) - seen
+            if count < most and (new or count < least):
+                chosen.append(start)
+                seen |= new
+                count += len(eager["logits"])
+        return tuple(chosen)
+
+    def _shown(self, eager: Arrays) -> set[tuple[Any, ...]]:
+        """Labels given and experts selected, the first expert of each sample where all take part."""
+        task = self.model.task
+        cells = task.cells(task.decide(eager["logits"]))
+        shown: set[tuple[Any, ...]] = {("label", *cell) for cell in set(zip(*_indexed(cells), strict=True))}
+        if "routing" in eager:
+            top_k = self.model.config.top_k
+            routing = eager["routing"]  # (B, layers, K)
+            selected = routing > 0 if top_k else routing == routing.max(axis=-1, keepdims=True)
+            shown |= {("expert", layer, k) for _, layer, k in np.argwhere(selected).tolist()}
+        return shown
+
+    def batches(
+        self, *, limit: int | None = None, only: Collection[int] | None = None, what: str = "a file"
+    ) -> Iterator[Batch]:
         """The samples in order, in batches of 1, 3, then 16.
 
         Args:
             limit: only the first so many samples.
+            only: only these batches, by their first sample.
             what: is being compared, for ``on_step``.
 
         Raises:
@@ -80,6 +117,8 @@ class Evaluation:
         for start, stop in batches_of(len(self)):
             if start >= total:
                 return
+            if only is not None and start not in only:
+                continue
             feeds = self._inputs(start, stop)
             if start not in self._eager:
                 self._eager[start] = eager_outputs(self.model, feeds)
@@ -101,6 +140,12 @@ class Evaluation:
             self._feeds[start] = feeds
             self._bytes += size
         return feeds
+
+
+def _indexed(cells: NDArray[Any]) -> tuple[list[Any], list[Any]]:
+    """Which answer each cell is, and what it says."""
+    columns = np.broadcast_to(np.arange(cells.shape[1]), cells.shape)
+    return columns.ravel().tolist(), cells.ravel().tolist()
 
 
 def _check_labels(samples: Sequence[Sample], labels: Sequence[str]) -> None:

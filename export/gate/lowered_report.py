@@ -13,7 +13,7 @@ from export.gate.tables import TableCheck, table_cells
 from export.gate.thresholds import Thresholds
 from export.limits import GATE_SAMPLES
 
-__all__ = ["Flip", "LogitsError", "Metric", "PrecisionReport", "Share", "require_precision"]
+__all__ = ["Flip", "LogitsError", "Metric", "PrecisionReport", "ProbabilityError", "Share", "require_precision"]
 
 _SLACK = 1e-9  # a difference of two shares is rounded: 0.80 − 0.79 is a little more than 0.01
 # The last expert that is selected is nearer to the next one than the first is to the second, so more of them change
@@ -32,10 +32,26 @@ class LogitsError:
     Attributes:
         maximum: max|a − b| / max|b|.
         rms: root mean square of a − b over that of b.
+        spread: the same over the standard deviation of b, which a constant in all logits does not widen.
     """
 
     maximum: float
     rms: float
+    spread: float
+
+
+@dataclass(frozen=True)
+class ProbabilityError:
+    """How far the probabilities are from the eager model's; NaN if any output is not finite, or none was compared.
+
+    Attributes:
+        compared: samples.
+        maximum, mean: over the samples, of the largest |Δp| among the labels of each.
+    """
+
+    compared: int
+    maximum: float
+    mean: float
 
 
 @dataclass(frozen=True)
@@ -105,7 +121,9 @@ class PrecisionReport(Report):
         samples: how many real samples were compared.
         interface: names, dtypes, axes, that it runs.
         finite: whether every output of both sides is a finite number.
-        logits: their relative error.
+        logits: their relative error. Like that of the probabilities, it is of samples for which the same experts were
+            selected, where experts are: how many others there may be is what ``experts`` is for.
+        probabilities: their error.
         labels: predictions.
         metric: None where no sample has a label.
         routed: whether the model chooses among experts.
@@ -130,6 +148,7 @@ class PrecisionReport(Report):
     interface: tuple[InterfaceCheck, ...]
     finite: bool
     logits: LogitsError
+    probabilities: ProbabilityError
     labels: Share
     metric: Metric | None
     routed: bool
@@ -215,6 +234,12 @@ class PrecisionReport(Report):
                 for i, layer in enumerate(self.selections)
                 if layer.share < least
             ]
+        if self.finite:
+            found += [
+                f"{what} by {_figure(value, most)}, at most {most:g} is allowed"
+                for what, value, most in self._values()
+                if most is not None and not value <= most
+            ]
         if self.metric is not None and asked.metric is not None and not self.metric_passed:
             found.append(
                 f"{self.metric.name} drops from {percent(self.metric.before)} to {percent(self.metric.after)}, at "
@@ -229,6 +254,15 @@ class PrecisionReport(Report):
                 if layer.share < asked.routing
             ]
         return found
+
+    def _values(self) -> tuple[tuple[str, float, float | None], ...]:
+        """What was measured on values, and the most that is allowed."""
+        asked, found = self.thresholds, self.probabilities
+        return (
+            ("probabilities change", found.maximum, asked.probability),
+            ("probabilities change, in the mean of samples,", found.mean, asked.mean_probability),
+            ("logits change, of their spread,", self.logits.spread, asked.logits),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, every part with its verdict."""
@@ -253,6 +287,9 @@ class PrecisionReport(Report):
             "runtime": self.runtime,
             "logits_max_relative_error": self.logits.maximum,
             "logits_rms_relative_error": self.logits.rms,
+            "logits_rms_of_spread": self.logits.spread,
+            "probabilities_max_error": self.probabilities.maximum,
+            "probabilities_mean_error": self.probabilities.mean,
         }
         found |= _counted("labels", self.labels)
         if self.metric is not None:
@@ -276,6 +313,11 @@ class PrecisionReport(Report):
         asked = self.thresholds
         error = f"max {self.logits.maximum:.1e}, RMS {self.logits.rms:.1e}"
         table.add_row("error of logits", f"{self.samples:,}", error, "finite", verdict(self.finite))
+        names = ("max |Δp|", "mean |Δp|", "RMS of logits / spread")
+        for name, (_, value, most) in zip(names, self._values(), strict=True):
+            limit = "" if most is None else f"≤ {most:g}"
+            shown = "" if most is None else verdict(value <= most)
+            table.add_row(name, f"{self.probabilities.compared:,}", f"{value:.2g}", limit, shown)
         _add_share(table, "predicted labels", self.labels, asked.labels)
         if self.given is not None and self.given.compared and self.given.share < self.labels.share:
             _add_share(table, "labels that are given", self.given, self.given_asked)
@@ -333,6 +375,11 @@ def _share(found: Share) -> dict[str, float | int]:
 
 def _counted(kind: str, found: Share) -> dict[str, float | str | bool]:
     return {f"{kind}_compared": found.compared, f"{kind}_equal": found.equal, f"{kind}_agreement": found.share}
+
+
+def _figure(value: float, most: float) -> str:
+    """Never shown as what was allowed: 0.30001 is not 0.3."""
+    return f"{value:.3g}" if float(f"{value:.3g}") > most or not value > most else f"{value:.9g}"
 
 
 def _of(found: Share) -> str:

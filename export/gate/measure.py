@@ -5,34 +5,52 @@ Letters: n samples · C classes · K experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from export.gate.device import origin, run_checked
-from export.gate.evaluation import Evaluation
-from export.gate.lowered_report import Flip, LogitsError, Metric, PrecisionReport, Share
+from export.gate.lowered_report import Flip, LogitsError, Metric, PrecisionReport, ProbabilityError, Share
+from export.gate.reference import Batch
 from export.gate.tables import compare_tables
 from export.gate.thresholds import Thresholds
 from export.graph.exporter_config import MoPEExporterConfig
+from mope_deploy.engines.onnxruntime.cpu import CpuSettings
 from mope_deploy.metrics import report as scores
+from mope_deploy.model import MoPE
 from mope_deploy.task import Task
 
-__all__ = ["judge_again", "measure_precision"]
+__all__ = ["judge_again", "measure_precision", "without_routing"]
 
 _TIE = 1e-6  # between two weights of a router: float32 itself makes them differ by that
+_CONSTANT = 1e-3  # a spread below this share of the logits' size is none: the model says the same of everything
 _LISTED = 100  # flips written out; all are counted
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
 
 
+class Reference(Protocol):
+    """Samples with the outputs that a file is compared with: a model's (:class:`export.gate.evaluation.Evaluation`) or
+    another file's (:class:`export.gate.final.JudgedFile`).
+    """
+
+    model: MoPE
+    cpu: CpuSettings | None
+    labelled: Array
+    truth: Array
+
+    def name(self, row: int) -> str: ...
+
+    def batches(self, *, limit: int | None = None, what: str = "a file") -> Iterator[Batch]: ...
+
+
 def measure_precision(
-    evaluation: Evaluation,
+    evaluation: Reference,
     file: Path,
     config: MoPEExporterConfig,
     *,
@@ -65,6 +83,7 @@ def measure_precision(
     finite = all(bool(np.isfinite(array).all()) for array in (*eager.values(), *lowered.values()))
     labels, label_flips = _labels(eager, lowered, evaluation.model.task, evaluation.name)
     experts, expert_flips = _experts(eager, lowered, evaluation.name)
+    same = _same_experts(eager, lowered, 0 < model.top_k < model.experts)  # (n,)
     return PrecisionReport(
         **origin(file, parts),
         precision=precision,
@@ -72,7 +91,8 @@ def measure_precision(
         samples=n,
         interface=(*opened, *(check for check in ran if not check.passed)),
         finite=finite,
-        logits=_error(eager, lowered),
+        logits=_error(eager, lowered, same),
+        probabilities=_probabilities(eager, lowered, same, evaluation.model.task),
         labels=labels,
         metric=_metric(eager, lowered, evaluation, n),
         routed=model.dynamic,
@@ -88,13 +108,14 @@ def measure_precision(
 
 
 def judge_again(
-    evaluation: Evaluation,
+    evaluation: Reference,
     file: Path,
     config: MoPEExporterConfig,
     *,
     precision: str,
     thresholds: Thresholds,
     parts: Sequence[Path],
+    mark: str = "",
 ) -> PrecisionReport:
     """:func:`measure_precision` on a final graph, whose routing may be out of sight."""
     return measure_precision(
@@ -102,10 +123,19 @@ def judge_again(
         file,
         config,
         precision=precision,
-        thresholds=thresholds if "routing" in config.outputs else replace(thresholds, routing=None),
-        mark="CPU" if precision == "fp16" else "",
+        thresholds=thresholds if "routing" in config.outputs else without_routing(thresholds, evaluation.model),
+        mark=mark,
         parts=parts,
     )
+
+
+def without_routing(thresholds: Thresholds, model: MoPE) -> Thresholds:
+    """What can be asked of a file that does not show its routing.
+
+    A sample for which other experts were selected cannot be told from one that is wrong: none is judged by itself then.
+    """
+    selecting = model.config.dynamic and 0 < model.config.top_k < model.config.experts
+    return replace(thresholds, routing=None, probability=None if selecting else thresholds.probability)
 
 
 def _joined(batches: Sequence[Arrays]) -> Arrays:
@@ -113,17 +143,36 @@ def _joined(batches: Sequence[Arrays]) -> Arrays:
     return {name: np.concatenate([batch[name] for batch in batches]) for name in (batches[0] if batches else ())}
 
 
-def _error(eager: Arrays, lowered: Arrays) -> LogitsError:
-    if not eager:
-        return LogitsError(np.nan, np.nan)
-    b = eager["logits"].astype(np.float64)  # (n, C)
-    difference = lowered["logits"].astype(np.float64) - b
+def _same_experts(eager: Arrays, lowered: Arrays, selecting: bool) -> Array:
+    """Samples for which the same experts were selected in every layer: all where none are, or they are not shown."""
+    if not selecting or "routing" not in lowered:
+        return np.ones(len(eager["logits"]) if eager else 0, bool)
+    return np.asarray(((lowered["routing"] > 0) == (eager["routing"] > 0)).all(axis=(1, 2)))
+
+
+def _error(eager: Arrays, lowered: Arrays, same: Array) -> LogitsError:
+    if not same.any():
+        return LogitsError(np.nan, np.nan, np.nan)
+    b = eager["logits"][same].astype(np.float64)  # (n, C)
+    difference = lowered["logits"][same].astype(np.float64) - b
     with np.errstate(invalid="ignore", divide="ignore"):
-        found = [
-            np.abs(difference).max() / np.abs(b).max(),
-            np.sqrt((difference**2).mean() / (b**2).mean()),
-        ]
+        changed, size = np.sqrt((difference**2).mean()), np.sqrt((b**2).mean())
+        spread = b.std() if b.std() > _CONSTANT * size else size
+        found = [np.abs(difference).max() / np.abs(b).max(), changed / size, changed / spread]
+    if not difference.any():
+        return LogitsError(0.0, 0.0, 0.0)
     return LogitsError(*(float(value) if np.isfinite(value) else np.nan for value in found))
+
+
+def _probabilities(eager: Arrays, lowered: Arrays, same: Array, task: Task) -> ProbabilityError:
+    if not same.any():
+        return ProbabilityError(0, np.nan, np.nan)
+    with np.errstate(invalid="ignore", over="ignore"):
+        a, b = (task.probabilities(side["logits"][same]) for side in (lowered, eager))  # (n, C)
+        changed = np.abs(a - b).max(
+            axis=1
+        )  # (n,); a mean over labels would hide one among hundreds that are never true
+    return ProbabilityError(len(changed), float(changed.max()), float(changed.mean()))
 
 
 def _labels(eager: Arrays, lowered: Arrays, task: Task, name: Callable[[int], str]) -> tuple[Share, tuple[Flip, ...]]:
@@ -145,7 +194,7 @@ def _given(eager: Arrays, lowered: Arrays, task: Task) -> Share | None:
     return Share(int(a.sum() + b.sum()), 2 * int((a & b).sum()))
 
 
-def _metric(eager: Arrays, lowered: Arrays, evaluation: Evaluation, n: int) -> Metric | None:
+def _metric(eager: Arrays, lowered: Arrays, evaluation: Reference, n: int) -> Metric | None:
     known, task = evaluation.labelled[:n], evaluation.model.task
     if not known.any():
         return None

@@ -84,11 +84,6 @@ class MoPEGraph:
         )
 
 
-def _ids(tokenizer: str) -> int:
-    """One more than the largest token id: a vocabulary may leave ids out, and then has fewer tokens."""
-    return 1 + max(Tokenizer.from_str(tokenizer).get_vocab(with_added_tokens=True).values())
-
-
 class DummyMediaInputGenerator(DummyInputGenerator):
     """Random inputs of the modalities that optimum's own generators do not make in our form."""
 

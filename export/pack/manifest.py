@@ -79,6 +79,8 @@ def reports_of(work: Work, variants: Sequence[Variant]) -> dict[str, Any]:
     for variant in variants:
         if variant.lowered is not None:
             found[variant.name] = {**variant.lowered.report.to_dict(), **variant.lowered.to_dict()}
+        if variant.final is not None:
+            found[variant.name]["final"] = variant.final.to_dict()
         if variant.parts:
             found[variant.name]["split"] = {
                 "files": [path.name for path in variant.all_files],

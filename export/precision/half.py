@@ -27,7 +27,7 @@ from export.precision.check import HALVES, check_types
 from export.precision.layout import PRODUCTS, layout, module_of
 from mope_deploy.errors import ExportError
 
-__all__ = ["HalfLowering"]
+__all__ = ["HalfLowering", "write_emulated"]
 
 _FLOAT = DataType.FLOAT
 _SUFFIX = {half: name for name, half in HALVES.items()} | {_FLOAT: "fp32"}
@@ -181,6 +181,25 @@ class _Rewrite:
             module = module_of(value.producer() or before)
             self.casts[value, to] = _cast_behind(self.graph, value, to, f"{value.name}.{_SUFFIX[to]}", module)
         return self.casts[value, to]
+
+
+def write_emulated(file: Path, precision: str, path: Path) -> Path:
+    """The fp32 copy that rounds as a half graph does, made of a half graph's own file: its bytes, and nothing else.
+
+    Args:
+        file: as :meth:`HalfLowering.write` or a later step wrote it.
+        precision: ``fp16`` or ``bf16``.
+        path: where to write the copy.
+
+    Raises:
+        ExportError: the file cannot be read, or types in it contradict each other.
+    """
+    model, types = read(file), element_types(file)
+    made = (value for node in model.graph for value in node.outputs)
+    for value in (*model.graph.initializers.values(), *made):
+        value.dtype = types[value.name or ""]
+    _emulate(model.graph, HALVES[precision])
+    return write(model, path)[0]
 
 
 def _emulate(graph: ir.Graph, half: DataType) -> None:

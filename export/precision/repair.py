@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from export.gate import PrecisionReport
+from export.gate import PrecisionReport, hashes
 from export.gate.found import json_safe
 from export.precision.lower import Lowering
 from mope_deploy.errors import ExportError, ParityError, UsageError
-from mope_deploy.files import sha256
 
 __all__ = ["ATTEMPTS", "QUICK", "Attempt", "Lowered", "lower_within_gate"]
 
@@ -66,12 +65,14 @@ class Lowered:
         kept: encoder layers, or single linear layers of them, left in float32; in graph order.
         report: the gate's, on all samples, of this choice.
         history: every attempt in order.
+        sha256: of every file that was judged, by name: of ``files`` or, of emulated precisions, of their copy.
     """
 
     files: tuple[Path, ...]
     kept: tuple[str, ...]
     report: PrecisionReport
     history: tuple[Attempt, ...]
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
     def explain(self) -> str:
         """What was kept and why, in one line for a terminal; empty if nothing was."""
@@ -139,11 +140,12 @@ def lower_within_gate(
     kept, report = search.find()
     on_step(f"writing {name}")
     files = lowering.write(folder / name, keep=kept)
-    if lowering.runtime_mark != "emulated" and sha256(folder / name) != report.sha256:
+    judged = search.written[kept]
+    if lowering.runtime_mark != "emulated" and hashes(files) != judged:
         for file in files:
             file.unlink()
         raise ExportError(f"{name} was written twice and differs", expected="the file that was judged")
-    return Lowered(tuple(files), kept, report, tuple(search.history))
+    return Lowered(tuple(files), kept, report, tuple(search.history), judged)
 
 
 @dataclass
@@ -159,6 +161,7 @@ class _Search:
     history: list[Attempt] = field(default_factory=list)
     first: PrecisionReport | None = None  # of everything lowered
     last: PrecisionReport | None = None
+    written: dict[tuple[str, ...], dict[str, str]] = field(default_factory=dict)  # hashes of what was judged
 
     @property
     def tried(self) -> list[Attempt]:
@@ -266,7 +269,8 @@ class _Search:
     def judged(self, kept: Collection[str], limit: int | None, *, lowered: str | None = None) -> PrecisionReport:
         """The gate's report on one file, noted in the history; of a part ``lowered`` alone, or else of a choice."""
         with tempfile.TemporaryDirectory(prefix="mope-lower-") as folder:
-            self.lowering.write_runnable(Path(folder) / self.name, keep=tuple(kept))
+            files = self.lowering.write_runnable(Path(folder) / self.name, keep=tuple(kept))
+            self.written[self.in_graph_order(kept)] = hashes(files)
             report = self.judge(Path(folder) / self.name, limit)
         routed = bool(report.experts)
         self.history.append(
@@ -300,7 +304,7 @@ class _Search:
             f"{len(self.lowering.layers)} layers kept in fp32 ({', '.join(most.kept[:4])}"
             f"{', …' if len(most.kept) > 4 else ''}): {problems}",
             received=f"{len(tried)} choices tried, none good enough",
-            todo="export another precision, or accept less: --threshold labels=…,routing=…,metric=…",
+            todo="export another precision, or accept less: --threshold labels=…,routing=…,metric=…,probability=…,logits=…",
         )
 
 

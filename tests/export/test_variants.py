@@ -12,7 +12,7 @@ import onnx
 import pytest
 from rich.console import Console
 
-from export.gate import PrecisionReport
+from export.gate import THRESHOLDS, PrecisionReport
 from export.options import Options
 from export.pack.engines import EngineOptions
 from export.pack.summary import Row, summary_table
@@ -74,6 +74,8 @@ def test_one_graph_a_precision_with_one_set_of_golden_samples(many: Bundle) -> N
         gate = graphs[precision].gate
         assert gate is not None
         assert report[f"model-{precision}"]["kept"] == list(gate.kept)
+        file = graphs[precision].file
+        assert report[f"model-{precision}"]["final"]["sha256"] == {file: many.manifest.files[file].sha256}
     assert sum(name.endswith("outputs.npz") for name in many.manifest.files) == 1
 
 
@@ -141,11 +143,12 @@ def test_the_table(many: Bundle, rows: list[Row]) -> None:
 
 def test_the_gates_can_be_repeated_on_the_bundle(many: Bundle, exports: dict[str, Export], data: Path) -> None:
     reports = check_bundle(exports["dense"].model, many, data=data, gate_samples=20)
-    assert set(reports) == {"model", "model-fp16", "model-int8", "model-int8-dynamic"}
+    assert set(reports) == {"model", "model-fp16", "model-bf16", "model-int8", "model-int8-dynamic"}
     for name, report in reports.items():
         assert isinstance(report, PrecisionReport) == (name != "model")
         if isinstance(report, PrecisionReport):
-            assert report.thresholds.to_dict() == LOOSE  # those of the manifest, not of this release
+            assert report.thresholds.to_dict() == THRESHOLDS[report.precision].to_dict() | LOOSE  # the manifest's
+            assert report.mark == {"fp16": "CPU", "bf16": "emulated"}.get(report.precision, "")
         assert report.passed
 
 

@@ -93,8 +93,9 @@ def check_providers(wanted: object) -> Providers | None:
     """``wanted`` as :func:`choose_providers` takes it. Raises :class:`UsageError` if it is of another type."""
 
     def one(provider: object) -> bool:
-        pair = isinstance(provider, tuple) and len(provider) == 2
-        return isinstance(provider, str) or (pair and isinstance(provider[0], str) and isinstance(provider[1], Mapping))
+        if isinstance(provider, tuple) and len(provider) == 2:
+            return isinstance(provider[0], str) and isinstance(provider[1], Mapping)
+        return isinstance(provider, str)
 
     if wanted is None or (isinstance(wanted, list | tuple) and all(map(one, wanted))):
         return wanted

@@ -15,7 +15,19 @@ from export.gate import THRESHOLDS, Evaluation, Thresholds, measure_precision, r
 from export.limits import GATE_SAMPLES
 from mope_deploy.errors import ParityError, UsageError
 from tests.export.gate.faults import edit, rename
-from tests.export.gate.table import ANYTHING, C, N, Table, compare, names, shown, table_samples, weights, write_table
+from tests.export.gate.table import (
+    ANYTHING,
+    C,
+    N,
+    Table,
+    compare,
+    names,
+    select,
+    shown,
+    table_samples,
+    weights,
+    write_table,
+)
 
 
 def test_flipped_experts_fail_although_every_label_agrees(tmp_path: Path, random: np.random.Generator) -> None:
@@ -63,6 +75,65 @@ def test_a_metric_may_drop_by_no_more_than_its_threshold(tmp_path: Path) -> None
     assert after([], [1, 2, 3]).passed  # better is no fault
     report = after([50, 51], [])
     assert report.problems() == ["accuracy drops from 80.00 % to 78.00 %, at most 1 points are allowed"]
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize(
+    ("fault", "refused"),
+    [
+        (lambda b: 0.25 * b, {"probabilities change by", "probabilities change, in the mean", "logits change"}),
+        (lambda b: b + 3, {"logits change"}),  # which a softmax does not see
+        (lambda b: b + 3 * (np.arange(N) == 7)[:, None] * b, {"probabilities change by"}),  # one sample
+    ],
+)
+def test_labels_that_agree_do_not_hide_other_logits(
+    fault: Any, refused: set[str], multi_label: bool, tmp_path: Path, random: np.random.Generator
+) -> None:
+    eager = 2 * random.standard_normal((N, C)).astype(np.float32)
+    eager[7] = [0.6, -0.5, -0.6, -0.4]
+    if multi_label:
+        eager = np.abs(eager)  # every answer stays yes
+    asked = dataclasses.replace(THRESHOLDS["int8"], routing=None)
+    model = Table(eager, multi_label=multi_label)
+    labels = [("a",)] * N if multi_label else names(N)
+    report = compare(model, tmp_path, labels, logits=fault(eager), thresholds=asked)
+    assert report.labels.share == 1
+    problems = report.problems()
+    assert all(any(problem.startswith(words) for problem in problems) for words in refused), problems
+    assert len(problems) >= len(refused)
+    assert "FAIL" in shown(report)
+    loose = dataclasses.replace(asked, probability=1.0, mean_probability=1.0, logits=1.0)
+    assert compare(model, tmp_path, labels, logits=eager * 1.001, thresholds=asked).passed
+    assert not compare(model, tmp_path, labels, logits=-eager, thresholds=loose).passed
+
+
+def test_a_model_that_says_the_same_of_everything_can_pass(tmp_path: Path) -> None:
+    """Its logits have no spread: they are measured by their size."""
+    eager = np.full((N, 1), 2.0, np.float32)
+    asked = dataclasses.replace(THRESHOLDS["fp16"], routing=None)
+    model = Table(eager, multi_label=True)
+    for logits, passed in ((eager, True), (eager * 1.001, True), (eager * 1.02, False), (np.zeros_like(eager), False)):
+        assert compare(model, tmp_path, [("a",)] * N, logits=logits, thresholds=asked).passed == passed
+    zero = Table(np.zeros((N, 1), np.float32), multi_label=True)
+    assert compare(zero, tmp_path, [("a",)] * N, logits=np.zeros((N, 1)), thresholds=asked).passed
+    assert not compare(zero, tmp_path, [("a",)] * N, logits=np.full((N, 1), 1.0), thresholds=asked).passed
+
+
+def test_values_are_compared_where_the_same_experts_were_selected(tmp_path: Path, random: np.random.Generator) -> None:
+    """Another expert is another answer: how many there may be is the threshold for routing's to say."""
+    soft, eager = weights(random), random.standard_normal((N, C)).astype(np.float32)
+    hard, logits = select(soft, 1), eager.copy()
+    routing = hard.copy()
+    routing[5, 1] = np.roll(hard[5, 1], 1)
+    logits[5] *= 2
+    asked = dataclasses.replace(THRESHOLDS["int8"], labels=0.0, routing=0.9, metric=None)
+    model = Table(eager, soft, top_k=1)
+    report = compare(model, tmp_path, names(N), logits=logits, routing=routing, thresholds=asked)
+    assert report.passed
+    assert report.probabilities.compared == N - 1
+    assert not compare(model, tmp_path, names(N), logits=logits, routing=hard, thresholds=asked).passed
+    none = compare(model, tmp_path, names(N), logits=eager, routing=np.roll(hard, 1, axis=2), thresholds=asked)
+    assert any("probabilities change by nan" in problem for problem in none.problems())  # nothing was compared
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -163,7 +234,10 @@ def test_the_table_the_figures_and_the_json_say_the_same(tmp_path: Path, random:
     assert figures["passed"] is False
     document = report.to_dict()
     assert document["experts"][1] == {"compared": 83, "equal": 82, "share": 82 / 83}
-    assert document["thresholds"] == {"labels": 0.999, "routing": 0.995, "metric": 0.005}
+    assert document["thresholds"] == THRESHOLDS["fp16"].to_dict()
+    assert "≤ 0.05" in text
+    assert document["probabilities"] == {"compared": 83, "maximum": 0.0, "mean": 0.0}
+    assert (figures["probabilities_max_error"], figures["logits_rms_of_spread"]) == (0.0, 0.0)
     assert document["mark"] == "CPU"
     assert document["passed"] is False
     assert "/somewhere" not in json.dumps(document)  # no path of this machine goes into a bundle
@@ -175,4 +249,11 @@ def test_thresholds_are_shares() -> None:
         with pytest.raises(UsageError, match="a share from 0 to 1"):
             Thresholds(labels=wrong, routing=None, metric=None)
     assert THRESHOLDS["fp16"].labels == 0.999
-    assert THRESHOLDS["int8"].to_dict() == {"labels": 0.99, "routing": 0.99, "metric": 0.01}
+    assert THRESHOLDS["int8"].to_dict() == {
+        "labels": 0.99,
+        "routing": 0.99,
+        "metric": 0.01,
+        "probability": 0.25,
+        "mean_probability": 0.03,
+        "logits": 0.1,
+    }

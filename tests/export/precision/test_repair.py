@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from export.gate import LogitsError, PrecisionReport, Share, Thresholds
+from export.gate import LogitsError, PrecisionReport, ProbabilityError, Share, Thresholds
 from export.gate.found import InterfaceCheck
 from export.precision.repair import Lowered, lower_within_gate
 from mope_deploy.errors import ExportError, ParityError, UsageError
@@ -85,7 +85,8 @@ class Fake:
             samples=1000 if limit is None else limit,
             interface=(),
             finite=finite,
-            logits=LogitsError(cost, cost) if finite else LogitsError(math.nan, math.nan),
+            logits=LogitsError(*[cost if finite else math.nan] * 3),
+            probabilities=ProbabilityError(0, 0.0, 0.0),
             labels=Share(1000, 1000 if cost <= self.limit else 900),
             metric=None,
             routed=self.drift is not None,
