@@ -15,6 +15,7 @@ from mope_deploy.engines.tensorrt.sidecar import Precision, Proof, Sidecar
 from mope_deploy.errors import EngineError
 from mope_deploy.files import json_bytes, write_file
 from mope_deploy.manifest import FileEntry, TensorSpec
+from tests.device.sensors import lay
 
 pytestmark = pytest.mark.device
 
@@ -135,6 +136,21 @@ def test_this_device_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     free = available_memory()
     assert free is not None
     assert 2**20 < free < 2**50
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, 4096),
+        ({"memory.max": "max", "memory.current": "9"}, 4096),
+        ({"memory.max": "3000", "memory.current": "2000", "memory.stat": "file 5\ninactive_file 500"}, 1500),
+        ({"memory/memory.limit_in_bytes": "3000", "memory/memory.usage_in_bytes": "2900"}, 100),
+        ({"memory/memory.limit_in_bytes": "9223372036854771712", "memory/memory.usage_in_bytes": "2900"}, 4096),
+    ],
+)
+def test_memory_within_a_containers_limit(files: dict[str, str], free: int, tmp_path: Path) -> None:
+    laid = {f"sys/fs/cgroup/{name}": text for name, text in files.items()}
+    assert available_memory(lay(tmp_path, {"proc/meminfo": "MemAvailable:  4 kB\n", **laid})) == free
 
 
 @pytest.mark.parametrize(

@@ -47,16 +47,18 @@ def this_device() -> Device:
     )
 
 
-def available_memory() -> int | None:
+def available_memory(root: Path = Path("/")) -> int | None:
     """Bytes of main memory that a new process may take: what Linux says, or less where a container's limit says so."""
     found = []
-    match = re.search(r"^MemAvailable:\s+(\d+) kB", read_text("/proc/meminfo"), re.MULTILINE)
+    match = re.search(r"^MemAvailable:\s+(\d+) kB", read_text(root / "proc/meminfo"), re.MULTILINE)
     if match:
         found.append(int(match[1]) * 1024)
-    limit, used = read_text("/sys/fs/cgroup/memory.max"), read_text("/sys/fs/cgroup/memory.current")
-    if limit.isdigit() and used.isdigit():
-        cache = re.search(r"^inactive_file (\d+)", read_text("/sys/fs/cgroup/memory.stat"), re.MULTILINE)
-        found.append(max(int(limit) - int(used) + (int(cache[1]) if cache else 0), 0))
+    for names in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        limit, used = (read_text(root / "sys/fs/cgroup" / name) for name in names)  # of version 2, and of version 1
+        if limit.isdigit() and used.isdigit():
+            stat = read_text((root / "sys/fs/cgroup" / names[0]).with_name("memory.stat"))
+            cache = re.search(r"^(?:total_)?inactive_file (\d+)", stat, re.MULTILINE)
+            found.append(max(int(limit) - int(used) + (int(cache[1]) if cache else 0), 0))
     return min(found, default=None)
 
 
