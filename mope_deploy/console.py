@@ -7,27 +7,44 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
 from typer.main import get_command
 
-from mope_deploy.errors import MopeError
+from mope_deploy.errors import MopeError, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["err", "out", "print_table", "run_app"]
+__all__ = ["Screen", "err", "out", "print_table", "run_app"]
 
-out = Console(highlight=False, soft_wrap=True, emoji=False)
-err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+
+class Screen(Console):
+    """Shows every text as it is, whoever wrote it: no markup is read, and nothing reaches a terminal to be obeyed."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, emoji=False, markup=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)  # before lines are broken and columns measured
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for one in super().render(renderable, options):
+            yield one if one.control else Segment(printable(one.text), one.style)
+
+
+out = Screen(soft_wrap=True)
+err = Screen(stderr=True, soft_wrap=True)
 
 
 def print_table(table: Table) -> None:
     """At its full width, so that nothing is cut where output is piped or the terminal is narrow."""
-    Console(width=10_000, highlight=False).print(table)
+    Screen(width=10_000).print(table)
 
 
 def run_app(app: typer.Typer, argv: Sequence[str] | None = None, *, name: str | None = None) -> int:
