@@ -34,3 +34,4 @@ MAX_TEXT_CHARS = 1_000_000  # characters of one text; tokenizers take a second f
 # Configurations
 
 MAX_RECIPE_BYTES = 2**20  # bytes of YAML; a long recipe has 5 kB
+MAX_RECIPE_VALUES = 200_000  # values of YAML once its aliases are copied; 100,000 labels are as many
