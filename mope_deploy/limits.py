@@ -30,6 +30,11 @@ SAMPLE_RATES = (1_000, 384_000)  # Hz of sound files, least and greatest
 
 MAX_LINE_BYTES = 16 * 2**20  # bytes of one line of JSONL; what is longer is another kind of file
 MAX_TEXT_CHARS = 1_000_000  # characters of one text; tokenizers take a second for that many
+MAX_TEXT_GROWTH = 64  # times as many characters that a tokenizer's rules may make of a text; those in use: 1 to 4
+MAX_GROWN_CHARS = 16 * MAX_TEXT_CHARS  # characters of one text afterwards; the library takes 20 bytes for each
+MAX_WORD_CHARS = (
+    10_000  # characters of a word that WordPiece takes apart, in time that grows with their square; 100 in use
+)
 
 # Configurations
 
