@@ -15,6 +15,7 @@ from torch import nn
 
 from mope_deploy.errors import ConfigError
 from mope_deploy.extras import require
+from mope_deploy.reading import read_json
 
 __all__ = [
     "EMBEDDED",
@@ -191,7 +192,7 @@ def _unloadable(source: str, error: Exception) -> ConfigError:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(values, dict):
