@@ -11,25 +11,41 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment, Segments
+from rich.text import Text
 from typer.main import get_command
 
-from mope_deploy.errors import MopeError
+from mope_deploy.errors import MopeError, printable
 from mope_deploy.signals import Interrupted, interrupts
 from mope_deploy.system import of_system, out_of_memory
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["err", "out", "print_table", "run_app"]
+__all__ = ["Screen", "err", "out", "print_table", "run_app"]
 
-out = Console(highlight=False, soft_wrap=True, emoji=False)
-err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+
+class Screen(Console):
+    """Shows every text as it is, whoever wrote it: no markup is read, and nothing reaches a terminal to be obeyed."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, emoji=False, markup=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)  # before lines are broken and columns measured
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for one in super().render(renderable, options):
+            yield one if one.control else Segment(printable(one.text), one.style)
+
+
+out = Screen(soft_wrap=True)
+err = Screen(stderr=True, soft_wrap=True)
 
 
 _NOT_FOR_USERS = r"PIL\.|mope_deploy\.bench\.plot"  # modules whose warnings these are
@@ -40,13 +56,13 @@ def print_table(table: Table) -> None:
 
     Lines end where their text does: padded to the longest one, each would take two lines of a narrow terminal.
     """
-    console = Console(width=10_000, highlight=False)
-    for line in console.render_lines(table, pad=False):
+    screen = Screen(width=10_000)
+    for line in screen.render_lines(table, pad=False):
         while line and not line[-1].text.strip():
             line.pop()
         if line:
             line[-1] = Segment(line[-1].text.rstrip(), line[-1].style)
-        console.print(Segments([*line, Segment.line()]), end="")
+        screen.print(Segments([*line, Segment.line()]), end="")
 
 
 def run_app(

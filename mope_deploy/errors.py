@@ -29,8 +29,8 @@ _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud8
 
 
 def printable(text: str) -> str:
-    """``text`` as a terminal may have it, whoever wrote it: escape sequences and the like as ``\\x1b``, ``\\u202e``."""
-    return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+    """``text`` as a terminal may have it, whoever wrote it: ``\\u001b`` for an escape. JSON keeps its value."""
+    return _HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 class MopeError(Exception):

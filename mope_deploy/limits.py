@@ -45,10 +45,17 @@ MAX_LABEL_CHARS = 256  # characters of a label; bundles hold no longer ones
 
 MAX_LINE_BYTES = 16 * 2**20  # bytes of one line of JSONL; what is longer is another kind of file
 MAX_TEXT_CHARS = 1_000_000  # characters of one text; tokenizers take a second for that many
+MAX_TEXT_GROWTH = 64  # times as many characters that a tokenizer's rules may make of a text; those in use: 1 to 4
+MAX_GROWN_CHARS = 16 * MAX_TEXT_CHARS  # characters of one text afterwards; the library takes 20 bytes for each
+MAX_WORD_CHARS = (
+    10_000  # characters of a word that WordPiece takes apart, in time that grows with their square; 100 in use
+)
 
 # Configurations
 
+MAX_RECORD_BYTES = 64 * 2**20  # bytes of JSON in checkpoints, runs and caches; 100,000 labels take 3 MB
 MAX_RECIPE_BYTES = 2**20  # bytes of YAML; a long recipe has 5 kB
+MAX_RECIPE_VALUES = 200_000  # values of YAML once its aliases are copied; 100,000 labels are as many
 
 # Engines
 

@@ -17,9 +17,10 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mope_deploy.limits import MAX_ARRAYS
+from mope_deploy.fields import parse_json
+from mope_deploy.limits import MAX_ARRAYS, MAX_RECORD_BYTES
 
-__all__ = ["open_regular", "read_npz", "read_regular"]
+__all__ = ["open_regular", "read_json", "read_npz", "read_regular"]
 
 
 def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
@@ -53,6 +54,16 @@ def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
     if max(size, len(data)) > most:
         raise OSError(0, f"too large: {max(size, len(data)):,} bytes, at most {most:,}", str(path))
     return data
+
+
+def read_json(path: str | os.PathLike[str], most: int = MAX_RECORD_BYTES) -> Any:
+    """What a file says as JSON, by the rules of :func:`mope_deploy.fields.parse_json`.
+
+    Raises:
+        OSError: as :func:`read_regular`.
+        ValueError: not UTF-8, not JSON.
+    """
+    return parse_json(read_regular(path, most).decode("utf-8"))
 
 
 def read_npz(source: Path | bytes, most: int, names: Collection[str] | None = None) -> dict[str, NDArray[Any]]:

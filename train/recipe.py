@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from mope_deploy.errors import ConfigError, UsageError
 from mope_deploy.fields import nearest, shown
+from mope_deploy.files import reason
 from mope_deploy.limits import MAX_RECIPE_BYTES
 from mope_deploy.model.strict import problems, refused, unknown_key
+from mope_deploy.reading import read_regular
 from train.config import Recipe
+from train.yaml_strict import YamlError, dump_yaml, load_yaml
 
 __all__ = ["RECIPES", "check_recipe", "load_recipe", "read_recipe", "shipped_recipes", "to_yaml"]
 
@@ -52,12 +53,12 @@ def read_recipe(source: str) -> dict[str, Any]:
         ConfigError: not YAML, no mapping, or a key given twice.
     """
     path = _find(source)
-    if path.stat().st_size > MAX_RECIPE_BYTES:
-        raise ConfigError(f"recipe {path} is too large", expected=f"at most {MAX_RECIPE_BYTES // 2**20} MiB of YAML")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"recipe {path} is not YAML: {' '.join(str(error).split())[:300]}") from error
+        values = load_yaml(read_regular(path, MAX_RECIPE_BYTES).decode("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"recipe {path} cannot be read", received=reason(error)) from error
+    except ValueError as error:  # YamlError, or no UTF-8
+        raise ConfigError(f"recipe {path} is not YAML: {reason(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"recipe {path}", received=shown(values), expected="a mapping with data: and model:")
     return {"name": path.stem} | values
@@ -82,7 +83,7 @@ def check_recipe(values: Mapping[str, Any], overrides: Sequence[str] = (), *, wh
 
 def to_yaml(recipe: Recipe) -> str:
     """A recipe with every value spelled out, as :func:`read_recipe` reads it back."""
-    return yaml.dump(recipe.to_dict(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return dump_yaml(recipe.to_dict())
 
 
 def _find(source: str) -> Path:
@@ -107,8 +108,8 @@ def _apply(values: dict[str, Any], override: str) -> str | None:
     if not equals or not all(parts):
         return f"received {shown(override)}, expected dotted.key=value"
     try:
-        value = yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError:
+        value = load_yaml(text)
+    except YamlError:
         return f"{key}: received {shown(text)}, expected a YAML value"
     at: Any = values
     for part in parts[:-1]:
@@ -139,29 +140,3 @@ def _copy(values: Any) -> Any:  # what a YAML alias names twice becomes two, so 
     if isinstance(values, Mapping):
         return {key: _copy(value) for key, value in values.items()}
     return [_copy(value) for value in values] if isinstance(values, list | tuple) else values
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML in which a key given twice is an error and 3e-4 is a number."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
-            if isinstance(key, str):
-                seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes what the loader would take for a number."""
-
-
-for _class in (_StrictLoader, _Dumper):
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-    )

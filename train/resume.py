@@ -27,6 +27,7 @@ from torch import Tensor
 
 from mope_deploy.errors import CheckpointError
 from mope_deploy.files import flush, json_bytes, sha256, write_file
+from mope_deploy.reading import read_json
 from train.run_folder import COMPLETE, Run
 
 __all__ = ["Progress", "ResumeState", "newest"]
@@ -141,7 +142,7 @@ def newest(run: Run) -> ResumeState | None:
     folder = found[-1]
     todo = f"remove {folder} to continue from an older state" if len(found) > 1 else "start a new run"
     try:
-        expected = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
+        expected = read_json(folder / COMPLETE)
         wrong = [name for name, digest in expected.items() if _digest(folder / name) != digest]
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"resume state {folder} cannot be read: {error}", todo=todo) from error
@@ -168,4 +169,4 @@ def _remove(state: Path) -> None:
 
 
 def _digest(path: Path) -> str | None:
-    return sha256(path) if path.exists() else None
+    return sha256(path) if path.is_file() else None

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from mope_deploy.errors import ParityError
 
@@ -82,9 +83,9 @@ def percent(share: float) -> str:
     return f"{math.floor(round(share * 1e4, 6)) / 100:.2f} %"
 
 
-def verdict(passed: bool) -> str:
+def verdict(passed: bool) -> Text:
     """For a cell of a table."""
-    return "[green]pass[/green]" if passed else "[red]FAIL[/red]"
+    return Text("pass", "green") if passed else Text("FAIL", "red")
 
 
 def json_safe(value: Any) -> Any:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mope_deploy.arguments import check_path
 from mope_deploy.bundle.unchanged import Seen
 from mope_deploy.data import Samples, open_samples
-from mope_deploy.errors import BundleError, ConfigError, UsageError
+from mope_deploy.errors import BundleError, ConfigError, DataError, UsageError
 from mope_deploy.fields import did_you_mean
 from mope_deploy.files import reason, sha256
 from mope_deploy.limits import MAX_GOLDEN_BYTES, MAX_MANIFEST_BYTES
@@ -188,8 +188,7 @@ class Bundle:
         """The golden samples as they were before preprocessing, with or without labels.
 
         Raises:
-            BundleError: one of them names a file that the manifest does not list.
-            DataError: one of them cannot be used.
+            BundleError: one of them cannot be used, or names a file that the manifest does not list.
         """
         manifest = self.manifest
         samples = open_samples(
@@ -200,10 +199,13 @@ class Bundle:
             optional=manifest.missing,
         )
         known = {os.path.normpath(self.path / name) for name in manifest.files}
-        for sample in samples:
-            for path in (sample.image, sample.audio, sample.video):
-                if path is not None and os.path.normpath(path) not in known:
-                    raise BundleError(f"{sample.where}: {path}", expected="a file that the manifest lists", todo=AGAIN)
+        try:
+            for sample in samples:
+                for path in (sample.image, sample.audio, sample.video):
+                    if path is not None and os.path.normpath(path) not in known:
+                        raise BundleError(f"{sample.where}: {path} is no file of the bundle", todo=AGAIN)
+        except DataError as error:
+            raise BundleError(f"golden samples: {error}") from error
         return samples
 
     def _arrays(self, name: str) -> dict[str, NDArray[Any]]:

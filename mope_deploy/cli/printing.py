@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mope_deploy import console
+from mope_deploy.errors import printable
 from mope_deploy.files import json_bytes
 
 __all__ = ["print_json", "print_rows", "print_utf8", "say", "tell"]
@@ -38,9 +39,11 @@ def print_rows(
     rows: Iterable[Sequence[object]], *, header: Sequence[str] = (), left: int = 1, title: str | None = None
 ) -> None:
     """Print a table at its full width; of the columns with a name, ``left`` begin at the left and others end right."""
-    table = Table(show_header=bool(header), box=None, pad_edge=False, title=title, title_justify="left")
+    table = Table(
+        show_header=bool(header), box=None, pad_edge=False, title=title and Text(printable(title)), title_justify="left"
+    )
     for i, name in enumerate(header):
         table.add_column(Text(name), justify="left" if i < left else "right")
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(printable(str(cell))) for cell in row))
     console.print_table(table)

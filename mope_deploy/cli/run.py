@@ -23,7 +23,7 @@ from mope_deploy.cli.options import (
 )
 from mope_deploy.cli.printing import print_json, print_rows, print_utf8, tell
 from mope_deploy.cli.rows import open_rows, predict_rows
-from mope_deploy.errors import UsageError
+from mope_deploy.errors import UsageError, printable
 from mope_deploy.files import reason, whole_file
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def run(
         with _writer(out) as write:
             for sample, prediction in predict_rows(predictor, samples, batch_size=batch_size, routing=routing):
                 row = {"line": sample.line, **sample.named, **prediction.to_dict()}
-                write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+                write(printable(json.dumps(row, ensure_ascii=False, allow_nan=False)) + "\n")
         if out is not None:
             tell(f"wrote {out}")
         return

@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError
 from safetensors.torch import save
 
 from mope_deploy.errors import CheckpointError, ConfigError
-from mope_deploy.fields import parse_json, shown
+from mope_deploy.fields import shown
 from mope_deploy.files import json_bytes, reason, whole_folder
 from mope_deploy.model.backbones import Encoder, load_encoder
 from mope_deploy.model.build import assemble
@@ -29,6 +29,7 @@ from mope_deploy.model.mope import MoPE
 from mope_deploy.model.strict import Strict, problems
 from mope_deploy.model.tensors import fingerprint, nonfinite, read_tensors
 from mope_deploy.preprocess import Preprocessing
+from mope_deploy.reading import read_json
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
@@ -192,7 +193,7 @@ def _read_json(folder: Path) -> dict[str, Any]:
     """What ``config.json`` says, of a checkpoint of this schema."""
     path = folder / CONFIG
     try:
-        found = parse_json(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{folder} is no checkpoint", received="no config.json", expected=f"{CONFIG} and {WEIGHTS}"

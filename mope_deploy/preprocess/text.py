@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from mope_deploy.errors import ConfigError, MediaError, UsageError
 from mope_deploy.fields import between, shown
-from mope_deploy.limits import MAX_TEXT_CHARS
+from mope_deploy.limits import MAX_GROWN_CHARS, MAX_TEXT_CHARS
+from mope_deploy.preprocess.rules import check_rules
 from mope_deploy.preprocess.shared import Tensors, one_line
 
 if TYPE_CHECKING:
@@ -51,13 +52,15 @@ class TextReader:
         tokenizer: the text of ``tokenizer.json``.
 
     Raises:
-        ConfigError: it cannot be parsed, or has more special tokens than ``max_length``.
+        ConfigError: it cannot be parsed, or has more special tokens than ``max_length``, or its rules are beyond
+            :func:`check_rules`.
     """
 
     def __init__(self, spec: TextSpec, tokenizer: str) -> None:
         from tokenizers import Tokenizer
 
         self.spec = spec
+        self._growth = check_rules(tokenizer)
         try:
             self._tokenizer = _rust(Tokenizer.from_str, tokenizer)
         except _TokenizerError as error:
@@ -111,6 +114,9 @@ class TextReader:
         return {"input_ids": ids, "attention_mask": mask}
 
     def _encode(self, text: str) -> Encoding:
+        if (grown := len(text) * self._growth) > MAX_GROWN_CHARS:
+            received = f"up to {grown:,.0f} characters after the tokenizer's rules"
+            raise MediaError("text is too long", received=received, expected=f"at most {MAX_GROWN_CHARS:,}")
         try:
             encoding = _rust(self._tokenizer.encode, text)
         except _TokenizerError as error:  # an unknown word and no token for such, say

@@ -14,6 +14,7 @@ from mope_deploy.errors import DataError, UsageError
 from mope_deploy.fields import nearest, shown
 from mope_deploy.files import json_bytes, reason, whole_folder
 from mope_deploy.progress import track
+from mope_deploy.reading import read_json
 from mope_deploy.task import Task
 from train.config import DataSection
 from train.data.files import SplitFiles
@@ -56,7 +57,7 @@ def fetch_hub(section: DataSection, root: Path, *, task: Task, fetch: bool = Tru
 
 def _found(root: Path, request: dict[str, Any]) -> SplitFiles:
     try:
-        info = json.loads((root / INFO).read_text(encoding="utf-8"))
+        info = read_json(root / INFO)
         same = info["request"] == request
         splits = list(info["splits"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -19,10 +19,11 @@ from mope_deploy.engines.tensorrt.backends import BACKENDS
 from mope_deploy.engines.tensorrt.device import Device
 from mope_deploy.engines.tensorrt.profiles import Sizes
 from mope_deploy.errors import EngineError, UsageError
-from mope_deploy.fields import FieldError, between, choice, decode, form, length, parse_json, shown, text
+from mope_deploy.fields import FieldError, between, choice, decode, form, length, shown, text
 from mope_deploy.limits import MAX_SIDECAR_BYTES
 from mope_deploy.manifest import FileEntry, Graph, TensorSpec
 from mope_deploy.manifest.types import Digest, FileName
+from mope_deploy.reading import read_json
 
 __all__ = [
     "EngineFiles",
@@ -241,11 +242,7 @@ def plain(specs: Iterable[TensorSpec]) -> list[dict[str, Any]]:
 def _read(path: Path, format: str, kind: type[T]) -> T:
     """The file's JSON object of the right format and schema, without these two keys."""
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_SIDECAR_BYTES + 1)
-        if len(data) > MAX_SIDECAR_BYTES:
-            raise EngineError(f"{path} is too large", expected=f"at most {MAX_SIDECAR_BYTES:,} bytes", todo=REBUILD)
-        document = parse_json(data.decode("utf-8"))
+        document = read_json(path, MAX_SIDECAR_BYTES)
     except OSError as error:
         raise EngineError(f"{path} cannot be read", received=error.strerror, todo=REBUILD) from error
     except ValueError as error:

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from mope_deploy import reading
 from mope_deploy.errors import ConfigError, MopeError
 from mope_deploy.extras import require
-from mope_deploy.fields import parse_json, shown
+from mope_deploy.fields import shown
 from mope_deploy.files import reason
 from mope_deploy.model.backbones.weights import check_files, check_report, check_values
 from mope_deploy.model.network import hub, offline_reason
@@ -218,7 +219,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ConfigError: it cannot be read, or is no object.
     """
     try:
-        values = parse_json(path.read_text(encoding="utf-8"))
+        values = reading.read_json(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as JSON: {reason(error)}") from error
     if not isinstance(values, dict):

@@ -21,6 +21,7 @@ from PIL import Image
 from mope_deploy.errors import DataError, UsageError
 from mope_deploy.files import json_bytes, sha256, whole_folder
 from mope_deploy.progress import track
+from mope_deploy.reading import read_json
 from train.embedded.digits_ve.scenes import (
     COLOURS,
     EMPTY,
@@ -103,7 +104,7 @@ def _checked(folder: Path, request: dict[str, Any]) -> Path:
     """The folder, if it holds just what is asked for, whole."""
     todo = "name another folder, or delete this one to have it made again"
     try:
-        info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+        info = read_json(folder / "info.json")
         found = {key: info.get(key) for key in request}
     except (OSError, ValueError, AttributeError):
         raise UsageError(f"{folder} exists and does not hold digits-ve", todo="name a new or an empty folder") from None
