@@ -27,6 +27,7 @@ class MediaCache:
     def __init__(self, preprocessing: Preprocessing, *, limit_mb: int) -> None:
         self.preprocessing = preprocessing
         self.room = limit_mb * 2**20  # bytes left
+        self.notices: list[str] = []  # what should be known of the files checked so far
         self._kept: dict[tuple[str, str], NDArray[Any]] = {}
 
     def __len__(self) -> int:
@@ -53,20 +54,32 @@ class MediaCache:
         wanted = [path for path in dict.fromkeys(paths) if (modality, path) not in self._kept]
         bad: dict[str, DataError] = {}
 
-        def one(path: str) -> NDArray[Any] | DataError:
+        def one(path: str) -> tuple[NDArray[Any] | DataError, list[str]]:
+            heard: list[str] = []
             try:
-                return self.preprocessing.load(modality, path)
+                return self.preprocessing.load(modality, path, on_notice=heard.append), heard
             except DataError as error:
-                return error
+                return error, heard
 
         # load_image sets warning filters, which belong to the whole process: put back what was there before.
         with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
             found = zip(wanted, pool.map(one, wanted), strict=True)
-            for path, result in track(found, what=what, total=len(wanted)):
+            for path, (result, heard) in track(found, what=what, total=len(wanted)):
+                self.notices += [notice if path in notice else f"{path}: {notice}" for notice in heard]
                 if isinstance(result, DataError):
                     bad[path] = result
                 else:
                     self._keep(modality, path, result)
+        return bad
+
+    def check_texts(self, texts: Iterable[str], *, what: str) -> dict[str, DataError]:
+        """Tokenise every text once; the error of each that has no tokens or cannot be tokenised, by text."""
+        bad: dict[str, DataError] = {}
+        for text in track(list(texts), what=what):
+            try:
+                self.preprocessing.check_text(text)
+            except DataError as error:
+                bad[text] = error
         return bad
 
     def _keep(self, modality: str, path: str, found: NDArray[Any]) -> None:

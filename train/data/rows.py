@@ -12,6 +12,7 @@ from mope_deploy.preprocess import Preprocessing
 from train.config import Recipe
 from train.data.files import SplitFiles
 from train.data.kept_rows import keep_rows
+from train.data.labels import one_label_twice, without_rows
 from train.data.media import MediaCache
 from train.data.split import Split, drop_bad_files, hold_out, read_split
 from train.run_folder import Run
@@ -49,6 +50,8 @@ def read_rows(recipe: Recipe, files: SplitFiles) -> Rows:
     task = model.make_task()
     if not task.labels:
         task = replace(task, labels=tuple(sorted(scan_labels(files.train, task=task, skip_bad=section.skip_bad))))
+    if warning := one_label_twice(task.labels):
+        err.print(f"warning: {warning}", markup=False)
     splits = {
         name: read_split(
             name,
@@ -77,29 +80,40 @@ def read_rows(recipe: Recipe, files: SplitFiles) -> Rows:
 
 
 def decode(recipe: Recipe, data: Rows, preprocessing: Preprocessing, *, threads: int) -> tuple[Rows, MediaCache]:
-    """Decode every picture, sound and video once, which fills the cache and finds those that cannot be used.
+    """Tokenise every text and decode every picture, sound and video once: finds what cannot be used, fills the cache.
 
     Raises:
         DataError: naming file and line of the first one that cannot be used, unless the recipe skips such rows.
     """
     media = MediaCache(preprocessing, limit_mb=recipe.data.image_cache_mb)
-    if not recipe.data.check_images:
-        return data, media
-    checked = {}
-    for split in data.splits:
-        for name in FILES:
-            if split.values[name]:
-                what = f"decoding {split.name}" if name == "image" else f"decoding {name} of {split.name}"
-                bad = media.check(split.values[name], what=what, threads=threads, modality=name)
-                split = drop_bad_files(split, bad, skip_bad=recipe.data.skip_bad, modality=name)
-        checked[split.name] = split
+    checked = {split.name: _checked(recipe, split, media, threads=threads) for split in data.splits}
     for split in checked.values():
         if split.skipped:
             err.print(
                 f"warning: {len(split.skipped):,} rows of {split.source} skipped, the first: {split.skipped[0]}",
                 markup=False,
             )
+    if media.notices:
+        err.print(
+            f"note: {len(media.notices):,} files are used as they are, the first: {media.notices[0]}", markup=False
+        )
+    if warning := without_rows(checked["train"]):
+        err.print(f"warning: {warning}", markup=False)
     return Rows(data.files, checked["train"], checked["validation"], checked.get("test")), media
+
+
+def _checked(recipe: Recipe, split: Split, media: MediaCache, *, threads: int) -> Split:
+    """Without the rows whose text or files cannot be used."""
+    texts, skip_bad = split.values["text"], recipe.data.skip_bad
+    if texts and media.preprocessing.text is not None:
+        bad = media.check_texts(texts, what=f"tokenising {split.name}")
+        split = drop_bad_files(split, bad, skip_bad=skip_bad, modality="text")
+    for name in FILES if recipe.data.check_images else ():
+        if split.values[name]:
+            what = f"decoding {split.name}" if name == "image" else f"decoding {name} of {split.name}"
+            bad = media.check(split.values[name], what=what, threads=threads, modality=name)
+            split = drop_bad_files(split, bad, skip_bad=skip_bad, modality=name)
+    return split
 
 
 def refuse_other_data(run: Run, data: Rows) -> None:
