@@ -1,4 +1,4 @@
-"""Rows as people have them: what can be found before the first step is found then, with its line, and may be skipped."""
+"""Rows as people have them: what can be found before the first step is found then, and may be skipped."""
 
 from __future__ import annotations
 
