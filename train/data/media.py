@@ -72,16 +72,6 @@ class MediaCache:
                     self._keep(modality, path, result)
         return bad
 
-    def check_texts(self, texts: Iterable[str], *, what: str) -> dict[str, DataError]:
-        """Tokenise every text once; the error of each that has no tokens or cannot be tokenised, by text."""
-        bad: dict[str, DataError] = {}
-        for text in track(list(texts), what=what):
-            try:
-                self.preprocessing.check_text(text)
-            except DataError as error:
-                bad[text] = error
-        return bad
-
     def _keep(self, modality: str, path: str, found: NDArray[Any]) -> None:
         if found.nbytes <= self.room:
             self.room -= found.nbytes

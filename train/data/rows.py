@@ -9,15 +9,16 @@ from mope_deploy.console import err
 from mope_deploy.data import FILES, fingerprint, scan_labels
 from mope_deploy.errors import DataError
 from mope_deploy.preprocess import Preprocessing
+from mope_deploy.progress import track
 from train.config import Recipe
 from train.data.files import SplitFiles
 from train.data.kept_rows import keep_rows
 from train.data.labels import one_label_twice, without_rows
 from train.data.media import MediaCache
-from train.data.split import Split, drop_bad_files, hold_out, read_split
+from train.data.split import QUIET_ROWS, Split, drop_bad_files, hold_out, read_split
 from train.run_folder import Run
 
-__all__ = ["Rows", "decode", "describe", "read_rows", "refuse_other_data"]
+__all__ = ["Rows", "check_texts", "decode", "describe", "read_rows", "refuse_other_data"]
 
 MAX_LISTED = 100  # skipped rows that run.json names
 
@@ -79,6 +80,25 @@ def read_rows(recipe: Recipe, files: SplitFiles) -> Rows:
     return Rows(files, train, validation, splits.get("test"))
 
 
+def check_texts(recipe: Recipe, data: Rows, preprocessing: Preprocessing) -> Rows:
+    """The rows whose texts have tokens, which their tokenizer alone can say; each different text is tokenised once.
+
+    Raises:
+        DataError: naming file and line of the first one that has none, unless the recipe skips such rows.
+    """
+    checked = {}
+    for split in data.splits:
+        bad = {}
+        texts = split.values["text"] if preprocessing.text is not None else ()
+        for text in track(texts, what=f"tokenising {split.name}") if len(texts) > QUIET_ROWS else texts:
+            try:
+                preprocessing.check_text(text)
+            except DataError as error:
+                bad[text] = error
+        checked[split.name] = drop_bad_files(split, bad, skip_bad=recipe.data.skip_bad, modality="text")
+    return Rows(data.files, checked["train"], checked["validation"], checked.get("test"))
+
+
 def decode(recipe: Recipe, data: Rows, preprocessing: Preprocessing, *, threads: int) -> tuple[Rows, MediaCache]:
     """Tokenise every text and decode every picture, sound and video once: finds what cannot be used, fills the cache.
 
@@ -86,7 +106,8 @@ def decode(recipe: Recipe, data: Rows, preprocessing: Preprocessing, *, threads:
         DataError: naming file and line of the first one that cannot be used, unless the recipe skips such rows.
     """
     media = MediaCache(preprocessing, limit_mb=recipe.data.image_cache_mb)
-    checked = {split.name: _checked(recipe, split, media, threads=threads) for split in data.splits}
+    data = check_texts(recipe, data, preprocessing)
+    checked = {split.name: _decodable(recipe, split, media, threads=threads) for split in data.splits}
     for split in checked.values():
         if split.skipped:
             err.print(
@@ -102,17 +123,13 @@ def decode(recipe: Recipe, data: Rows, preprocessing: Preprocessing, *, threads:
     return Rows(data.files, checked["train"], checked["validation"], checked.get("test")), media
 
 
-def _checked(recipe: Recipe, split: Split, media: MediaCache, *, threads: int) -> Split:
-    """Without the rows whose text or files cannot be used."""
-    texts, skip_bad = split.values["text"], recipe.data.skip_bad
-    if texts and media.preprocessing.text is not None:
-        bad = media.check_texts(texts, what=f"tokenising {split.name}")
-        split = drop_bad_files(split, bad, skip_bad=skip_bad, modality="text")
+def _decodable(recipe: Recipe, split: Split, media: MediaCache, *, threads: int) -> Split:
+    """Without the rows whose files cannot be used, if the recipe has them looked at."""
     for name in FILES if recipe.data.check_images else ():
         if split.values[name]:
             what = f"decoding {split.name}" if name == "image" else f"decoding {name} of {split.name}"
             bad = media.check(split.values[name], what=what, threads=threads, modality=name)
-            split = drop_bad_files(split, bad, skip_bad=skip_bad, modality=name)
+            split = drop_bad_files(split, bad, skip_bad=recipe.data.skip_bad, modality=name)
     return split
 
 
