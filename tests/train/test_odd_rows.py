@@ -23,6 +23,7 @@ from train.data.labels import one_label_twice, without_rows
 from train.data.rows import decode
 from train.data.rows import read_rows as read_all
 from train.data.sources import find_splits
+from train.run import plan
 
 Make = Callable[..., Recipe]
 
@@ -241,3 +242,10 @@ def test_rows_of_a_hub_data_set_that_cannot_be_used_are_named_or_skipped(tmp_pat
         "text",
         "image",
     ]
+
+
+def test_a_dry_run_finds_a_text_without_tokens(recipe: Make, tiny: Path, tmp_path: Path) -> None:
+    rows = moved_rows(tiny / "test.jsonl")
+    test = write_rows(tmp_path / "test.jsonl", [*rows[:3], rows[3] | {"text": "\ufeff"}])
+    with pytest.raises(DataError, match=r"test.jsonl:4: text has no tokens"):
+        plan(recipe(f"data.test={test}"))
