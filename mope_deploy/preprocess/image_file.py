@@ -78,7 +78,7 @@ def open_picture(path: Path, name: str) -> Image.Image:
         check_decoder(image, content, name)
     except MediaError:
         raise
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # the latter by filters, -W error
         raise MediaError(f"{name} is too large", expected=SIZES) from error
     except Image.UnidentifiedImageError as error:
         raise MediaError(f"{name} is not an image that can be read", expected=f"one of {', '.join(FORMATS)}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -61,8 +60,7 @@ class MediaCache:
             except DataError as error:
                 return error, heard
 
-        # load_image sets warning filters, which belong to the whole process: put back what was there before.
-        with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(threads) as pool:
             found = zip(wanted, pool.map(one, wanted), strict=True)
             for path, (result, heard) in track(found, what=what, total=len(wanted)):
                 self.notices += [notice if path in notice else f"{path}: {notice}" for notice in heard]
