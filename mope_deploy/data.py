@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mope_deploy.errors import DataError, UsageError
-from mope_deploy.fields import did_you_mean, nearest, parse_json, shown
-from mope_deploy.limits import MAX_LABELS, MAX_LINE_BYTES
+from mope_deploy.fields import did_you_mean, hidden, nearest, parse_json, shown
+from mope_deploy.limits import MAX_LABEL_CHARS, MAX_LABELS, MAX_LINE_BYTES
 from mope_deploy.preprocess import MODALITIES, Preprocessing, check_text
 from mope_deploy.task import Label, SingleLabel, Task
 
@@ -25,6 +25,7 @@ __all__ = ["MODALITIES", "Sample", "Samples", "count_rows", "fingerprint", "open
 
 S = TypeVar("S")
 T = TypeVar("T")
+_HINTS = 20  # unknown labels of a file that are compared with all known ones
 FILES = ("image", "audio", "video")  # modalities whose rows name a file
 
 
@@ -107,6 +108,7 @@ class Samples:
 
     def __post_init__(self) -> None:
         self._known = frozenset(self.task.labels)
+        self._hints: dict[str, str | None] = {}  # for the first unknown labels: each takes as long as a thousand rows
 
     def __iter__(self) -> Iterator[Sample]:
         self.skipped = []
@@ -161,10 +163,18 @@ class Samples:
         if not isinstance(name, str) or not name.strip():
             expected = "a label name (a string that is not blank)"
             raise DataError(f"{where}: label", received=shown(name), expected=expected)
+        if len(name) > MAX_LABEL_CHARS:
+            expected = f"at most {MAX_LABEL_CHARS} characters"
+            raise DataError(f"{where}: label", received=shown(name), expected=expected)
+        if character := hidden(name):
+            what, expected = f"{where}: label {shown(name)}", "characters that can be shown"
+            raise DataError(what, received=character, expected=expected)
         if self._known and name not in self._known:
             labels = self.task.labels
             few = f"one of {', '.join(map(repr, labels[:10]))}" + (" …" if len(labels) > 10 else "")
-            todo = did_you_mean(name, labels)
+            if name not in self._hints and len(self._hints) < _HINTS:
+                self._hints[name] = did_you_mean(name, labels)
+            todo = self._hints.get(name)
             raise DataError(f"{where}: unknown label", received=shown(name), expected=few, todo=todo)
         return name
 

@@ -83,6 +83,9 @@ class Task(Protocol):
     def members(self, targets: NDArray[Any]) -> NDArray[np.bool_]:
         """Which samples carry each label, (C, n), from :meth:`encode`'s targets."""
 
+    def counts(self, targets: NDArray[Any]) -> NDArray[np.int64]:
+        """How many samples carry each label, (C,), from :meth:`encode`'s targets."""
+
     def flips(self, logits: NDArray[Any], others: NDArray[Any]) -> list[tuple[str, str, str, float]]:
         """Where one sample's logits (C,) and another model's decide differently.
 
@@ -133,6 +136,9 @@ class SingleLabel:
 
     def members(self, targets: NDArray[Any]) -> NDArray[np.bool_]:
         return targets[None, :] == np.arange(len(self.labels))[:, None]
+
+    def counts(self, targets: NDArray[Any]) -> NDArray[np.int64]:
+        return np.bincount(targets[targets >= 0], minlength=len(self.labels))
 
     def flips(self, logits: NDArray[Any], others: NDArray[Any]) -> list[tuple[str, str, str, float]]:
         ours, theirs = int(logits.argmax()), int(others.argmax())
@@ -188,6 +194,9 @@ class MultiLabel:
 
     def members(self, targets: NDArray[Any]) -> NDArray[np.bool_]:
         return targets.T
+
+    def counts(self, targets: NDArray[Any]) -> NDArray[np.int64]:
+        return targets.sum(axis=0)
 
     def flips(self, logits: NDArray[Any], others: NDArray[Any]) -> list[tuple[str, str, str, float]]:
         pairs = zip(self.verdicts(logits), self.verdicts(others), strict=True)

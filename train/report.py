@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -20,12 +22,26 @@ from train.evaluation import Usage
 
 __all__ = ["DECISIONS", "confusion_picture", "label_picture", "usage_picture"]
 
+Draw = TypeVar("Draw", bound=Callable[..., None])
 MAX_NAMED = 45  # rows that still have room for a name each
+MAX_SHOWN = 60  # characters of a name
 MAX_NUMBERED = 25  # classes whose cells still have room for a number
 PLEASANT = 1.5  # width to height
 INK, FAINT, HAIR = "#1f2933", "#616e7c", "#cbd2d9"
 
 
+def _as_written(draw: Draw) -> Draw:
+    """Names of labels and groups are no formulas: a ``$`` is a dollar, whatever the user's matplotlibrc says."""
+
+    @wraps(draw)
+    def drawn(*args: Any, **kwargs: Any) -> None:
+        with rc_context({"text.usetex": False, "text.parse_math": False}):
+            draw(*args, **kwargs)
+
+    return drawn  # type: ignore[return-value]
+
+
+@_as_written
 def confusion_picture(path: Path, confusion: Sequence[Sequence[int]], labels: Sequence[str], *, title: str) -> None:
     """Row = true class, column = predicted class; colour = share of the row, number = count."""
     counts = np.asarray(confusion, dtype=np.float64)
@@ -47,6 +63,7 @@ def confusion_picture(path: Path, confusion: Sequence[Sequence[int]], labels: Se
     _save(figure, path)
 
 
+@_as_written
 def label_picture(
     path: Path, true: NDArray[np.bool_], predicted: NDArray[np.bool_], labels: Sequence[str], *, title: str
 ) -> None:
@@ -63,7 +80,7 @@ def label_picture(
     axes.barh(rows, missed, left=found, color="#bee3f8", label="missed")
     axes.barh(rows, -wrong, color="#e2936b", label="given, but not there")
     axes.axvline(0, color=INK, linewidth=0.8)
-    axes.set_yticks(rows, labels if len(labels) <= MAX_NAMED * 2 else [""] * len(labels), fontsize=8)
+    axes.set_yticks(rows, _short(labels) if len(labels) <= MAX_NAMED * 2 else [""] * len(labels), fontsize=8)
     axes.invert_yaxis()
     axes.margins(y=0.01)
     axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):,.0f}")
@@ -75,13 +92,14 @@ def label_picture(
     _save(figure, path)
 
 
+@_as_written
 def usage_picture(path: Path, usage: Usage, *, title: str, grouped_by: str | None) -> None:
     """One panel a layer: rows = classes (and groups below a gap), columns = experts, colour = mean routing weight."""
     rows, layers, K = usage.mean.shape
     groups = rows - usage.classes
     gap = 1 if groups else 0
     named = rows <= MAX_NAMED
-    names = max((len(name) for name in usage.names), default=0) * 0.075 if named else 0.3
+    names = max((len(name) for name in _short(usage.names)), default=0) * 0.075 if named else 0.3
     panel = (max(1.8, min(0.22 * K, 9.0)), (rows + gap) * (0.26 if named else max(0.03, 5 / rows)) + 0.75)  # inches
     sizes = {n: (names + n * panel[0] + 1.0, 0.7 + math.ceil(layers / n) * panel[1]) for n in range(1, layers + 1)}
     empty = {n: -layers % n / layers for n in sizes}
@@ -109,7 +127,7 @@ def usage_picture(path: Path, usage: Usage, *, title: str, grouped_by: str | Non
             axes.set_xlabel("expert", fontsize=8, color=FAINT)
         if named:
             places = [row + (gap if row >= usage.classes else 0) for row in range(rows)]
-            axes.set_yticks(places, usage.names, fontsize=8, color=INK)
+            axes.set_yticks(places, _short(usage.names), fontsize=8, color=INK)
         else:
             axes.set_yticks([])
             axes.set_ylabel(f"{usage.classes} classes" + (f", {groups} groups" if groups else ""), fontsize=8)
@@ -127,14 +145,18 @@ def usage_picture(path: Path, usage: Usage, *, title: str, grouped_by: str | Non
     _save(figure, path)
 
 
+def _short(names: Sequence[str]) -> list[str]:
+    return [name if len(name) <= MAX_SHOWN else f"{name[: MAX_SHOWN - 1]}…" for name in names]
+
+
 def _name_ticks(axes: Any, names: Sequence[str]) -> None:
     if len(names) > MAX_NAMED:
         axes.set_xticks([])
         axes.set_yticks([])
         return
     size = 9 if len(names) <= MAX_NUMBERED else 6
-    axes.set_xticks(range(len(names)), names, rotation=35 if len(names) <= 8 else 90, ha="right", fontsize=size)
-    axes.set_yticks(range(len(names)), names, fontsize=size)
+    axes.set_xticks(range(len(names)), _short(names), rotation=35 if len(names) <= 8 else 90, ha="right", fontsize=size)
+    axes.set_yticks(range(len(names)), _short(names), fontsize=size)
     axes.tick_params(length=0)
 
 

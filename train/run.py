@@ -17,7 +17,7 @@ from mope_deploy.model import MoPE, build_model
 from train.baselines import run_baselines
 from train.config import Recipe
 from train.data import Batches, find_splits
-from train.data.rows import decode, describe, read_rows, refuse_other_data
+from train.data.rows import check_texts, decode, describe, read_rows, refuse_other_data
 from train.evaluation import evaluate, predict, usage
 from train.features import Features, cacheable, fit_statistics, standardised
 from train.interruption import Interruption
@@ -81,9 +81,11 @@ def plan(recipe: Recipe) -> Plan:
     files = find_splits(recipe.data, task=recipe.model.make_task(), fetch=False)
     data = None if files is None else read_rows(recipe, files)
     labels = recipe.model.labels if data is None else data.train.labels
-    parameters = _parameters(_build(recipe, labels or ("?", "??")))
+    model = _build(recipe, labels or ("?", "??"))
+    parameters = _parameters(model)
     if data is None:
         return Plan(None, labels, parameters, None)
+    data = check_texts(recipe, data, model.preprocessing)
     per_epoch = -(-len(data.train) // recipe.train.batch_size)
     steps = recipe.train.max_steps or per_epoch * recipe.train.epochs
     return Plan({split.name: len(split) for split in data.splits}, labels, parameters, steps)

@@ -208,12 +208,13 @@ def _flac(path: Path, preprocessing: Preprocessing) -> tuple[bytes, Waveform]:
 def _clip(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """The frames that the encoder reads of a video, uint8 (F, h, w, 3), shrunk to 320 pixels a side at most."""
     assert preprocessing.video is not None
-    frames = []
-    for frame in read_clip(path, preprocessing.video):
+
+    def small(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
         image = Image.fromarray(frame)
         image.thumbnail((_LONGEST_FRAME, _LONGEST_FRAME))
-        frames.append(np.asarray(image))
-    return np.stack(frames)
+        return np.asarray(image)
+
+    return np.stack(read_clip(path, preprocessing.video, make=small))
 
 
 def _npz(arrays: dict[str, NDArray[Any]]) -> bytes:

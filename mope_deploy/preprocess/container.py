@@ -62,7 +62,6 @@ def opened(path: Path, name: str, *, purpose: str) -> Iterator[Any]:
         MissingExtraError: PyAV is not installed.
     """
     av = require("av", extra="video", purpose=purpose)
-    av.logging.set_level(av.logging.PANIC)  # its decoders write to standard error
     try:
         # As "file:", a name with a colon is no protocol. Tags are not read, whatever they are written in.
         address = f"file:{os.path.abspath(path)}"

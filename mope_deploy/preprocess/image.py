@@ -118,9 +118,9 @@ class ImageSpec:
             MediaError: one line naming the file: missing, empty, not an image, truncated, outside the stated limits.
         """
         name = "image given as a Pillow image" if isinstance(source, Image.Image) else describe("image", source)
-        image, key = _open(source, name)  # Pillow's warnings are left to the filters of the caller's process
+        image = _open(source, name)  # Pillow's warnings are left to the filters of the caller's process
         try:
-            return fit(_to_rgb(image, name, key), self, name)
+            return fit(_to_rgb(image, name), self, name)
         finally:
             if image is not source:
                 image.close()
@@ -147,10 +147,10 @@ def normalise(images: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.float32]
     return x
 
 
-def _open(source: ImageSource, name: str) -> tuple[Image.Image, Any]:
-    """A decoded Pillow image whose size is within the limits, and its transparent colour in the image's own bits."""
+def _open(source: ImageSource, name: str) -> Image.Image:
+    """A decoded Pillow image whose size is within the limits; transparent is what its pixels have, bit for bit."""
     if isinstance(source, np.ndarray):
-        return _from_array(source, name), None
+        return _from_array(source, name)
     if not isinstance(source, Image.Image | str | os.PathLike):
         expected = "a path, a Pillow image or a uint8 array (H, W, 3)"
         raise MediaError("image", received=type(source).__name__, expected=expected)
@@ -166,7 +166,10 @@ def _open(source: ImageSource, name: str) -> tuple[Image.Image, Any]:
     except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
         what, received = f"{name} cannot be decoded", one_line(error)
         raise MediaError(what, received=received, expected="a complete image file") from error
-    return image, key
+    if key != image.info.get("transparency"):
+        image = image.copy() if image is source else image
+        image.info["transparency"] = key
+    return image
 
 
 def _content(image: Image.Image) -> bytes:
@@ -203,23 +206,20 @@ def _from_array(array: NDArray[np.uint8], name: str) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _to_rgb(image: Image.Image, name: str, key: Any) -> Image.Image:
-    """Upright 8-bit RGB, transparency (``key``: see :func:`_transparent`) composited on white."""
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Upright 8-bit RGB, transparency composited on white."""
     image = _upright(image)
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         # Pillow's own conversion would clip at 255 instead of scaling; older Pillow opens such files as 32-bit "I".
         wide = np.asarray(image).astype(np.uint32)
         grey = ((wide * 255 + 32767) // 65535).astype(np.uint8)
-        if isinstance(key, int):
+        if isinstance(key := image.info.get("transparency"), int):
             grey[wide == key] = BACKGROUND[0]
         return Image.fromarray(grey).convert("RGB")
     if image.mode in ("I", "F"):
         what = f"{name} has 32-bit {'float' if image.mode == 'F' else 'integer'} pixels, whose range is unknown"
         raise MediaError(what, expected="8 or 16 bits", todo="convert it first")
     try:
-        if key is not None and key != image.info.get("transparency"):
-            image = image.copy()
-            image.info["transparency"] = key
         if image.has_transparency_data:
             ground = Image.new("RGBA", image.size, (*BACKGROUND, 255))
             return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
@@ -232,9 +232,8 @@ def _to_rgb(image: Image.Image, name: str, key: Any) -> Image.Image:
 def upright_rgb(path: Path) -> Image.Image:
     """A picture as :meth:`ImageSpec.load` prepares it before it resizes: upright 8-bit RGB. Raises as that does."""
     name = describe("image", path)
-    image, key = _open(path, name)
-    with image:
-        return _to_rgb(image, name, key)
+    with _open(path, name) as image:
+        return _to_rgb(image, name)
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -149,7 +149,8 @@ def check_decoder(image: Image.Image, content: bytes, name: str) -> None:
     """
     pixels = image.width * image.height
     tags: Any = getattr(image, "tag_v2", {})
-    if image.tile and image.tile[0][0] in _PYTHON_DECODERS and len(content) > MAX_SLOW_BYTES:
+    tiles: Any = getattr(image, "tile", None)
+    if tiles and tiles[0][0] in _PYTHON_DECODERS and len(content) > MAX_SLOW_BYTES:
         received, expected = f"{len(content):,} bytes of {image.format}", f"at most {MAX_SLOW_BYTES:,} of this kind"
         raise MediaError(
             f"{name} takes too long to decode", received=received, expected=expected, todo="save it as PNG"

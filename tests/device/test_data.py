@@ -86,6 +86,11 @@ BAD = [
     ({**GOOD, "label": 1}, "label; received 1"),
     ({**GOOD, "label": ["x"]}, "multi-label"),
     ({**GOOD, "label": ""}, "label"),
+    ({**GOOD, "label": "x" * 257}, "(257 characters); expected at most 256 characters"),
+    ({**GOOD, "label": "x\u001b[31m"}, "characters that can be shown"),
+    (b'{"image": "a.png", "text": "a", "label": "\\ud83d"}', "surrogate"),
+    (b'{"image": "a\\udcff.png", "text": "a", "label": "x"}', "surrogate"),
+    (b'{"image": "a.png", "text": "a", "label": "x", "other": ["\\ud83d"]}', "surrogate"),
 ]
 
 

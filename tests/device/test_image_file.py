@@ -98,7 +98,7 @@ def test_scans_of_a_jpeg_are_counted_before_it_is_decoded(tmp_path: Path, monkey
         PLAIN.load_image(Image.open(path))
     path.write_bytes(scans(4000, 70))  # 76 x 16 megapixels
     refused(path, "76 scans of 16.0 megapixels; expected at most 100, and 1,200 megapixels in all of them")
-    path.write_bytes(scans(16, 0)[:2] + b"\xff\xe5\0\x02" * 3000 + scans(16, 0)[2:])
+    path.write_bytes(scans(16, 0)[:2] + b"\xff\xe5\0\x02" * 6000 + scans(16, 0)[2:])
     refused(path, "too many pieces")
 
 

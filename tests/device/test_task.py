@@ -122,6 +122,13 @@ def test_members_are_the_samples_of_each_label() -> None:
     assert task.members(task.encode([("c", "a"), ("a",)])).tolist() == [[True, True], [False, False], [True, False]]
 
 
+def test_counts_are_the_sums_of_members() -> None:
+    cases = ((SINGLE, ["c", None, "a", "c"]), (MultiLabel(LABELS), [("c", "a"), (), ("a",)]), (SINGLE, []))
+    for task, labels in cases:
+        targets = task.encode(labels)  # type: ignore[arg-type]
+        assert task.counts(targets).tolist() == task.members(targets).sum(axis=1).tolist()
+
+
 def test_rows_of_the_other_kind_are_refused() -> None:
     def name(value: object, where: str) -> str:
         if value not in LABELS:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from tests.train.tools import split_of
@@ -98,3 +100,28 @@ def test_the_label_picture(tmp_path: Path) -> None:
     label_picture(tmp_path / "l.png", true, predicted, [f"genre {i}" for i in range(23)], title="test")
     with Image.open(tmp_path / "l.png") as picture:
         assert picture.height > 600
+
+
+@pytest.mark.parametrize("name", ["$", "$$", "$$$", "$x^2", r"\frac{a}{b}$", "a_b^c", "[red]", "_hidden", "x" * 256])
+def test_names_are_drawn_as_they_are(tmp_path: Path, name: str) -> None:
+    """Not as formulas, which matplotlib would make of what stands between dollars."""
+    names = (name, f"other {name}")
+    texts: list[str] = []
+    draw = Text.draw
+
+    def spy(self: Text, *args: object, **kwargs: object) -> None:
+        texts.append(self.get_text())
+        assert not self.get_parse_math()
+        draw(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch, rc_context({"text.usetex": False}):
+        patch.setattr(Text, "draw", spy)
+        confusion_picture(tmp_path / "c.png", [[1, 2], [3, 4]], names, title=name)
+        shown = [one if len(one) <= 60 else one[:59] + "…" for one in names]
+        assert set(shown) <= set(texts)
+        mean = np.full((3, 1, 2), 0.5)
+        used = Usage((*names, name), 2, mean, np.full(1, 2))
+        usage_picture(tmp_path / "u.png", used, title=name, grouped_by=name)
+        true = np.eye(2, dtype=bool)
+        label_picture(tmp_path / "l.png", true, true, names, title=name)
+        assert all(texts.count(one) >= 3 for one in shown)

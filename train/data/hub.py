@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from mope_deploy.errors import DataError, UsageError
-from mope_deploy.fields import nearest, shown
+from mope_deploy.fields import nearest
 from mope_deploy.files import json_bytes, reason, whole_folder
 from mope_deploy.progress import track
 from mope_deploy.reading import read_json
@@ -28,13 +29,13 @@ SPLITS = ("train", "validation", "test")  # ours, and what a data set calls them
 def fetch_hub(section: DataSection, root: Path, *, task: Task, fetch: bool = True) -> SplitFiles | None:
     """The splits of ``section.hub`` under ``root``, fetched unless they are there from before.
 
-    Pictures keep the bytes they have in the data set; class numbers become their names.
+    Pictures keep the bytes they have in the data set; class numbers become their names. A row that cannot be used is
+    written all the same: whoever reads the rows says which it is, or skips it.
 
     Arguments are those of :func:`train.data.sources.find_splits`.
 
     Raises:
-        UsageError: no such data set, split or column, or ``root`` holds something else.
-        DataError: a row that cannot be written as JSONL.
+        UsageError: no such data set, split or column, labels of another kind of task, or ``root`` holds something else.
     """
     request = {
         "hub": section.hub,
@@ -48,6 +49,8 @@ def fetch_hub(section: DataSection, root: Path, *, task: Task, fetch: bool = Tru
     if not fetch:
         return None
     loaded = _load(section)
+    for rows in loaded.values():
+        _check_labels(rows.features[section.columns.label], section, task)
     with whole_folder(root, error=DataError, sync=False) as folder:
         for name, rows in loaded.items():
             _write_split(rows, name, folder, section, task)
@@ -122,45 +125,76 @@ def _write_split(rows: Any, name: str, folder: Path, section: DataSection, task:
     (folder / "images" / name).mkdir(parents=True)
     with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
         for number, row in enumerate(track(rows, what=f"writing {name}", total=len(rows))):
-            where = f"{section.hub}, split {name}, row {number:,}"
-            image = _write_image(row[columns.image], folder / "images" / name / f"{number:07d}", where)
-            line = {"image": f"images/{name}/{image}", "text": row[columns.text], "label": to_name(row[columns.label])}
-            extra = {key: row[key] for key in others if isinstance(row[key], str | int | float | bool)}
-            file.write(json.dumps({**extra, **line}, ensure_ascii=False) + "\n")
+            image = _write_image(row[columns.image], folder / "images" / name / f"{number:07d}")
+            line = {
+                "image": image and f"images/{name}/{image}",
+                "text": row[columns.text],
+                "label": to_name(row[columns.label]),
+            }
+            extra = {key: row[key] for key in others if _is_plain(row[key])}
+            file.write(json.dumps({**extra, **line}, ensure_ascii=False, default=str) + "\n")
 
 
-def _write_image(value: Any, stem: Path, where: str) -> str:
-    """Write one picture as it is in the data set; its file name."""
+def _is_plain(value: Any) -> bool:
+    """Whether JSON has it: no NaN, which pandas writes for what is not there."""
+    return isinstance(value, str | int | bool) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _write_image(value: Any, stem: Path) -> str | None:
+    """Write one picture as it is in the data set; its file name, None where the row has none.
+
+    A file that cannot be read is named, and not written.
+    """
     content = None
     if isinstance(value, str):
-        content = _read(Path(value), where)
+        content = _read(Path(value))
     elif isinstance(value, dict):
-        content = value.get("bytes") or (_read(Path(value["path"]), where) if value.get("path") else None)
-    if not content:
-        raise DataError(f"{where}: image", received=shown(value), expected="a picture's bytes or its path")
+        content = value.get("bytes") or (_read(Path(value["path"])) if value.get("path") else None)
+    if content is None:
+        return None
     try:
         with Image.open(io.BytesIO(content)) as image:
             suffix = (image.format or "img").lower()
-    except Exception:  # whoever reads the rows says what is wrong with it, or skips it
+    except Exception:
         suffix = "img"
     path = stem.with_suffix(f".{suffix}")
-    path.write_bytes(content)
+    if content:
+        path.write_bytes(content)
     return path.name
 
 
-def _read(path: Path, where: str) -> bytes:
+def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{where}: image {path} cannot be read: {reason(error)}") from error
+    except OSError:
+        return b""
+
+
+def _check_labels(feature: Any, section: DataSection, task: Task) -> None:
+    """A column of lists is for multi-label tasks, and for them alone: a string would be taken for a list of letters."""
+    lists = isinstance(feature, list) or hasattr(feature, "feature")
+    if lists != task.several:
+        holds, other = ("lists", "multi-label") if lists else ("one value a row", "single-label")
+        raise UsageError(
+            f"data.columns.label={section.columns.label} of {section.hub} holds {holds}",
+            received=f"model.task={task.type}",
+            todo=f"choose another column, or model.task={other}",
+        )
 
 
 def _label_names(feature: Any, task: Task) -> Callable[[Any], Any]:
-    """How a label column's values become names: numbers of a ClassLabel by its names, other numbers as written."""
-    inner: Any = getattr(feature, "feature", None) if task.several else feature
-    name = inner.int2str if hasattr(inner, "int2str") else str
+    """How a label column's values become names: numbers of a ClassLabel by its names, other numbers as written.
+
+    Null, NaN and a ClassLabel's -1 are a label that is missing.
+    """
+    inner: Any = (feature[0] if isinstance(feature, list) else feature.feature) if task.several else feature
+    classes = hasattr(inner, "int2str")
 
     def one(value: Any) -> Any:
-        return None if value is None or value == -1 else name(value)
+        if value is None or value != value or (classes and value == -1):
+            return None
+        return inner.int2str(value) if classes else str(value)
 
-    return (lambda values: [one(value) for value in values]) if task.several else one
+    if not task.several:
+        return one
+    return lambda values: None if values is None else [one(value) for value in values]

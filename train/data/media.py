@@ -26,6 +26,7 @@ class MediaCache:
     def __init__(self, preprocessing: Preprocessing, *, limit_mb: int) -> None:
         self.preprocessing = preprocessing
         self.room = limit_mb * 2**20  # bytes left
+        self.notices: list[str] = []  # what should be known of the files checked so far
         self._kept: dict[tuple[str, str], NDArray[Any]] = {}
 
     def __len__(self) -> int:
@@ -52,15 +53,17 @@ class MediaCache:
         wanted = [path for path in dict.fromkeys(paths) if (modality, path) not in self._kept]
         bad: dict[str, DataError] = {}
 
-        def one(path: str) -> NDArray[Any] | DataError:
+        def one(path: str) -> tuple[NDArray[Any] | DataError, list[str]]:
+            heard: list[str] = []
             try:
-                return self.preprocessing.load(modality, path)
+                return self.preprocessing.load(modality, path, on_notice=heard.append), heard
             except DataError as error:
-                return error
+                return error, heard
 
         with ThreadPoolExecutor(threads) as pool:
             found = zip(wanted, pool.map(one, wanted), strict=True)
-            for path, result in track(found, what=what, total=len(wanted)):
+            for path, (result, heard) in track(found, what=what, total=len(wanted)):
+                self.notices += [notice if path in notice else f"{path}: {notice}" for notice in heard]
                 if isinstance(result, DataError):
                     bad[path] = result
                 else:

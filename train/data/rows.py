@@ -9,14 +9,16 @@ from mope_deploy.console import err
 from mope_deploy.data import FILES, fingerprint, scan_labels
 from mope_deploy.errors import DataError
 from mope_deploy.preprocess import Preprocessing
+from mope_deploy.progress import track
 from train.config import Recipe
 from train.data.files import SplitFiles
 from train.data.kept_rows import keep_rows
+from train.data.labels import one_label_twice, without_rows
 from train.data.media import MediaCache
-from train.data.split import Split, drop_bad_files, hold_out, read_split
+from train.data.split import QUIET_ROWS, Split, drop_bad_files, hold_out, read_split
 from train.run_folder import Run
 
-__all__ = ["Rows", "decode", "describe", "read_rows", "refuse_other_data"]
+__all__ = ["Rows", "check_texts", "decode", "describe", "read_rows", "refuse_other_data"]
 
 MAX_LISTED = 100  # skipped rows that run.json names
 
@@ -49,6 +51,8 @@ def read_rows(recipe: Recipe, files: SplitFiles) -> Rows:
     task = model.make_task()
     if not task.labels:
         task = replace(task, labels=tuple(sorted(scan_labels(files.train, task=task, skip_bad=section.skip_bad))))
+    if warning := one_label_twice(task.labels):
+        err.print(f"warning: {warning}", markup=False)
     splits = {
         name: read_split(
             name,
@@ -76,30 +80,57 @@ def read_rows(recipe: Recipe, files: SplitFiles) -> Rows:
     return Rows(files, train, validation, splits.get("test"))
 
 
+def check_texts(recipe: Recipe, data: Rows, preprocessing: Preprocessing) -> Rows:
+    """The rows whose texts have tokens, which their tokenizer alone can say; each different text is tokenised once.
+
+    Raises:
+        DataError: naming file and line of the first one that has none, unless the recipe skips such rows.
+    """
+    checked = {}
+    for split in data.splits:
+        bad = {}
+        texts = split.values["text"] if preprocessing.text is not None else ()
+        for text in track(texts, what=f"tokenising {split.name}") if len(texts) > QUIET_ROWS else texts:
+            try:
+                preprocessing.check_text(text)
+            except DataError as error:
+                bad[text] = error
+        checked[split.name] = drop_bad_files(split, bad, skip_bad=recipe.data.skip_bad, modality="text")
+    return Rows(data.files, checked["train"], checked["validation"], checked.get("test"))
+
+
 def decode(recipe: Recipe, data: Rows, preprocessing: Preprocessing, *, threads: int) -> tuple[Rows, MediaCache]:
-    """Decode every picture, sound and video once, which fills the cache and finds those that cannot be used.
+    """Tokenise every text and decode every picture, sound and video once: finds what cannot be used, fills the cache.
 
     Raises:
         DataError: naming file and line of the first one that cannot be used, unless the recipe skips such rows.
     """
     media = MediaCache(preprocessing, limit_mb=recipe.data.image_cache_mb)
-    if not recipe.data.check_images:
-        return data, media
-    checked = {}
-    for split in data.splits:
-        for name in FILES:
-            if split.values[name]:
-                what = f"decoding {split.name}" if name == "image" else f"decoding {name} of {split.name}"
-                bad = media.check(split.values[name], what=what, threads=threads, modality=name)
-                split = drop_bad_files(split, bad, skip_bad=recipe.data.skip_bad, modality=name)
-        checked[split.name] = split
+    data = check_texts(recipe, data, preprocessing)
+    checked = {split.name: _decodable(recipe, split, media, threads=threads) for split in data.splits}
     for split in checked.values():
         if split.skipped:
             err.print(
                 f"warning: {len(split.skipped):,} rows of {split.source} skipped, the first: {split.skipped[0]}",
                 markup=False,
             )
+    if media.notices:
+        err.print(
+            f"note: {len(media.notices):,} files are used as they are, the first: {media.notices[0]}", markup=False
+        )
+    if warning := without_rows(checked["train"]):
+        err.print(f"warning: {warning}", markup=False)
     return Rows(data.files, checked["train"], checked["validation"], checked.get("test")), media
+
+
+def _decodable(recipe: Recipe, split: Split, media: MediaCache, *, threads: int) -> Split:
+    """Without the rows whose files cannot be used, if the recipe has them looked at."""
+    for name in FILES if recipe.data.check_images else ():
+        if split.values[name]:
+            what = f"decoding {split.name}" if name == "image" else f"decoding {name} of {split.name}"
+            bad = media.check(split.values[name], what=what, threads=threads, modality=name)
+            split = drop_bad_files(split, bad, skip_bad=recipe.data.skip_bad, modality=name)
+    return split
 
 
 def refuse_other_data(run: Run, data: Rows) -> None:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from mope_deploy.data import Sample, count_rows, open_samples
 from mope_deploy.errors import DataError
+from mope_deploy.fields import hidden, shown
+from mope_deploy.limits import MAX_LABEL_CHARS
 from mope_deploy.preprocess import MODALITIES
 from mope_deploy.progress import track
 from mope_deploy.task import Task
@@ -102,13 +104,19 @@ def read_split(
     labels = []
     total = count_rows(path)
     for sample in track(samples, what=f"reading {name}", total=total) if total > QUIET_ROWS else samples:
+        if group_by is not None:
+            try:
+                columns["group"].append(_group(sample, group_by))
+            except DataError as error:
+                if not skip_bad:
+                    raise
+                samples.skipped.append(str(error))
+                continue
         for modality, known in numbers.items():
             value = getattr(sample, modality)
             columns[modality].append(-1 if value is None else known.setdefault(str(value), len(known)))
         labels.append(sample.label)
         columns["line"].append(sample.line)
-        if group_by is not None:
-            columns["group"].append(_group(sample, group_by))
     if not labels:
         bad = samples.skipped
         left = f"{len(bad)} rows that cannot be used, the first: {bad[0]}" if bad else "no rows"
@@ -127,29 +135,36 @@ def read_split(
 def hold_out(split: Split, *, fraction: float, seed: int) -> tuple[Split, Split]:
     """Divide training rows into those to train on and those to validate on.
 
-    Whole pictures (or videos, sounds or texts, where rows have none) are held out, so that no picture is on both sides.
+    Whole pictures (or videos, sounds or texts, where rows have none) are held out, so that no picture is on both sides;
+    of the rows with a picture and of those with a video, sound or text instead, the same share.
 
     Raises:
         DataError: there are too few pictures to divide.
     """
-    name = next(name for name in _MANY if split.values.get(name))
-    key = split.columns[name]
-    ids = np.unique(key)
-    count = max(1, round(len(ids) * fraction))
-    if count >= len(ids):
+    parts = []  # (what it goes by, which one of them each row has or -1, all of them)
+    rest = np.ones(len(split), bool)
+    for name in _MANY:
+        key = np.where(rest, split.columns[name], -1)
+        parts.append((name, key, np.unique(key[key >= 0])))
+        rest &= split.columns[name] < 0
+    name, _, _ = max(parts, key=lambda part: len(part[2]))
+    counts = {name: round(len(ids) * fraction) for name, _, ids in parts}
+    counts[name] = max(1, counts[name])
+    if sum(counts.values()) >= (total := sum(len(ids) for _, _, ids in parts)):
         raise DataError(
             f"{split.source} has too few different {_MANY[name]} to hold out a part for validation",
-            received=len(ids),
+            received=total,
             expected="at least 2",
             todo="give data.validation",
         )
-    chosen = np.random.default_rng([seed, len(ids)]).permutation(ids)[:count]
-    outside = np.isin(key, chosen)
+    outside = np.zeros(len(split), bool)
+    for name, key, ids in parts:
+        outside |= np.isin(key, np.random.default_rng([seed, len(ids)]).permutation(ids)[: counts[name]])
     return split.select(np.flatnonzero(~outside)), split.select(np.flatnonzero(outside), name="validation")
 
 
 def drop_bad_files(split: Split, bad: Mapping[str, DataError], *, skip_bad: bool, modality: str = "image") -> Split:
-    """``split`` without the rows whose picture, sound or video cannot be decoded.
+    """``split`` without the rows whose text, picture, sound or video (``modality``) is among the ``bad``, by value.
 
     Raises:
         DataError: naming file and line of the first such row, unless ``skip_bad``; or no row is left.
@@ -169,6 +184,11 @@ def drop_bad_files(split: Split, bad: Mapping[str, DataError], *, skip_bad: bool
 
 
 def _group(sample: Sample, key: str) -> str:
+    expected = f"a value in every row, because data.group_by={key}"
     if key not in sample.extra:
-        raise DataError(f"{sample.where}: {key} missing", expected=f"a value in every row, because data.group_by={key}")
-    return str(sample.extra[key])
+        raise DataError(f"{sample.where}: {key} missing", expected=expected)
+    value = sample.extra[key]
+    if not isinstance(value, str | int | float) or len(str(value)) > MAX_LABEL_CHARS or hidden(str(value)):
+        expected = f"a string of at most {MAX_LABEL_CHARS} characters that can be shown, or a number"
+        raise DataError(f"{sample.where}: {key}", received=shown(value), expected=expected)
+    return str(value)
