@@ -73,7 +73,7 @@ class MoPEGraph:
         return cls(
             input_names=model.input_names,
             image_size=None if made.image is None else (made.image.height, made.image.width),
-            vocab_size=None if made.tokenizer is None else _ids(made.tokenizer),
+            vocab_size=None if made.tokenizer is None else Tokenizer.from_str(made.tokenizer).get_vocab_size(),
             max_length=None if made.text is None else made.text.max_length,
             num_labels=len(model.config.labels),
             num_layers=model.main.depth,
@@ -83,11 +83,6 @@ class MoPEGraph:
             video=made.video,
             missing=made.missing,
         )
-
-
-def _ids(tokenizer: str) -> int:
-    """One more than the largest token id: a vocabulary may leave ids out, and then has fewer tokens."""
-    return 1 + max(Tokenizer.from_str(tokenizer).get_vocab(with_added_tokens=True).values())
 
 
 class DummyMediaInputGenerator(DummyInputGenerator):

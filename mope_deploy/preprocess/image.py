@@ -30,7 +30,7 @@ from mope_deploy.errors import ConfigError, MediaError, UsageError
 from mope_deploy.fields import between, choice, decode
 from mope_deploy.preprocess.shared import Notice, Tensors, check_file, describe, one_line
 
-__all__ = ["MAX_PIXELS", "MAX_SIDE", "ImageSource", "ImageSpec", "check_size", "fit", "normalise", "upright_rgb"]
+__all__ = ["MAX_PIXELS", "MAX_SIDE", "ImageSource", "ImageSpec", "check_size", "fit", "normalise"]
 
 MAX_SIDE = 16_384  # pixels
 MAX_PIXELS = 100_000_000
