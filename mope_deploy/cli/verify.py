@@ -27,7 +27,7 @@ def verify(bundle: BundleFolder, options: EngineOptions, as_json: AsJson = False
     results, unusable = [], {}
     for name in names:
         first = name == canonical
-        how = dataclasses.replace(options, graph=name, rebuild=options.rebuild and first, cache_mb=0)
+        how = dataclasses.replace(options, graph=name, rebuild=options.rebuild and name == names[0], cache_mb=0)
         if not _in_onnxruntime(opened, name):
             how = dataclasses.replace(how, engine="tensorrt")
         try:

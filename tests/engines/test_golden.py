@@ -74,6 +74,13 @@ def test_what_a_tolerance_is_for(lenient: Bundle) -> None:
     assert once.batches == 1
 
 
+def test_nothing_that_was_kept_of_an_earlier_batch_proves_a_part(lenient: Bundle) -> None:
+    session = open_session(lenient, engine="onnxruntime", threads=1)
+    session.uncached = Wrong(lenient, "logits", np.zeros_like)  # type: ignore[attr-defined]
+    with pytest.raises(ParityError, match="logits are not the golden ones"):
+        check_outputs_are_golden(lenient, session, graph="model")
+
+
 def test_golden_logits_that_are_zero_prove_nothing(tiny_graph: Path, tmp_path: Path) -> None:
     files = tiny.files(tiny_graph)
     outputs = {"logits": np.zeros((6, 3), np.float32), "routing": np.zeros((6, 3, 4), np.float32)}

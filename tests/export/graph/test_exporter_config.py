@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from types import SimpleNamespace
 
 import pytest
 from optimum.exporters.tasks import TasksManager
-from tokenizers import Tokenizer, models
 
 from export.graph.exporter_config import MODEL_TYPE, TASK, MoPEExporterConfig, MoPEGraph
 from tests.export.conftest import Export
@@ -33,16 +31,6 @@ def test_describes_inputs_outputs_and_tolerance(exports: dict[str, Export]) -> N
     assert config.tolerance == 1e-5
     assert config.values_override is None
     assert list(exports["unrouted"].config.outputs) == ["logits"]
-
-
-def test_ids_go_up_to_the_largest_of_a_vocabulary_with_holes(exports: dict[str, Export]) -> None:
-    """Of a ``vocab.txt`` with one token twice, the first of its two ids is nobody's."""
-    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "red": 1, "card": 3}, unk_token="[UNK]"))
-    made = dataclasses.replace(exports["dense"].model.preprocessing, tokenizer=tokenizer.to_str())
-    model = exports["dense"].model
-    changed = SimpleNamespace(preprocessing=made, input_names=model.input_names, config=model.config, main=model.main)
-    assert tokenizer.get_vocab_size() == 3
-    assert MoPEGraph.of(changed).vocab_size == 4  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("longest", [3, 7, 512])
