@@ -31,7 +31,7 @@ from mope_deploy.limits import MAX_PIXELS
 from mope_deploy.preprocess.image_file import check_decoder, check_size, open_picture, plain_tags
 from mope_deploy.preprocess.shared import Notice, Tensors, describe, one_line
 
-__all__ = ["ImageSource", "ImageSpec", "check_size", "fit", "normalise"]
+__all__ = ["ImageSource", "ImageSpec", "check_size", "fit", "normalise", "upright_rgb"]
 
 BACKGROUND = (255, 255, 255)  # what transparent pixels are composited on
 

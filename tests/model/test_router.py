@@ -98,3 +98,15 @@ def test_of_experts_that_tie_the_first_are_kept(k: int) -> None:
     later = scores.clone()
     later[:, 5] = 0.5
     assert (straight_through_top_k(later, k) > 0).nonzero()[:, 1].tolist() == sorted([5, *range(k - 1)]) * 2
+
+
+def test_a_stand_in_does_not_drown_the_first_step(vit: Path, bert: Path) -> None:
+    """Of a zero y the cosine has a gradient of 1e10; clipped to a norm, nothing else would train."""
+    model = tiny_model(vit, bert, missing=("text",), similarity="cosine", d_x=0).train()
+    inputs = tiny_inputs(batch=4) | {"text_present": torch.tensor([1, 0, 1, 0])}
+    model(inputs).logits.square().sum().backward()
+    norms = {name: value.grad.norm().item() for name, value in model.trained_parameters().items()}
+    stand_in = norms.pop("stand_ins.text")
+    assert 0 < stand_in < max(norms.values())
+    others = tiny_model(vit, bert, similarity="cosine", d_x=0).trained_parameters()
+    assert all(torch.equal(value, model.trained_parameters()[name]) for name, value in others.items())
