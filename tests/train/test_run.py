@@ -167,8 +167,7 @@ def test_a_loss_that_is_not_a_number_ends_the_run_with_advice(recipe: Make) -> N
 
 @pytest.mark.parametrize("parts", [2, 4])
 def test_accumulation_changes_nothing_but_rounding(recipe: Make, tmp_path: Path, parts: int) -> None:
-    """Without randomness and importance loss, parts of a batch add up to it: the last of an epoch, of 60 rows in batches
-    of 24, is computed in parts of 12, or of 6 twice; one of 7 more in parts of 6 and 1."""
+    """Without randomness and importance loss, parts of a batch add up to it; the last one has 7 rows, as 6 and 1."""
     plain = ("model.noise=0", "model.prompt_dropout=0", "train.importance_weight=0", "train.epochs=1")
     sizes = ("train.batch_size=24", "optim.clip=0", "optim.schedule=constant", "optim.warmup_steps=0")
     rows = moved_rows(Path(recipe().data.train or ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from train.data.media import MediaCache
 from train.data.split import Split, drop_bad_files, hold_out, read_split
 from train.run_folder import Run
 
-__all__ = ["Rows", "decode", "describe", "read_rows", "refuse_other_data"]
+__all__ = ["Rows", "decode", "decode_split", "describe", "read_rows", "refuse_other_data"]
 
 MAX_LISTED = 100  # skipped rows that run.json names
 
@@ -85,32 +86,44 @@ def decode(recipe: Recipe, data: Rows, preprocessing: Preprocessing, *, threads:
     media = MediaCache(preprocessing, limit_mb=recipe.data.image_cache_mb)
     if not recipe.data.check_images:
         return data, media
-    checked = {}
-    for split in data.splits:
-        for name in FILES:
-            if split.values[name]:
-                what = f"decoding {split.name}" if name == "image" else f"decoding {name} of {split.name}"
-                bad = media.check(split.values[name], what=what, threads=threads, modality=name)
-                split = drop_bad_files(split, bad, skip_bad=recipe.data.skip_bad, modality=name)
-        checked[split.name] = split
-    for split in checked.values():
-        if split.skipped:
-            err.print(
-                f"warning: {len(split.skipped):,} rows of {split.source} skipped, the first: {split.skipped[0]}",
-                markup=False,
-            )
+    checked = {split.name: decode_split(recipe, split, media, threads=threads) for split in data.splits}
     return Rows(data.files, checked["train"], checked["validation"], checked.get("test")), media
 
 
-def refuse_other_data(run: Run, data: Rows) -> None:
-    """Raises DataError if the files are not those the run was started with."""
-    before = run.read()["data"].get("fingerprint")
+def decode_split(recipe: Recipe, split: Split, media: MediaCache, *, threads: int) -> Split:
+    """One split of :func:`decode`, without the rows that are skipped; raises as that does."""
+    for name in FILES:
+        if split.values[name]:
+            what = f"decoding {split.name}" if name == "image" else f"decoding {name} of {split.name}"
+            bad = media.check(split.values[name], what=what, threads=threads, modality=name)
+            split = drop_bad_files(split, bad, skip_bad=recipe.data.skip_bad, modality=name)
+    if split.skipped:
+        err.print(
+            f"warning: {len(split.skipped):,} rows of {split.source} skipped, the first: {split.skipped[0]}",
+            markup=False,
+        )
+    return split
+
+
+def refuse_other_data(run: Run, data: Rows, *, only: Collection[str] | None = None) -> None:
+    """Raises DataError if files or usable rows (``only`` of these splits) are not those the run started with."""
+    recorded = run.read()["data"]
+    before, counts = recorded.get("fingerprint"), recorded.get("rows")
     now = {name: fingerprint(path) for name, path in data.files.items()}
-    if before != now:
-        different = [name for name in now if not isinstance(before, dict) or before.get(name) != now[name]]
+    names = sorted(now.keys() | (before.keys() if isinstance(before, dict) else set()))
+    different = [
+        name
+        for name in names
+        if (only is None or name in only) and (not isinstance(before, dict) or before.get(name) != now.get(name))
+    ]
+    for split in data.splits if isinstance(counts, dict) else ():
+        if (only is None or split.name in only) and counts.get(split.name) != len(split):
+            different.append(f"{split.name} (now {len(split):,} rows that can be used)")
+    if different:
         raise DataError(
-            f"the data of {run.folder} changed since it was started: {', '.join(different) or 'a split is gone'}",
-            todo="put the files back as they were, or start a new run",
+            f"the data of {run.folder} changed since it was started: {', '.join(different)}",
+            todo="put the files back as they were, or start a new run; where only rows to evaluate on were mended: "
+            f"python -m train --evaluate {run.folder}",
         )
 
 
