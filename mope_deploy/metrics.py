@@ -6,6 +6,8 @@ Definitions are scikit-learn's defaults with ``zero_division=0`` (its user guide
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from mope_deploy.errors import UsageError
 
-__all__ = ["accuracy", "confusion_matrix", "f1_scores", "report"]
+__all__ = ["DENSE", "accuracy", "confusion_matrix", "confusions_csv", "f1_scores", "report"]
+
+DENSE = 100  # classes up to which a confusion matrix is listed cell by cell; of more, so many most frequent confusions
 
 
 def accuracy(true: ArrayLike, predicted: ArrayLike) -> float:
@@ -26,13 +30,18 @@ def accuracy(true: ArrayLike, predicted: ArrayLike) -> float:
 
 def confusion_matrix(true: ArrayLike, predicted: ArrayLike, classes: int) -> NDArray[np.int64]:
     """Counts (C, C) of a single-label task: row = true class, column = predicted class."""
-    true, predicted = _pair(true, predicted, ndim=1)
-    for indices in (true, predicted):
-        if indices.min() < 0 or indices.max() >= classes:
-            received = f"{indices.min()} to {indices.max()}"
-            raise UsageError("class indices", received=received, expected=f"0 to {classes - 1}")
+    true, predicted = _indices(true, predicted, classes)
     cells = np.bincount(true.astype(np.int64) * classes + predicted, minlength=classes * classes)
     return cells.reshape(classes, classes).astype(np.int64)
+
+
+def confusions_csv(true: ArrayLike, predicted: ArrayLike, labels: Sequence[str]) -> str:
+    """Every cell of a single-label task's confusion matrix that is not 0, as CSV with a header, most frequent first."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("true", "predicted", "count"))
+    writer.writerows((labels[t], labels[p], count) for t, p, count in _cells(true, predicted, len(labels)))
+    return text.getvalue()
 
 
 def f1_scores(true: ArrayLike, predicted: ArrayLike, classes: int) -> dict[str, Any]:
@@ -44,8 +53,9 @@ def f1_scores(true: ArrayLike, predicted: ArrayLike, classes: int) -> dict[str, 
     """
     true, predicted = _pair(true, predicted)
     if true.ndim == 1:
-        cells = confusion_matrix(true, predicted, classes)
-        hits, total = np.diag(cells), cells.sum(1) + cells.sum(0)  # (C,) each
+        true, predicted = _indices(true, predicted, classes)
+        hits = np.bincount(true[true == predicted], minlength=classes)  # (C,), as the total
+        total = np.bincount(true, minlength=classes) + np.bincount(predicted, minlength=classes)
         counted = total > 0
     else:
         if true.shape[1] != classes:
@@ -66,7 +76,9 @@ def report(true: ArrayLike, predicted: ArrayLike, labels: Sequence[str]) -> dict
 
     Returns:
         ``samples``, ``accuracy``, ``f1_macro``, ``f1_micro``, ``per_class`` {label: {``f1``, ``support``}} and, for
-        single-label tasks, ``confusion_matrix`` (rows = true) as lists.
+        single-label tasks, ``confusion_matrix`` (rows = true) as lists; of more than 100 classes, whose matrix would be
+        nearly all zeros, ``confusions`` instead: ``pairs``, how many different confusions there are, and
+        ``most_frequent``, at most 100 of them as {``true``, ``predicted``, ``count``}.
     """
     true, predicted = _pair(true, predicted)
     scores = f1_scores(true, predicted, len(labels))
@@ -79,9 +91,33 @@ def report(true: ArrayLike, predicted: ArrayLike, labels: Sequence[str]) -> dict
         "f1_micro": scores["micro"],
         "per_class": {label: {"f1": f1, "support": count} for label, f1, count in each},
     }
-    if true.ndim == 1:
+    if true.ndim == 1 and len(labels) <= DENSE:
         found["confusion_matrix"] = confusion_matrix(true, predicted, len(labels)).tolist()
+    elif true.ndim == 1:
+        wrong = [cell for cell in _cells(true, predicted, len(labels)) if cell[0] != cell[1]]
+        most = [{"true": labels[t], "predicted": labels[p], "count": count} for t, p, count in wrong[:DENSE]]
+        found["confusions"] = {"pairs": len(wrong), "most_frequent": most}
     return found
+
+
+def _cells(true: ArrayLike, predicted: ArrayLike, classes: int) -> list[tuple[int, int, int]]:
+    """(true class, predicted class, count) where that is not 0, by falling count, of equal ones by class."""
+    true, predicted = _indices(true, predicted, classes)
+    cells, counts = np.unique(true.astype(np.int64) * classes + predicted, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return [
+        (cell // classes, cell % classes, n)
+        for cell, n in zip(cells[order].tolist(), counts[order].tolist(), strict=True)
+    ]
+
+
+def _indices(true: ArrayLike, predicted: ArrayLike, classes: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    true, predicted = _pair(true, predicted, ndim=1)
+    for indices in (true, predicted):
+        if indices.min() < 0 or indices.max() >= classes:
+            received = f"{indices.min()} to {indices.max()}"
+            raise UsageError("class indices", received=received, expected=f"0 to {classes - 1}")
+    return true, predicted
 
 
 def _pair(true: ArrayLike, predicted: ArrayLike, *, ndim: int | None = None) -> tuple[NDArray[Any], NDArray[Any]]:

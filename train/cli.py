@@ -20,6 +20,7 @@ from mope_deploy.extras import require
 __all__ = ["app", "main"]
 
 INTERRUPTED = 130
+_MOST_GROUPS = 20  # that are shown
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -45,6 +46,10 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Continue this run; RECIPE may be left out.")
     ] = None,
+    evaluate: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Repeat the evaluation of this trained run, on its rows as they are now."),
+    ] = None,
     standalone: Annotated[
         bool,
         typer.Option(
@@ -64,7 +69,7 @@ def train(
     require("pydantic", extra="train", purpose="training")
     require("yaml", extra="train", purpose="training")
     from train.recipe import check_recipe, read_recipe, shipped_recipes, to_yaml
-    from train.run_folder import Run, free_folder, open_run
+    from train.run_folder import Run, free_folder, open_run, open_trained
 
     if list_recipes:
         for name, about in shipped_recipes().items():
@@ -73,6 +78,10 @@ def train(
     source, overrides = _split(arguments or [])
     if standalone:
         overrides.append("run.standalone=true")
+    if evaluate is not None:
+        if source is not None or resume is not None or dry_run or show:
+            raise UsageError("--evaluate RUN takes the run's own recipe", expected="nothing but KEY=VALUE beside it")
+        return _evaluate(*open_trained(evaluate, overrides=overrides))
     values = None if source is None else read_recipe(source)
     if values is None and resume is None:
         raise UsageError("no recipe given", expected="a YAML file or a shipped name", todo="see --list and --help")
@@ -91,10 +100,7 @@ def train(
         run, recipe = open_run(resume, recipe=values, overrides=overrides)
     else:
         free_folder(recipe)  # a taken folder is reported before anything is imported
-    # Threads that wait must not spin: beside any other job spinning made steps five times slower (docs/NOTES.md).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    for module in ("torch", "timm", "transformers", "accelerate", "datasets", "sklearn", "matplotlib", "tensorboard"):
-        require(module, extra="train", purpose="training")
+    _require_all()
     from train.run import fit, plan
 
     if dry_run:
@@ -108,6 +114,21 @@ def train(
         else:
             _print_outcome(folder, outcome.evaluation)
     return INTERRUPTED if interrupted else 0
+
+
+def _evaluate(run: Any, recipe: Any) -> int:
+    _require_all()
+    from train.run import evaluate_again
+
+    _print_outcome(run.folder, evaluate_again(recipe, run).evaluation)
+    return 0
+
+
+def _require_all() -> None:
+    # Threads that wait must not spin: beside any other job spinning made steps five times slower (docs/NOTES.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for module in ("torch", "timm", "transformers", "accelerate", "datasets", "sklearn", "matplotlib", "tensorboard"):
+        require(module, extra="train", purpose="training")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -143,7 +164,9 @@ def _print_outcome(folder: Path, evaluation: Mapping[str, Any]) -> None:
         f"micro {evaluation['f1_micro']:.2%} ({evaluation['samples']:,} rows)"
     )
     for field, groups in evaluation.get("by", {}).items():
-        _say(f"accuracy by {field}: " + ", ".join(f"{name} {group['accuracy']:.1%}" for name, group in groups.items()))
+        shown = [f"{name} {group['accuracy']:.1%}" for name, group in list(groups.items())[:_MOST_GROUPS]]
+        more = f", … and {len(groups) - len(shown):,} more in evaluation.json" if len(groups) > len(shown) else ""
+        _say(f"accuracy by {field}: {', '.join(shown)}{more}")
     if routing := evaluation.get("routing"):
         _say(f"experts in use per layer, of {routing['experts']}: {', '.join(map(str, routing['used_experts']))}")
     if "baselines" in evaluation:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import BatchSampler, DataLoader
 
-from mope_deploy.metrics import accuracy, report
+from mope_deploy.metrics import DENSE, accuracy, report
 from mope_deploy.model import MoPE
 from mope_deploy.progress import track
 from train.data import Batches, Split
@@ -48,9 +48,16 @@ class Usage:
     mean: NDArray[np.float64]
     used: NDArray[np.int64]
 
-    def summary(self) -> dict[str, Any]:
-        """JSON-ready: experts in all, in use per layer, and each class's mean weights; None where it has no sample."""
-        rows = zip(self.names[: self.classes], self.mean.round(4), strict=False)
+    def summary(self, *, samples: NDArray[np.int64]) -> dict[str, Any]:
+        """JSON-ready: experts in all, in use per layer, and each class's mean weights; None where it has no sample.
+
+        Args:
+            samples: of each class (C,); of more than 100 classes only those with the most samples are listed.
+        """
+        listed = np.arange(self.classes)
+        if self.classes > DENSE:
+            listed = np.argsort(-samples, kind="stable")[:DENSE]
+        rows = ((self.names[i], self.mean[i].round(4)) for i in listed.tolist())
         return {
             "experts": self.mean.shape[-1],
             "used_experts": self.used.tolist(),

@@ -20,7 +20,7 @@ from mope_deploy.console import err
 from mope_deploy.errors import MopeError
 from mope_deploy.metrics import report
 from train.config import Recipe
-from train.data import Batches, EpochOrder
+from train.data import Batches, EpochOrder, made_by_workers
 from train.interruption import Interruption
 from train.machine import Machine
 from train.objective import Objective
@@ -135,7 +135,7 @@ class Loop:
             batches = self.accelerator.skip_first_batches(batches, done * section.accumulation)
         else:
             self._restore_random()
-        batches = iter(batches)
+        batches = made_by_workers(batches, workers=self.recipe.data.workers)
         self.objective.train()
         while True:
             window = list(islice(batches, section.accumulation))
@@ -153,6 +153,7 @@ class Loop:
                 self._save()
             if interrupted:
                 return
+        batches.close()  # ends its workers before those of validation begin
         self._log()
         self._validate()
         self._save()
@@ -185,7 +186,7 @@ class Loop:
         started = time.monotonic()
         self.objective.eval()
         found: list[tuple[Tensor, ...]] = []
-        for batch in self.validation:
+        for batch in made_by_workers(self.validation, workers=self.recipe.data.workers):
             out = self.objective(**batch)
             losses = out["loss"].repeat(len(out["logits"]))
             found.append(self.accelerator.gather_for_metrics((losses, out["logits"], batch["labels"])))

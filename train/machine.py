@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,10 +15,10 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 
-from mope_deploy.errors import ConfigError
+from mope_deploy.errors import ConfigError, UsageError
 from train.config import Recipe
 
-__all__ = ["Machine", "set_up"]
+__all__ = ["Machine", "check_room", "set_up"]
 
 PACKAGES = ("mope-deploy", "torch", "timm", "transformers", "accelerate")  # whose versions a run records
 
@@ -55,6 +56,30 @@ class Machine:
         }
 
 
+def check_room(folder: Path, *, trained: int, total: int) -> None:
+    """Whether a run can be written: three resume states, three checkpoints, and the encoders where they are stored.
+
+    Args:
+        folder: of the run, which need not be there.
+        trained: parameters that are trained; a resume state has three numbers for each.
+        total: parameters of stored encoders, else 0.
+
+    Raises:
+        UsageError: nothing can be written there, or the disk is too full.
+    """
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"run folder {folder} cannot be made", received=f"{there} cannot be written to")
+    needed, free = 4 * (12 * trained + 2 * total), shutil.disk_usage(there).free
+    if free < needed:
+        raise UsageError(
+            f"too little room on the disk of {there}",
+            received=f"{free / 1e6:,.0f} MB free",
+            expected=f"about {needed / 1e6:,.0f} MB for resume states and checkpoints",
+            todo="make room, or choose another run.dir",
+        )
+
+
 def set_up(recipe: Recipe) -> Machine:
     """Set up device, processes and threads as the recipe asks.
 
@@ -68,6 +93,8 @@ def set_up(recipe: Recipe) -> Machine:
     if section.device == "cuda" and not gpu:
         problems.append("train.device: received cuda, but PyTorch finds no GPU here")
     cpu = section.device == "cpu" or not gpu
+    if section.precision == "bf16" and not cpu and not torch.cuda.is_bf16_supported():
+        problems.append("train.precision: received bf16, which this GPU cannot compute; expected fp16 or fp32")
     if section.precision == "fp16" and cpu:
         problems.append("train.precision: received fp16, which needs a GPU; expected bf16 or fp32 on a CPU")
     parts = processes * section.accumulation

@@ -6,29 +6,32 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from accelerate.utils import send_to_device
 from safetensors.torch import load_file
 
 from mope_deploy.console import err
-from mope_deploy.files import json_bytes, write_file
+from mope_deploy.data import fingerprint
+from mope_deploy.errors import UsageError
+from mope_deploy.files import locked
 from mope_deploy.model import MoPE, build_model
-from train.baselines import run_baselines
 from train.config import Recipe
 from train.data import Batches, find_splits
-from train.data.rows import check_texts, decode, describe, read_rows, refuse_other_data
-from train.evaluation import evaluate, predict, usage
+from train.data.rows import decode, describe, read_rows, refuse_other_data
 from train.features import Features, cacheable, fit_statistics, standardised
 from train.interruption import Interruption
-from train.loop import SCORES, Loop, best_metric_name
-from train.machine import Machine, set_up
+from train.loop import SCORES, Loop
+from train.machine import Machine, check_room, set_up
 from train.objective import Objective
-from train.report import DECISIONS, usage_picture
+from train.reporting import again, report
 from train.resume import newest
 from train.run_folder import Run, working_in
 
-__all__ = ["Outcome", "Plan", "Training", "fit", "plan"]
+__all__ = ["Outcome", "Plan", "Training", "evaluate_again", "fit", "plan"]
 
 
 @dataclass(frozen=True)
@@ -72,22 +75,65 @@ def fit(recipe: Recipe, *, command: str, resume: Run | None = None) -> Outcome:
         return training.carry_out(command)
 
 
+def evaluate_again(recipe: Recipe, run: Run) -> Outcome:
+    """Repeat the evaluation of a trained run, on the rows as they are now.
+
+    Args:
+        recipe: the run's own, see :func:`train.run_folder.open_trained`.
+        run: it.
+
+    Raises:
+        MopeError: whatever is wrong with model, rows or machine.
+    """
+    machine = set_up(recipe)
+    if machine.processes > 1:
+        raise UsageError("--evaluate", received=f"{machine.processes} processes", expected="one, without torchrun")
+    with Interruption().handled(), locked(run.folder):
+        run.recover()
+        data = run.read()["data"]
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"labels": tuple(data["labels"])})})
+        model = MoPE.from_pretrained(run.best).to(machine.device)
+        media = MediaCache(model.preprocessing, limit_mb=recipe.data.image_cache_mb)
+        features = Features(media, machine.device, batch_size=recipe.train.eval_batch_size)
+        split, others = again(run, recipe, media, threads=machine.threads)
+        if recipe.run.standalone:
+            model.save_pretrained(run.best, standalone=True)
+        evaluation = report(run, recipe, model, features, split, others=others)
+        before = run.read()
+        metrics = before["metrics"] | {split.name: {name: evaluation[name] for name in SCORES}}
+        fingerprints = dict(data["fingerprint"])
+        if split.name in fingerprints and not split.source.resolve().is_relative_to(run.folder.resolve()):
+            fingerprints[split.name] = fingerprint(split.source)
+        rows = data["rows"] | {split.name: len(split)}
+        run.finish("finished", metrics=metrics, data=data | {"fingerprint": fingerprints, "rows": rows})
+    return Outcome(run, "finished", evaluation)
+
+
 def plan(recipe: Recipe) -> Plan:
-    """Check everything that can be checked without writing anything: rows, labels, encoders, sizes.
+    """Check everything that can be checked without writing anything: machine, rows, labels, files, encoders, room on the
+    disk, and that a batch goes through the model.
 
     Raises:
         MopeError: whatever is wrong.
     """
+    machine = set_up(recipe)
     files = find_splits(recipe.data, task=recipe.model.make_task(), fetch=False)
     data = None if files is None else read_rows(recipe, files)
     labels = recipe.model.labels if data is None else data.train.labels
     model = _build(recipe, labels or ("?", "??"))
     parameters = _parameters(model)
+    _check_room(recipe, Path(recipe.run.dir or recipe.run.root).expanduser(), parameters)
     if data is None:
         return Plan(None, labels, parameters, None)
-    data = check_texts(recipe, data, model.preprocessing)
+    data, media = decode(recipe, data, model.preprocessing, threads=machine.threads)
+    batches = Batches(data.train, media)
+    size = min(len(batches), recipe.train.batch_size // (machine.processes * recipe.train.accumulation))
+    with torch.no_grad():
+        batch = send_to_device(batches.__getitems__(range(size)), machine.device)
+        _objective(recipe, model.to(machine.device)).train()(**batch)
     per_epoch = -(-len(data.train) // recipe.train.batch_size)
     steps = recipe.train.max_steps or per_epoch * recipe.train.epochs
+    _advise(recipe, steps)
     return Plan({split.name: len(split) for split in data.splits}, labels, parameters, steps)
 
 
@@ -108,6 +154,7 @@ class Training:
         data = read_rows(recipe, files)
         self.model = _build(recipe, data.train.labels)
         self.parameters = _parameters(self.model)
+        _check_room(recipe, run.folder, self.parameters)
         self.data, media = decode(recipe, data, self.model.preprocessing, threads=machine.threads)
         self.features = Features(media, machine.device, batch_size=recipe.train.eval_batch_size)
         if resumed:
@@ -126,6 +173,7 @@ class Training:
         try:
             self._announce()
             loop = self.prepare()
+            _advise(self.recipe, loop.steps)
             prepared = time.monotonic()
             finished = loop.train()
             trained = time.monotonic()
@@ -137,30 +185,38 @@ class Training:
                 return Outcome(self.run, "interrupted", {})
             if not self.machine.writes:
                 return Outcome(self.run, "finished", {})
-            evaluation = self.report()
             score, epoch = loop.progress.best
-            self._finish(
-                "finished",
-                metrics={
-                    "validation": {loop.metric: score, "epoch": epoch},
-                    evaluation["split"]: {name: evaluation[name] for name in SCORES},
-                },
-                parameters=self.parameters,
-                steps=loop.progress.step,
-                seconds={
-                    "preparation": round(prepared - started, 1),
-                    "training": round(trained - prepared, 1),
-                    "evaluation": round(time.monotonic() - trained, 1),
-                },
-                machine=self.machine.describe(),
-            )
-            return Outcome(self.run, "finished", evaluation)
+            seconds = {"preparation": round(prepared - started, 1), "training": round(trained - prepared, 1)}
+            known = {
+                "metrics": {"validation": {loop.metric: score, "epoch": epoch}},
+                "parameters": self.parameters,
+                "steps": loop.progress.step,
+                "seconds": seconds,
+                "machine": self.machine.describe(),
+            }
+            self._finish("trained", **known)
         except KeyboardInterrupt:
             self._finish("interrupted")
             return Outcome(self.run, "interrupted", {})
         except BaseException:
             self._finish("failed")
             raise
+        # From here on nothing costs the training: its run stays "trained", and can be evaluated again.
+        try:
+            evaluation = self.report()
+        except KeyboardInterrupt:
+            return Outcome(self.run, "interrupted", {})
+        except Exception:
+            err.print(
+                f"note: the model is trained and kept in {self.run.best}; when what follows is mended, repeat the "
+                f"evaluation: python -m train --evaluate {self.run.folder}",
+                markup=False,
+            )
+            raise
+        known["metrics"][evaluation["split"]] = {name: evaluation[name] for name in SCORES}
+        seconds["evaluation"] = round(time.monotonic() - trained, 1)
+        self._finish("finished", **known)
+        return Outcome(self.run, "finished", evaluation)
 
     def prepare(self) -> Loop:
         """Training and validation batches, with y computed once where nothing that trains can change it."""
@@ -177,13 +233,8 @@ class Training:
             Batches(split, self.features.media, y=standardised(model, found))
             for split, found in zip(splits, y, strict=True)
         )
-        objective = Objective(
-            model,
-            importance_weight=recipe.train.importance_weight,
-            importance_threshold=recipe.train.importance_threshold,
-        )
         return Loop(
-            objective,
+            _objective(recipe, model),
             recipe=recipe,
             machine=self.machine,
             run=self.run,
@@ -194,30 +245,18 @@ class Training:
         )
 
     def report(self) -> dict[str, Any]:
-        """Evaluate the best model on the whole path, nothing cached but pictures; write numbers and pictures."""
-        recipe, model, run, split = self.recipe, self.model, self.run, self.data.reported
-        model.load_trained_state(load_file(run.best / "model.safetensors"))
-        if recipe.run.standalone:
-            model.save_pretrained(run.best, standalone=True)
-        batches = Batches(split, self.features.media)
-        found = predict(model, batches, batch_size=recipe.train.eval_batch_size, device=self.machine.device)
-        evaluation = evaluate(split, found, group_by=recipe.data.group_by) | {"parameters": self.parameters}
-        title = f"{recipe.name}: {split.name}, n = {len(split):,}"
-        draw, decided = DECISIONS[type(split.task)], split.task.decide(found.logits)
-        draw(run.folder / "confusion_matrix.png", split.targets, decided, split.labels, title=title)
-        if found.routing is not None:
-            used = usage(split, found.routing, grouped=recipe.data.group_by is not None)
-            evaluation["routing"] = used.summary()
-            title = f"Use of experts: {title}"
-            usage_picture(run.folder / "expert_usage.png", used, title=title, grouped_by=recipe.data.group_by)
-        if recipe.baselines:
-            splits = (self.data.train, self.data.validation, split)
-            metric = best_metric_name(recipe)
-            heads = run_baselines(model, splits, self.features, metric=metric, seed=recipe.seed)
-            evaluation["baselines"] = heads
-            write_file(run.folder / "baselines.json", json_bytes({"split": split.name, "heads": heads}))
-        write_file(run.folder / "evaluation.json", json_bytes(evaluation))
-        return evaluation
+        """Evaluate the best model; see :func:`train.reporting.report`."""
+        self.model.load_trained_state(load_file(self.run.best / "model.safetensors"))
+        if self.recipe.run.standalone:
+            self.model.save_pretrained(self.run.best, standalone=True)
+        return report(
+            self.run,
+            self.recipe,
+            self.model,
+            self.features,
+            self.data.reported,
+            others=(self.data.train, self.data.validation),
+        )
 
     def _fit_statistics(self, cached: dict[str, Any]) -> None:
         """Mean and deviation of y on the training rows, of cached features and of those that are not."""
@@ -266,6 +305,28 @@ def _quiet(*, unless: bool) -> Iterator[None]:
 
 def _build(recipe: Recipe, labels: tuple[str, ...]) -> MoPE:
     return build_model(recipe.model.model_copy(update={"labels": labels}), seed=recipe.seed)
+
+
+def _objective(recipe: Recipe, model: MoPE) -> Objective:
+    section = recipe.train
+    return Objective(
+        model, importance_weight=section.importance_weight, importance_threshold=section.importance_threshold
+    )
+
+
+def _check_room(recipe: Recipe, folder: Path, parameters: dict[str, int]) -> None:
+    stored = parameters["total"] if recipe.run.standalone else 0
+    check_room(folder, trained=parameters["trained"], total=stored)
+
+
+def _advise(recipe: Recipe, steps: int) -> None:
+    """Say what is allowed and surely not meant."""
+    if recipe.optim.warmup_steps >= steps:
+        err.print(
+            f"warning: optim.warmup_steps={recipe.optim.warmup_steps} is no less than the {steps} steps of this run: "
+            "the learning rates only rise",
+            markup=False,
+        )
 
 
 def _parameters(model: MoPE) -> dict[str, int]:

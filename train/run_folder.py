@@ -17,7 +17,7 @@ from mope_deploy.files import claim, json_bytes, locked, reason, recover, write_
 from train.config import Recipe
 from train.recipe import check_recipe, read_recipe, to_yaml
 
-__all__ = ["COMPLETE", "Run", "free_folder", "open_run", "working_in"]
+__all__ = ["COMPLETE", "Run", "free_folder", "open_run", "open_trained", "working_in"]
 
 SCHEMA = 1
 COMPLETE = "complete.json"  # of a resume state; written last
@@ -28,6 +28,11 @@ MAY_CHANGE = (
     "baselines", "resume", "run.dir", "run.root", "run.standalone",
     "data.image_cache_mb", "data.workers",
     "train.early_stopping", "train.log_every", "train.save_every", "train.tensorboard", "train.threads",
+)  # fmt: skip
+
+EVALUATION = (  # what may differ when only the evaluation is repeated
+    "baselines", "data.check_images", "data.image_cache_mb", "data.skip_bad", "run.standalone",
+    "train.device", "train.eval_batch_size", "train.threads",
 )  # fmt: skip
 
 
@@ -99,7 +104,7 @@ class Run:
             shutil.rmtree(folder, ignore_errors=True)
 
     def finish(self, status: str, **values: Any) -> None:
-        """Record how the run ended: ``finished``, ``interrupted`` or ``failed``."""
+        """Record how far the run came: ``trained`` (to its end), ``finished`` (evaluated), ``interrupted``, ``failed``."""
         self._describe(self.read() | {"status": status, "ended": _now()} | values)
 
     def read(self) -> dict[str, Any]:
@@ -200,7 +205,7 @@ def _taken(run: Run) -> bool:
         return True
     # What was trained for long is never taken for nothing, even if somebody removed its resume states.
     trained = run.best.exists() and status != "running"
-    return bool(names - left - ours) or bool(run.states) or trained or status == "finished"
+    return bool(names - left - ours) or bool(run.states) or trained or status in ("trained", "finished")
 
 
 def open_run(folder: str | Path, *, recipe: Mapping[str, Any] | None, overrides: Iterable[str]) -> tuple[Run, Recipe]:
@@ -237,13 +242,48 @@ def open_run(folder: str | Path, *, recipe: Mapping[str, Any] | None, overrides:
     return run, after.model_copy(update={"resume": True, "run": section})
 
 
+def open_trained(folder: str | Path, *, overrides: Iterable[str]) -> tuple[Run, Recipe]:
+    """A run whose training is done, and the recipe to evaluate it with once more.
+
+    Args:
+        folder: the run folder.
+        overrides: ``dotted.key=value`` of what concerns the evaluation.
+
+    Raises:
+        UsageError: no such run, or it is not trained to its end.
+        ConfigError: an override of something else.
+        CheckpointError: the run's own files are damaged.
+    """
+    run = Run(Path(folder).expanduser())
+    if not run.config.is_file() or not run.description.is_file():
+        raise UsageError(
+            f"{folder} is no run folder", expected="run.json and config.yaml, as python -m train writes them"
+        )
+    status = run.read().get("status")
+    if status not in ("trained", "finished"):
+        raise UsageError(
+            f"{folder} is not trained to its end",
+            received=f"status {shown(status)}",
+            todo=f"continue it: python -m train --resume {folder}",
+        )
+    own = read_recipe(str(run.config))
+    before = check_recipe(own, what=f"{run.config}")
+    after = check_recipe(own, list(overrides), what="the recipe to evaluate with")
+    _refuse(before, after, run, may_change={*EVALUATION})
+    return run, after
+
+
 def _refuse_changes(before: Recipe, after: Recipe, run: Run) -> None:
-    old, new = _flat(before.to_dict()), _flat(after.to_dict())
     may_change = set(MAY_CHANGE)
     if not before.data.skip_bad:
         may_change |= {"data.check_images"}  # else it decides which rows are left out
     if before.optim.schedule != "cosine":
         may_change |= {"train.epochs", "train.max_steps"}  # under cosine every learning rate depends on the last step
+    _refuse(before, after, run, may_change=may_change)
+
+
+def _refuse(before: Recipe, after: Recipe, run: Run, *, may_change: set[str]) -> None:
+    old, new = _flat(before.to_dict()), _flat(after.to_dict())
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in may_change]
     if changed:
         shown_changes = ", ".join(f"{key} (was {old.get(key)!r}, now {new.get(key)!r})" for key in changed[:6])

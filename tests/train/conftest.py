@@ -72,5 +72,5 @@ def no_pictures(finished: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
     def draw(path: Path, *_: object, **__: object) -> None:
         path.touch()
 
-    monkeypatch.setattr("train.run.usage_picture", draw)
-    monkeypatch.setattr("train.run.DECISIONS", dict.fromkeys(DECISIONS, draw))
+    monkeypatch.setattr("train.reporting.usage_picture", draw)
+    monkeypatch.setattr("train.reporting.DECISIONS", dict.fromkeys(DECISIONS, draw))

@@ -21,7 +21,7 @@ from mope_deploy.metrics import report
 from mope_deploy.model import MoPE
 from mope_deploy.task import SingleLabel
 from tests.tiny import LABELS
-from tests.train.tools import assert_same, differ, logged, read_rows, trained, weights
+from tests.train.tools import assert_same, differ, logged, moved_rows, read_rows, trained, weights, write_rows
 from train.config import Recipe
 from train.loop import Loop
 from train.resume import newest
@@ -165,13 +165,24 @@ def test_a_loss_that_is_not_a_number_ends_the_run_with_advice(recipe: Make) -> N
     assert Run(Path(recipe().run.dir or "")).read()["status"] == "failed"
 
 
-def test_accumulation_changes_nothing_but_rounding(recipe: Make, tmp_path: Path) -> None:
-    """Without randomness and importance loss, two halves of a batch add up to the batch."""
-    plain = ("model.noise=0", "model.prompt_dropout=0", "train.importance_weight=0", "train.max_steps=7")
-    whole = trained(recipe(*plain, f"run.dir={tmp_path / 'whole'}"))
-    halves = trained(recipe(*plain, "train.accumulation=2", f"run.dir={tmp_path / 'halves'}"))
-    for name, value in weights(whole.run).items():
-        torch.testing.assert_close(weights(halves.run)[name], value, rtol=1e-3, atol=2e-4)
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulation_changes_nothing_but_rounding(recipe: Make, tmp_path: Path, parts: int) -> None:
+    """Without randomness and importance loss, parts of a batch add up to it; the last one has 7 rows, as 6 and 1."""
+    plain = ("model.noise=0", "model.prompt_dropout=0", "train.importance_weight=0", "train.epochs=1")
+    sizes = ("train.batch_size=24", "optim.clip=0", "optim.schedule=constant", "optim.warmup_steps=0")
+    rows = moved_rows(Path(recipe().data.train or ""))
+    few = write_rows(tmp_path / "train.jsonl", rows[:55])  # the last batch has 7
+    made = []
+    for accumulation in (1, parts):
+        where = f"run.dir={tmp_path / str(accumulation)}"
+        made.append(
+            trained(recipe(*plain, *sizes, f"data.train={few}", f"train.accumulation={accumulation}", where)).run
+        )
+    whole, halves = made
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(weights(halves)[name], value, rtol=1e-3, atol=2e-4)
+    losses = [[line["loss"] for line in logged(run, "train")] for run in made]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_cached_features_and_batches_made_by_workers_train_the_same_model(recipe: Make, tmp_path: Path) -> None:

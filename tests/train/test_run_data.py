@@ -109,3 +109,20 @@ def test_nothing_is_written_before_the_data_is_known_to_be_good(recipe: Make, ti
     with pytest.raises(DataError, match=r"bad.jsonl:1: image .* is not an image.*data.skip_bad=true"):
         trained(recipe(f"data.test={bad}"))
     assert not Path(recipe().run.dir or "").exists()
+
+
+def test_of_thousands_of_labels_a_run_writes_the_top(
+    recipe: Make, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with 3,129 answers: the whole confusion goes to a file, routing is listed for the most frequent."""
+    for name in ("mope_deploy.metrics.DENSE", "train.evaluation.DENSE"):
+        monkeypatch.setattr(name, 2)
+    outcome = trained(recipe("train.epochs=1"))
+    found = outcome.evaluation
+    assert "confusion_matrix" not in found
+    assert len(found["confusions"]["most_frequent"]) <= 2
+    lines = (outcome.run.folder / "confusions.csv").read_text().splitlines()
+    assert lines[0] == "true,predicted,count"
+    assert sum(int(line.rpartition(",")[2]) for line in lines[1:]) == 26
+    support = {label: figures["support"] for label, figures in found["per_class"].items()}
+    assert set(found["routing"]["mean_weight"]) == set(sorted(support, key=lambda label: -support[label])[:2])

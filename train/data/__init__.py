@@ -1,6 +1,6 @@
 """What training reads: files found or fetched, rows checked, files decoded, batches made."""
 
-from train.data.batches import Batches, rows_of
+from train.data.batches import Batches, made_by_workers, rows_of
 from train.data.media import MediaCache
 from train.data.order import EpochOrder
 from train.data.sources import find_splits
@@ -14,6 +14,7 @@ __all__ = [
     "drop_bad_files",
     "find_splits",
     "hold_out",
+    "made_by_workers",
     "read_split",
     "rows_of",
 ]

@@ -5,7 +5,7 @@ Letters: B batch · C classes · D_y width of a complementary feature.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mope_deploy.errors import DataError
+from mope_deploy.errors import DataError, MopeError
+from mope_deploy.files import reason
 from mope_deploy.preprocess import present_name
 from mope_deploy.progress import track
 from train.data.media import MediaCache
 from train.data.split import Split
 
-__all__ = ["Batches", "rows_of"]
+__all__ = ["Batches", "made_by_workers", "rows_of"]
 
 TOKENISED = 256  # texts whose tokens are in memory at once, where they are only counted
 
@@ -86,7 +87,7 @@ class Batches(Dataset):
     @staticmethod
     def ready(batch: dict[str, Any]) -> dict[str, Any]:
         """The ``collate_fn``: what :meth:`__getitems__` returns is a batch already."""
-        return batch
+        return _Batch(batch)
 
     def inputs(self, rows: NDArray[np.int64]) -> dict[str, Tensor]:
         """The model's inputs for these rows, equal to the last bit to what ``Preprocessing.collate`` makes of them.
@@ -113,6 +114,50 @@ class Batches(Dataset):
             return self.media.get(value, name)
         except DataError as error:
             raise DataError(f"{self.split.where(row)}: {error}") from error
+
+
+class _Batch(dict[str, Any]):
+    """A batch that comes out of a worker process as bytes in a pipe.
+
+    Tensors would come through shared memory, of which a container often has 64 MB; where that is full, torch loses the
+    batch without a word and waits for it for ever.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _from_arrays, (_converted(self, lambda tensor: tensor.numpy()),)
+
+
+def _from_arrays(batch: dict[str, Any]) -> _Batch:
+    return _Batch(_converted(batch, torch.from_numpy))
+
+
+def _converted(values: Any, convert: Any) -> Any:
+    return {k: _converted(v, convert) for k, v in values.items()} if isinstance(values, dict) else convert(values)
+
+
+def made_by_workers(batches: Iterable[dict[str, Any]], *, workers: int) -> Iterator[dict[str, Any]]:
+    """The batches of a loader, and one line where a worker cannot make one.
+
+    Raises:
+        MopeError: what a worker raised, as it would have been raised without workers; or why there is none.
+    """
+    todo = "use fewer, or data.workers=0, which prepares batches in the training process"
+    try:
+        yield from batches
+    except MopeError as error:
+        said = str(error)
+        if workers and said.startswith("Caught "):  # torch adds the worker's traceback, whose last line is the error
+            raise type(error)(said.rstrip().rpartition(f"{type(error).__name__}: ")[2]) from None
+        raise
+    except OSError as error:
+        if not workers:
+            raise
+        what = f"{workers} processes that prepare batches cannot be started"
+        raise MopeError(what, received=reason(error), todo=todo) from error
+    except RuntimeError as error:
+        if not workers or "DataLoader worker" not in str(error):
+            raise
+        raise MopeError("a process that prepares batches died", received=reason(error), todo=todo) from error
 
 
 def rows_of(features: Tensor, index: NDArray[np.int64]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from train.data.media import MediaCache
 from train.data.split import QUIET_ROWS, Split, drop_bad_files, hold_out, read_split
 from train.run_folder import Run
 
-__all__ = ["Rows", "check_texts", "decode", "describe", "read_rows", "refuse_other_data"]
+__all__ = ["Rows", "decode", "decode_split", "describe", "read_rows", "refuse_other_data"]
 
 MAX_LISTED = 100  # skipped rows that run.json names
 
@@ -80,23 +81,20 @@ def read_rows(recipe: Recipe, files: SplitFiles) -> Rows:
     return Rows(files, train, validation, splits.get("test"))
 
 
-def check_texts(recipe: Recipe, data: Rows, preprocessing: Preprocessing) -> Rows:
-    """The rows whose texts have tokens, which their tokenizer alone can say; each different text is tokenised once.
+def _with_tokens(recipe: Recipe, split: Split, preprocessing: Preprocessing) -> Split:
+    """Without the rows whose texts have no tokens, which their tokenizer alone can say; each text is tokenised once.
 
     Raises:
         DataError: naming file and line of the first one that has none, unless the recipe skips such rows.
     """
-    checked = {}
-    for split in data.splits:
-        bad = {}
-        texts = split.values["text"] if preprocessing.text is not None else ()
-        for text in track(texts, what=f"tokenising {split.name}") if len(texts) > QUIET_ROWS else texts:
-            try:
-                preprocessing.check_text(text)
-            except DataError as error:
-                bad[text] = error
-        checked[split.name] = drop_bad_files(split, bad, skip_bad=recipe.data.skip_bad, modality="text")
-    return Rows(data.files, checked["train"], checked["validation"], checked.get("test"))
+    bad = {}
+    texts = split.values["text"] if preprocessing.text is not None else ()
+    for text in track(texts, what=f"tokenising {split.name}") if len(texts) > QUIET_ROWS else texts:
+        try:
+            preprocessing.check_text(text)
+        except DataError as error:
+            bad[text] = error
+    return drop_bad_files(split, bad, skip_bad=recipe.data.skip_bad, modality="text")
 
 
 def decode(recipe: Recipe, data: Rows, preprocessing: Preprocessing, *, threads: int) -> tuple[Rows, MediaCache]:
@@ -106,14 +104,7 @@ def decode(recipe: Recipe, data: Rows, preprocessing: Preprocessing, *, threads:
         DataError: naming file and line of the first one that cannot be used, unless the recipe skips such rows.
     """
     media = MediaCache(preprocessing, limit_mb=recipe.data.image_cache_mb)
-    data = check_texts(recipe, data, preprocessing)
-    checked = {split.name: _decodable(recipe, split, media, threads=threads) for split in data.splits}
-    for split in checked.values():
-        if split.skipped:
-            err.print(
-                f"warning: {len(split.skipped):,} rows of {split.source} skipped, the first: {split.skipped[0]}",
-                markup=False,
-            )
+    checked = {split.name: decode_split(recipe, split, media, threads=threads) for split in data.splits}
     if media.notices:
         err.print(
             f"note: {len(media.notices):,} files are used as they are, the first: {media.notices[0]}", markup=False
@@ -123,25 +114,41 @@ def decode(recipe: Recipe, data: Rows, preprocessing: Preprocessing, *, threads:
     return Rows(data.files, checked["train"], checked["validation"], checked.get("test")), media
 
 
-def _decodable(recipe: Recipe, split: Split, media: MediaCache, *, threads: int) -> Split:
-    """Without the rows whose files cannot be used, if the recipe has them looked at."""
+def decode_split(recipe: Recipe, split: Split, media: MediaCache, *, threads: int) -> Split:
+    """One split of :func:`decode`, without the rows that are skipped; raises as that does."""
+    split = _with_tokens(recipe, split, media.preprocessing)
     for name in FILES if recipe.data.check_images else ():
         if split.values[name]:
             what = f"decoding {split.name}" if name == "image" else f"decoding {name} of {split.name}"
             bad = media.check(split.values[name], what=what, threads=threads, modality=name)
             split = drop_bad_files(split, bad, skip_bad=recipe.data.skip_bad, modality=name)
+    if split.skipped:
+        err.print(
+            f"warning: {len(split.skipped):,} rows of {split.source} skipped, the first: {split.skipped[0]}",
+            markup=False,
+        )
     return split
 
 
-def refuse_other_data(run: Run, data: Rows) -> None:
-    """Raises DataError if the files are not those the run was started with."""
-    before = run.read()["data"].get("fingerprint")
+def refuse_other_data(run: Run, data: Rows, *, only: Collection[str] | None = None) -> None:
+    """Raises DataError if files or usable rows (``only`` of these splits) are not those the run started with."""
+    recorded = run.read()["data"]
+    before, counts = recorded.get("fingerprint"), recorded.get("rows")
     now = {name: fingerprint(path) for name, path in data.files.items()}
-    if before != now:
-        different = [name for name in now if not isinstance(before, dict) or before.get(name) != now[name]]
+    names = sorted(now.keys() | (before.keys() if isinstance(before, dict) else set()))
+    different = [
+        name
+        for name in names
+        if (only is None or name in only) and (not isinstance(before, dict) or before.get(name) != now.get(name))
+    ]
+    for split in data.splits if isinstance(counts, dict) else ():
+        if (only is None or split.name in only) and counts.get(split.name) != len(split):
+            different.append(f"{split.name} (now {len(split):,} rows that can be used)")
+    if different:
         raise DataError(
-            f"the data of {run.folder} changed since it was started: {', '.join(different) or 'a split is gone'}",
-            todo="put the files back as they were, or start a new run",
+            f"the data of {run.folder} changed since it was started: {', '.join(different)}",
+            todo="put the files back as they were, or start a new run; where only rows to evaluate on were mended: "
+            f"python -m train --evaluate {run.folder}",
         )
 
 
