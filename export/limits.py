@@ -14,6 +14,7 @@ __all__ = [
     "METHODS",
     "MIN_VALUES",
     "OPSETS",
+    "REPAIR_MINUTES",
     "THRESHOLD_NAMES",
 ]
 
@@ -37,4 +38,5 @@ MIN_VALUES = 128  # that the parity gate compares of every output; a maximum ove
 GATE_SAMPLES = 1000
 # Fields of export.gate.Thresholds.
 THRESHOLD_NAMES = ("labels", "routing", "metric", "probability", "mean_probability", "logits")
+REPAIR_MINUTES = 20.0  # that looking for what has to stay in fp32 may take, of each precision
 GOLDEN_COUNT = 8  # samples that a bundle carries to check a device with

@@ -63,6 +63,7 @@ class Work:
         calibration: JSONL of real samples that int8 reads its ranges from.
         on_step: called with a few words before each step.
         on_report: called with each report on fp32 and the last one on each lower precision, passed or not.
+        on_notice: called with what a user should see as it happens, a line each.
     """
 
     model: MoPE
@@ -73,6 +74,7 @@ class Work:
     calibration: Path
     on_step: Callable[[str], None]
     on_report: Callable[[ParityReport | PrecisionReport], None]
+    on_notice: Callable[[str], None] = lambda _: None
 
     @cached_property
     def cpu(self) -> CpuSettings:
@@ -232,16 +234,25 @@ def _lowered(work: Work, source: Path, precision: str) -> Variant:
     )
     thresholds = work.asked(precision)
 
-    def judge(file: Path, limit: int | None) -> PrecisionReport:
+    def judge(file: Path) -> PrecisionReport:
         mark = lower.runtime_mark
         return measure_precision(
-            work.evaluation, file, work.routed, precision=precision, thresholds=thresholds, mark=mark, limit=limit
+            work.evaluation, file, work.routed, precision=precision, thresholds=thresholds, mark=mark
         )
 
     work.on_step(f"lowering to {precision}")
     for kind in ("lowered", "judged", "runnable"):
         (folder / kind).mkdir(exist_ok=True)
-    done = lower_within_gate(lower, judge, folder / "lowered", name, on_step=work.on_step)
+    done = lower_within_gate(
+        lower,
+        judge,
+        folder / "lowered",
+        name,
+        feeds=work.feeds,
+        minutes=work.options.repair_minutes,
+        on_step=work.on_step,
+        on_notice=work.on_notice,
+    )
     work.on_report(done.report)
     files, reference = done.files, done.files[0]
     if done.report.mark == "emulated":
@@ -249,7 +260,7 @@ def _lowered(work: Work, source: Path, precision: str) -> Variant:
         if hashes(copy) != done.sha256:
             raise ExportError(f"{name} was written twice and differs", expected="the file that was judged")
     if work.hides_routing:
-        files = _without_routing(files[0], folder / name, lower.runs_on)
+        files = tuple(_without_routing(files[0], folder / name, lower.runs_on))
     runnable = files[0]
     if precision in HALVES:
         runnable = write_emulated(files[0], precision, folder / "runnable" / name)
