@@ -44,6 +44,7 @@ class Options:
         calibration_samples: real samples that int8 reads its ranges from.
         calibration_method: how outliers among them are cut, one of :data:`METHODS`.
         repair_minutes: that each precision below fp32 may take to find out what has to stay in fp32.
+        skip_bad: leave rows out that int8 cannot be calibrated on, as the model was trained without them.
         target: name of a device preset (:data:`mope_deploy.targets.TARGETS`) that every graph must suit; or None.
         batch, text_length, audio_length: ``min:opt:max`` that engines are built for; None for the target's, else for
             the library's user to choose.
@@ -67,6 +68,7 @@ class Options:
     calibration_samples: int = CALIBRATION_SAMPLES
     calibration_method: str = METHODS[0]
     repair_minutes: float = REPAIR_MINUTES
+    skip_bad: bool = False
     target: str | None = None
     batch: str | None = None
     text_length: str | None = None

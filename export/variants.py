@@ -28,7 +28,6 @@ from export.gate import (
     measure_precision,
     require_parity,
 )
-from export.gate.cases import sample_cases
 from export.graph.exporter_config import MoPEExporterConfig, exporter_config
 from export.graph.files import save
 from export.graph.fused import attention_layers, fuse, routers
@@ -40,6 +39,7 @@ from export.pack.golden import pick_samples
 from export.precision import lowering
 from export.precision.check import DYNAMIC_OPS, HALVES
 from export.precision.half import write_emulated
+from export.precision.samples import calibration_feeds
 from export.precision.repair import Lowered, lower_within_gate
 from mope_deploy.data import Sample
 from mope_deploy.engines.onnxruntime.cpu import CpuSettings, cpu_settings
@@ -75,6 +75,7 @@ class Work:
     on_step: Callable[[str], None]
     on_report: Callable[[ParityReport | PrecisionReport], None]
     on_notice: Callable[[str], None] = lambda _: None
+    told: list[str] = field(default_factory=list)  # of that
 
     @cached_property
     def cpu(self) -> CpuSettings:
@@ -103,9 +104,20 @@ class Work:
     def feeds(self) -> Iterator[dict[str, NDArray[Any]]]:
         """Input arrays to calibrate on; another choice than what is judged, where both are of one file."""
         options = self.options
-        rows = pick_samples(self.calibration, self.model, options.calibration_samples, seed=options.seed + 1)
-        for case in sample_cases(self.model.preprocessing, rows):
-            yield {name: case.inputs[name] for name in self.model.input_names}
+        return calibration_feeds(
+            self.model,
+            self.calibration,
+            options.calibration_samples,
+            seed=options.seed + 1,
+            skip_bad=options.skip_bad,
+            on_notice=self.notify,
+        )
+
+    def notify(self, text: str) -> None:
+        """``on_notice``, once for each text."""
+        if text not in self.told:
+            self.told.append(text)
+            self.on_notice(text)
 
     def asked(self, precision: str) -> Thresholds:
         """What a graph of a lower precision has to reach."""
@@ -251,7 +263,7 @@ def _lowered(work: Work, source: Path, precision: str) -> Variant:
         feeds=work.feeds,
         minutes=work.options.repair_minutes,
         on_step=work.on_step,
-        on_notice=work.on_notice,
+        on_notice=work.notify,
     )
     work.on_report(done.report)
     files, reference = done.files, done.files[0]
