@@ -39,8 +39,8 @@ from export.pack.golden import pick_samples
 from export.precision import lowering
 from export.precision.check import DYNAMIC_OPS, HALVES
 from export.precision.half import write_emulated
-from export.precision.samples import calibration_feeds
 from export.precision.repair import Lowered, lower_within_gate
+from export.precision.samples import calibration_feeds
 from mope_deploy.data import Sample
 from mope_deploy.engines.onnxruntime.cpu import CpuSettings, cpu_settings
 from mope_deploy.errors import ExportError
