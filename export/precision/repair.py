@@ -20,7 +20,7 @@ from mope_deploy.errors import ExportError, ParityError, UsageError
 
 __all__ = ["ATTEMPTS", "Attempt", "Lowered", "lower_within_gate"]
 
-ATTEMPTS = 12  # choices that are judged on all samples
+ATTEMPTS = 32  # choices that are judged on all samples; time ends the search of a large model before
 
 Judge = Callable[[Path], PrecisionReport]
 Feeds = Iterable[Mapping[str, NDArray[Any]]]

@@ -15,6 +15,7 @@ import pytest
 
 from export.gate import LogitsError, PrecisionReport, ProbabilityError, Share, Thresholds
 from export.gate.found import InterfaceCheck
+from export.options import Options
 from export.precision.repair import Lowered, lower_within_gate
 from mope_deploy.errors import ExportError, ParityError, UsageError
 
@@ -292,12 +293,12 @@ def test_the_search_ends_in_time_and_says_before_how_long_it_takes(
         if minutes == 2.0:
             with pytest.raises(ParityError, match=r"3 choices tried in 2 minutes.*--repair-minutes"):
                 repair(fake, tmp_path / str(minutes), minutes=minutes, on_notice=notices.append)
-            assert "at most 11 choices in 2 min (--repair-minutes 2); Ctrl-C keeps the best" in notices[0]
+            assert "at most 31 choices in 2 min (--repair-minutes 2); Ctrl-C keeps the best" in notices[0]
             continue
         done = repair(fake, tmp_path / str(minutes), minutes=minutes, on_notice=notices.append)
         assert done.report.passed
         assert len(done.kept) == (3 if minutes == 100 else 4)  # what passed is kept, refined or not
-    assert "at most 11 choices in 11 min" in notices[2]
+    assert "at most 31 choices in 31 min" in notices[2]
     assert [len(fake.tried) for fake in found.values()][:2] == [3, 4]
 
 
@@ -339,6 +340,8 @@ def test_what_is_written_is_what_was_judged(tmp_path: Path) -> None:
 def test_misuse(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="at least 1"):
         repair(Fake({}), tmp_path, attempts=0)
+    with pytest.raises(UsageError, match="--repair-minutes"):
+        Options(repair_minutes=0.0)
     with pytest.raises(UsageError, match="more than 0"):
         repair(Fake({}), tmp_path, minutes=0.0)
 
