@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from export.gate import Final, JudgedFile, changed, hashes, judge_again, near, require
+from export.gate import Final, JudgedFile, PrecisionReport, changed, hashes, judge_again, near, require
 from export.gate.parity_report import require_parity
 from export.precision.check import HALVES
 from export.precision.half import write_emulated
@@ -75,7 +75,7 @@ def _against_judged(work: Work, variant: Variant, folder: Path, found: dict[str,
     limits = near(asked, work.final, work.model)
     mark = variant.lowered.report.mark
 
-    def compare(files: Sequence[Path], mark: str):
+    def compare(files: Sequence[Path], mark: str) -> PrecisionReport:
         found = judged.compare(files[0], work.final, parts=files[1:], precision=precision, asked=limits, mark=mark)
         return require(found, "is not the file that was judged")
 

@@ -15,6 +15,7 @@ __all__ = [
     "MIN_JUDGED",
     "MIN_VALUES",
     "OPSETS",
+    "REPAIR_MINUTES",
     "THRESHOLD_NAMES",
 ]
 
@@ -40,4 +41,5 @@ GATE_SAMPLES = 1000
 MIN_JUDGED = 16
 # Fields of export.gate.Thresholds.
 THRESHOLD_NAMES = ("labels", "routing", "metric", "probability", "mean_probability", "logits")
+REPAIR_MINUTES = 20.0  # that looking for what has to stay in fp32 may take, of each precision
 GOLDEN_COUNT = 8  # samples that a bundle carries to check a device with

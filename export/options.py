@@ -12,6 +12,7 @@ from export.limits import (
     GATE_SAMPLES,
     METHODS,
     OPSETS,
+    REPAIR_MINUTES,
     THRESHOLD_NAMES,
 )
 from mope_deploy.engines.tensorrt.profiles import Sizes
@@ -43,6 +44,8 @@ class Options:
             (:data:`export.gate.THRESHOLDS`): ``labels``, ``routing`` and ``metric``, shares of 1.
         calibration_samples: real samples that int8 reads its ranges from.
         calibration_method: how outliers among them are cut, one of :data:`METHODS`.
+        repair_minutes: that each precision below fp32 may take to find out what has to stay in fp32.
+        skip_bad: leave rows out that int8 cannot be calibrated on, as the model was trained without them.
         target: name of a device preset (:data:`mope_deploy.targets.TARGETS`) that every graph must suit; or None.
         batch, text_length, audio_length: ``min:opt:max`` that engines are built for; None for the target's, else for
             the library's user to choose.
@@ -65,6 +68,8 @@ class Options:
     thresholds: Mapping[str, float] = field(default_factory=dict)
     calibration_samples: int = CALIBRATION_SAMPLES
     calibration_method: str = METHODS[0]
+    repair_minutes: float = REPAIR_MINUTES
+    skip_bad: bool = False
     target: str | None = None
     batch: str | None = None
     text_length: str | None = None
@@ -86,6 +91,8 @@ class Options:
             check_names("threshold", (name,), THRESHOLD_NAMES)
             if not 0 <= share <= 1:
                 raise UsageError(f"the threshold {name}", received=share, expected="a share from 0 to 1")
+        if not 0 < self.repair_minutes <= 10_000:
+            raise UsageError("--repair-minutes", received=self.repair_minutes, expected="more than 0, up to 10,000")
         check_names("calibration method", (self.calibration_method,), METHODS)
         if self.target is not None:
             get_target(self.target).check(opset=self.opset, precisions=self.precisions)

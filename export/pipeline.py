@@ -113,7 +113,7 @@ def export_bundle(
         ranges = calibration or data
     else:
         source = find_source(model, data=data)
-        options = replace(options, name=name or source.name)
+        options = replace(options, name=name or source.name, skip_bad=source.skip_bad)
         model, data, ranges = source.load(), source.data, calibration or source.calibration
     return export_model(model, Path(target), data=Path(data), calibration=Path(ranges), options=options).bundle.path
 
@@ -127,6 +127,7 @@ def export_model(
     options: Options,
     on_step: Callable[[str], None] = lambda _: None,
     on_report: Callable[[ParityReport | PrecisionReport], None] = lambda _: None,
+    on_notice: Callable[[str], None] = lambda _: None,
     engines: EngineOptions | None = None,
 ) -> Exported:
     """:func:`export_bundle` on a loaded model.
@@ -136,6 +137,7 @@ def export_model(
         options: how to export.
         on_step: called with a few words before each step.
         on_report: called with each report of a gate, passed or not.
+        on_notice: called with what a user should see as it happens, a line each.
         engines: how to build TensorRT engines into the bundle; None for a bundle without.
     """
     check_target(target, overwrite=options.overwrite)
@@ -156,6 +158,7 @@ def export_model(
             calibration=calibration,
             on_step=on_step,
             on_report=on_report,
+            on_notice=on_notice,
         )
         variants = make_variants(work)
         if options.split:

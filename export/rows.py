@@ -6,27 +6,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from export.limits import MIN_JUDGED
 from export.pack.golden import pick_samples
-from mope_deploy.data import Sample
+from mope_deploy.data import Sample, open_samples
 from mope_deploy.errors import DataError
 from mope_deploy.model import MoPE
 
-__all__ = ["Rows", "choose_rows", "judged_rows"]
+__all__ = ["TODO_BAD", "Rows", "choose_rows", "draw_rows", "judged_rows"]
 
-_EVERY = 10**9  # more than any file has
+TODO_BAD = (
+    "mend the row, train with data.skip_bad=true so that such rows are left out here too, or give other samples: "
+    "--calib-data"
+)
 _APART = 4  # of rows that would be both, one in so many is kept to calibrate on
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one export, in the order in which they are used."""
+    """Rows of one export, in the order in which they are used.
+
+    Attributes:
+        judged: what a lower precision is judged on.
+        calibration: what int8 reads its ranges from.
+        skipped: what was wrong with rows of the calibration file that cannot be used.
+    """
 
     judged: tuple[Sample, ...]
     calibration: tuple[Sample, ...]
+    skipped: tuple[str, ...] = ()
 
 
-def choose_rows(model: MoPE, data: Path, calibration: Path, *, judged: int, calibrated: int, seed: int) -> Rows:
+def choose_rows(
+    model: MoPE, data: Path, calibration: Path, *, judged: int, calibrated: int, seed: int, skip_bad: bool = False
+) -> Rows:
     """Draw rows, the same ones for the same seed.
 
     Rows are the same if all that the model reads of them is, in whichever file they stand. Where both files hold the
@@ -36,6 +50,8 @@ def choose_rows(model: MoPE, data: Path, calibration: Path, *, judged: int, cali
         data: JSONL of what is judged.
         calibration: JSONL of what ranges are read from.
         judged, calibrated: how many at most; 0 calibrated where nothing is.
+        seed: of the choice.
+        skip_bad: leave rows of ``calibration`` out that cannot be used.
 
     Raises:
         DataError: a row that cannot be used, or too few of them.
@@ -44,7 +60,7 @@ def choose_rows(model: MoPE, data: Path, calibration: Path, *, judged: int, cali
     if not calibrated:
         return Rows(tuple(ours), ())
     taken = {_content(row) for row in ours}
-    others = pick_samples(calibration, model, _EVERY, seed=seed + 1)
+    others, skipped = draw_rows(model, calibration, seed=seed + 1, skip_bad=skip_bad)
     apart = [row for row in others if _content(row) not in taken][:calibrated]
     missing = min(calibrated, len(others)) - len(apart)
     if missing > 0:
@@ -52,7 +68,30 @@ def choose_rows(model: MoPE, data: Path, calibration: Path, *, judged: int, cali
         moved = [row for row in reversed(ours) if _content(row) in shared][: min(missing, len(ours) // _APART)]
         apart, gone = apart + moved, {_content(row) for row in moved}
         ours = [row for row in ours if _content(row) not in gone]
-    return Rows(_enough(ours, data), tuple(apart))
+    return Rows(_enough(ours, data), tuple(apart), tuple(skipped))
+
+
+def draw_rows(model: MoPE, data: Path, *, seed: int, skip_bad: bool) -> tuple[list[Sample], list[str]]:
+    """Every row of a data file in an order that ``seed`` decides, and what was wrong with those left out.
+
+    Raises:
+        DataError: a row that cannot be used, unless they are left out, with what to do about it.
+    """
+    encoders = (model.config.main, *model.config.complementary)
+    rows = open_samples(
+        data,
+        task=model.task,
+        require_label=False,
+        skip_bad=skip_bad,
+        modalities=[spec.modality for spec in encoders],
+        optional=model.config.missing,
+    )
+    try:
+        known = list(rows)
+    except DataError as error:
+        raise DataError(str(error), todo=TODO_BAD) from error
+    order = np.random.default_rng(seed).permutation(len(known)).tolist()
+    return [known[i] for i in order], list(rows.skipped)
 
 
 def judged_rows(model: MoPE, data: Path, *, count: int, seed: int) -> tuple[Sample, ...]:

@@ -29,6 +29,7 @@ class Source:
         data: JSONL of real samples to compare on.
         calibration: JSONL of real samples to read ranges of activations from: the run's training split where it
             recorded one, so that nothing is judged on what it was calibrated with.
+        skip_bad: whether rows that cannot be used were left out in training.
         where: what messages and commands call the source: as the user gave it.
     """
 
@@ -37,6 +38,7 @@ class Source:
     data: Path
     calibration: Path
     where: str
+    skip_bad: bool = False
 
     def load(self) -> MoPE:
         """The trained model, in evaluation mode.
@@ -70,19 +72,21 @@ def find_source(given: str | Path, *, data: str | Path | None = None) -> Source:
     if (path / RUN).is_file():
         description = _read_run(path)
         checkpoint, splits = str(_best(path, where, description)), _splits(path, description)
+        skipped = _skipped(description)
         name = path.resolve().name
     elif (path / CONFIG).is_file():
         run = path.resolve().parent
-        splits = _splits(run, _read_run(run)) if (run / RUN).is_file() else {}
+        description = _read_run(run) if (run / RUN).is_file() else {}
+        splits, skipped = _splits(run, description), _skipped(description)
         checkpoint, name = str(path), run.name if _tested(splits) is not None else path.resolve().name
     # Of two words with a slash between them, the first one being a folder here, the second was meant to be in it.
     elif path.exists() or not _is_hub_id(where) or (data is None and path.parent.is_dir()):
         raise _nothing(path, where)
     else:
-        checkpoint, name, splits = where, where.rpartition("/")[2], {}
+        checkpoint, name, splits, skipped = where, where.rpartition("/")[2], {}, False
     compared = _data(data, _tested(splits), where)
     recorded = [splits[split] for split in ("train", "validation") if split in splits and splits[split].is_file()]
-    return Source(name, checkpoint, compared, recorded[0] if recorded else compared, where)
+    return Source(name, checkpoint, compared, recorded[0] if recorded else compared, where, skipped)
 
 
 def _best(run: Path, where: str, description: dict[str, Any]) -> Path:
@@ -118,6 +122,12 @@ def _splits(run: Path, description: dict[str, Any]) -> dict[str, Path]:
     recorded = description.get("data")
     found = recorded.items() if isinstance(recorded, dict) else ()
     return {name: run / place for name, place in found if isinstance(place, str)}  # an absolute path stays itself
+
+
+def _skipped(description: dict[str, Any]) -> bool:
+    """Whether training left rows out: it does so only where it was told to (data.skip_bad)."""
+    recorded = description.get("data")
+    return isinstance(recorded, dict) and bool(recorded.get("skipped"))
 
 
 def _tested(splits: dict[str, Path]) -> Path | None:

@@ -28,7 +28,6 @@ from export.gate import (
     measure_precision,
     require_parity,
 )
-from export.gate.cases import sample_cases
 from export.graph.exporter_config import MoPEExporterConfig, exporter_config
 from export.graph.files import save
 from export.graph.fused import attention_layers, fuse, routers
@@ -40,6 +39,7 @@ from export.precision import lowering
 from export.precision.check import DYNAMIC_OPS, HALVES
 from export.precision.half import write_emulated
 from export.precision.repair import Lowered, lower_within_gate
+from export.precision.samples import calibration_feeds
 from export.rows import Rows, choose_rows
 from mope_deploy.data import Sample
 from mope_deploy.engines.onnxruntime.cpu import CpuSettings, cpu_settings
@@ -63,6 +63,7 @@ class Work:
         calibration: JSONL of real samples that int8 reads its ranges from.
         on_step: called with a few words before each step.
         on_report: called with each report on fp32 and the last one on each lower precision, passed or not.
+        on_notice: called with what a user should see as it happens, a line each.
     """
 
     model: MoPE
@@ -73,6 +74,8 @@ class Work:
     calibration: Path
     on_step: Callable[[str], None]
     on_report: Callable[[ParityReport | PrecisionReport], None]
+    on_notice: Callable[[str], None] = lambda _: None
+    told: list[str] = field(default_factory=list)  # of that
 
     @cached_property
     def cpu(self) -> CpuSettings:
@@ -108,12 +111,20 @@ class Work:
             judged=options.gate_samples,
             calibrated=options.calibration_samples if "int8" in options.precisions else 0,
             seed=options.seed,
+            skip_bad=options.skip_bad,
         )
 
     def feeds(self) -> Iterator[dict[str, NDArray[Any]]]:
         """Input arrays to calibrate on, of no row that is judged."""
-        for case in sample_cases(self.model.preprocessing, self.rows.calibration):
-            yield {name: case.inputs[name] for name in self.model.input_names}
+        return calibration_feeds(
+            self.model, self.rows, skip_bad=self.options.skip_bad, on_notice=self.notify, where=self.calibration
+        )
+
+    def notify(self, text: str) -> None:
+        """``on_notice``, once for each text."""
+        if text not in self.told:
+            self.told.append(text)
+            self.on_notice(text)
 
     def asked(self, precision: str) -> Thresholds:
         """What a graph of a lower precision has to reach."""
@@ -244,16 +255,25 @@ def _lowered(work: Work, source: Path, precision: str) -> Variant:
     )
     thresholds = work.asked(precision)
 
-    def judge(file: Path, limit: int | None) -> PrecisionReport:
+    def judge(file: Path) -> PrecisionReport:
         mark = lower.runtime_mark
         return measure_precision(
-            work.evaluation, file, work.routed, precision=precision, thresholds=thresholds, mark=mark, limit=limit
+            work.evaluation, file, work.routed, precision=precision, thresholds=thresholds, mark=mark
         )
 
     work.on_step(f"lowering to {precision}")
     for kind in ("lowered", "judged", "runnable"):
         (folder / kind).mkdir(exist_ok=True)
-    done = lower_within_gate(lower, judge, folder / "lowered", name, on_step=work.on_step)
+    done = lower_within_gate(
+        lower,
+        judge,
+        folder / "lowered",
+        name,
+        feeds=work.feeds,
+        minutes=work.options.repair_minutes,
+        on_step=work.on_step,
+        on_notice=work.notify,
+    )
     work.on_report(done.report)
     files, reference = done.files, done.files[0]
     if done.report.mark == "emulated":
@@ -261,7 +281,7 @@ def _lowered(work: Work, source: Path, precision: str) -> Variant:
         if hashes(copy) != done.sha256:
             raise ExportError(f"{name} was written twice and differs", expected="the file that was judged")
     if work.hides_routing:
-        files = _without_routing(files[0], folder / name, lower.runs_on)
+        files = tuple(_without_routing(files[0], folder / name, lower.runs_on))
     runnable = files[0]
     if precision in HALVES:
         runnable = write_emulated(files[0], precision, folder / "runnable" / name)

@@ -16,11 +16,20 @@ from export.checks import check_sizes, check_split, check_target
 from export.cli.options import Data, GateSamples, Report, Run, Samples, Seed, Version, check_report, new_app, unset
 from export.cli.plan import print_plan
 from export.cli.show import load, print_rows, size, steps, write_report
-from export.limits import CALIBRATION_SAMPLES, DEFAULT_OPSET, FOLDS, FORMATS, GATE_SAMPLES, METHODS, OPSETS
+from export.limits import (
+    CALIBRATION_SAMPLES,
+    DEFAULT_OPSET,
+    FOLDS,
+    FORMATS,
+    GATE_SAMPLES,
+    METHODS,
+    OPSETS,
+    REPAIR_MINUTES,
+)
 from export.options import Options, parse_list, parse_thresholds
 from export.packages import require_packages
 from export.source import Source, find_source
-from mope_deploy.console import out
+from mope_deploy.console import err, out
 from mope_deploy.errors import UsageError
 from mope_deploy.manifest import MANIFEST, PRECISIONS
 from mope_deploy.targets import TARGETS, get_target
@@ -103,7 +112,8 @@ def export(
         str | None,
         unset(
             metavar="NAME=SHARE",
-            help="What they have to reach: labels=0.99,routing=0.99 (least share equal), metric=0.01 (largest drop).",
+            help="What they have to reach: labels=0.99,routing=0.99 (least share equal), metric=0.01 (largest drop), "
+            "probability=0.25,mean_probability=0.03 (largest change), logits=0.1 (of their spread).",
         ),
     ] = None,
     calib: Annotated[
@@ -116,6 +126,13 @@ def export(
     calib_method: Annotated[
         str | None,
         unset(help=f"How outliers among them are cut: {' or '.join(METHODS)}. Default: {METHODS[0]}."),
+    ] = None,
+    repair_minutes: Annotated[
+        float | None,
+        unset(
+            help="How long each may look for what has to stay in fp32, where it does not reach that. "
+            f"Default: {REPAIR_MINUTES:g}."
+        ),
     ] = None,
     batch: Annotated[str | None, unset(help="Batch sizes that engines are built for, min:opt:max.")] = None,
     text_len: Annotated[str | None, unset(help="The same for tokens of a text, 8:32:128.")] = None,
@@ -174,6 +191,7 @@ def export(
         thresholds=parse_thresholds(threshold) if threshold is not None else {},
         calibration_samples=calib or CALIBRATION_SAMPLES,
         calibration_method=calib_method or METHODS[0],
+        repair_minutes=REPAIR_MINUTES if repair_minutes is None else repair_minutes,
         target=device,
         batch=batch,
         text_length=text_len,
@@ -191,7 +209,7 @@ def export(
         )
     check_report(report)
     source = find_source(run, data=data)
-    options = replace(options, name=name or source.name)
+    options = replace(options, name=name or source.name, skip_bad=source.skip_bad)
     target = target or BUNDLES / source.name
     repository = triton or target.with_name(f"{target.name}-triton")
     if calib_data is not None and not calib_data.is_file():
@@ -204,7 +222,7 @@ def export(
     _check_used(
         "precisions below fp32",
         options.precisions != ("fp32",),
-        {"--threshold": threshold, "--gate-samples": gate_samples},
+        {"--threshold": threshold, "--gate-samples": gate_samples, "--repair-minutes": repair_minutes},
     )
     _check_used(
         "TensorRT engines, which no graph of this bundle can become",
@@ -246,6 +264,10 @@ def export(
             if report is not None:
                 write_report(report, reports)
 
+        def on_notice(text: str) -> None:
+            step(None)
+            err.print(text, markup=False)
+
         exported = export_model(
             model,
             target,
@@ -254,6 +276,7 @@ def export(
             options=options,
             on_step=step,
             on_report=on_report,
+            on_notice=on_notice,
             engines=engines,
         )
         step(None)

@@ -10,16 +10,21 @@ quantisation itself costs. Static int8 does not do that.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
 
 from export.graph.files import check_file, read
 from export.graph.quiet import quiet
 from export.limits import EMBED_LIMIT, MAX_IR_VERSION
 from export.precision.check import DYNAMIC_OPS, check_types
+from export.precision.int8 import quantise_weight_of
 from export.precision.layout import layout
+from export.precision.ranking import own_errors, twin_of
 from mope_deploy.engines.onnxruntime.library import import_onnxruntime
 from mope_deploy.errors import ExportError
 
@@ -49,6 +54,24 @@ class DynamicLowering:
     def products(self, layer: str) -> tuple[str, ...]:
         """The linear layers of ``layer``."""
         return tuple(name for name, product in self._products.items() if product.layer == layer)
+
+    def own_errors(
+        self, feeds: Iterable[Mapping[str, NDArray[Any]]], *, on_step: Callable[[str], None] = lambda _: None
+    ) -> dict[str, float]:
+        """See :class:`export.precision.Lowering`. Sample by sample, as they will be run."""
+        weights: dict[str, ir.Value] = {}
+
+        def twin(graph: ir.Graph, node: ir.Node) -> ir.Value:
+            made = twin_of(node, node.inputs)
+            _quantise_input(node, made)
+            quantise_weight_of(graph, made, weights)
+            return made.outputs[0]
+
+        nodes = {name: product.nodes for name, product in self._products.items()}
+        alone = (
+            {n: a[i : i + 1] for n, a in feed.items()} for feed in feeds for i in range(len(next(iter(feed.values()))))
+        )
+        return own_errors(self._source, nodes, twin, alone, on_step=on_step)
 
     def write(self, path: Path, *, keep: Collection[str] = ()) -> list[Path]:
         """Write the file. See :class:`export.precision.Lowering`."""
@@ -80,6 +103,18 @@ class DynamicLowering:
     def write_runnable(self, path: Path, *, keep: Collection[str] = ()) -> list[Path]:
         """The same file."""
         return self.write(path, keep=keep)
+
+
+def _quantise_input(node: ir.Node, twin: ir.Node) -> None:
+    """The range of an activation as it comes, and its codes undone."""
+    assert isinstance(node.graph, ir.Graph)
+    name = node.outputs[0].name
+    codes = ir.Node("", "DynamicQuantizeLinear", [node.inputs[0]], num_outputs=3, name=f"{node.name}.codes")
+    undone = ir.Node("", "DequantizeLinear", codes.outputs, num_outputs=1, name=f"{node.name}.undone")
+    for i, value in enumerate((*codes.outputs, *undone.outputs)):
+        value.name = f"{name}.dynamic{i}"
+    node.graph.insert_before(twin, [codes, undone])
+    twin.replace_input_with(0, undone.outputs[0])
 
 
 def _tidy(path: Path) -> None:

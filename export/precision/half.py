@@ -13,11 +13,13 @@ fp32 that rounds every half tensor by a pair of casts, which it keeps.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx_ir import DataType
 
 from export.graph.files import element_types, read, write
@@ -25,6 +27,7 @@ from export.graph.insert import add_node, add_weight
 from export.graph.operators import FLOAT_OPS, MOVING_OPS, takes
 from export.precision.check import HALVES, check_types
 from export.precision.layout import PRODUCTS, layout, module_of
+from export.precision.ranking import own_errors, twin_of
 from mope_deploy.errors import ExportError
 
 __all__ = ["HalfLowering", "write_emulated"]
@@ -70,6 +73,36 @@ class HalfLowering:
     def products(self, layer: str) -> tuple[str, ...]:
         """Modules of ``layer`` that multiply: linear layers, and attention by the module it stands in."""
         return self.layout.multiplying[layer]
+
+    def own_errors(
+        self, feeds: Iterable[Mapping[str, NDArray[Any]]], *, on_step: Callable[[str], None] = lambda _: None
+    ) -> dict[str, float]:
+        """See :class:`export.precision.Lowering`: operands and results rounded, sums exact."""
+        model = read(self._source)
+        opset = model.opset_imports[""]
+        nodes: dict[str, list[str]] = {}
+        for node in model.graph:
+            module = module_of(node)
+            if node.op_type in PRODUCTS and self.layout.home(node) is not None and takes(node, 0, self.half, opset):
+                nodes.setdefault(module, []).append(node.name or "")
+
+        def rounded(graph: ir.Graph, value: ir.Value, before: ir.Node, name: str) -> ir.Value:
+            for to, suffix in ((self.half, "rounded"), (_FLOAT, "back")):
+                attributes, its_name = {"to": to}, f"{name}.{suffix}"
+                value = add_node(
+                    graph, "Cast", [value], its_name, name=its_name, before=before, dtype=to, attributes=attributes
+                )
+            return value
+
+        def twin(graph: ir.Graph, node: ir.Node) -> ir.Value:
+            made = twin_of(node, node.inputs)
+            for i, value in enumerate(node.inputs):
+                if value is not None:
+                    made.replace_input_with(i, rounded(graph, value, made, f"{made.name}.{i}"))
+            half = _cast_behind(graph, made.outputs[0], self.half, f"{made.name}.rounded")
+            return _cast_behind(graph, half, _FLOAT, f"{made.name}.back")
+
+        return own_errors(self._source, nodes, twin, feeds, on_step=on_step)
 
     def write(self, path: Path, *, keep: Collection[str] = ()) -> list[Path]:
         """Write the half graph. See :class:`export.precision.Lowering`."""

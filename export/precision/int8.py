@@ -21,9 +21,10 @@ from export.graph.insert import add_node, add_weight
 from export.precision.calibrate import activation_limits
 from export.precision.check import check_types, output_axis
 from export.precision.layout import layout, module_of, source_weight
+from export.precision.ranking import own_errors, twin_of
 from mope_deploy.errors import ExportError
 
-__all__ = ["LIMIT", "Int8Lowering", "quantise_weight", "scale_of"]
+__all__ = ["LIMIT", "Int8Lowering", "quantise_weight", "quantise_weight_of", "scale_of"]
 
 LIMIT = 127  # −128 stays unused, as symmetric quantisation wants
 
@@ -67,6 +68,22 @@ class Int8Lowering:
         """The linear layers of ``layer``."""
         return tuple(name for name, product in self._products.items() if product.layer == layer)
 
+    def own_errors(
+        self, feeds: Iterable[Mapping[str, NDArray[Any]]], *, on_step: Callable[[str], None] = lambda _: None
+    ) -> dict[str, float]:
+        """See :class:`export.precision.Lowering`."""
+        activations: dict[str, ir.Value] = {}
+        weights: dict[str, ir.Value] = {}
+
+        def twin(graph: ir.Graph, node: ir.Node) -> ir.Value:
+            made = twin_of(node, node.inputs)
+            self._quantise_input(graph, made, activations)
+            quantise_weight_of(graph, made, weights)
+            return made.outputs[0]
+
+        nodes = {name: product.nodes for name, product in self._products.items()}
+        return own_errors(self._source, nodes, twin, feeds, on_step=on_step)
+
     def write(self, path: Path, *, keep: Collection[str] = ()) -> list[Path]:
         """Write the Q/DQ graph. See :class:`export.precision.Lowering`."""
         kept = self._layout.check_known(keep, {*self.layers, *self._products})
@@ -80,7 +97,7 @@ class Int8Lowering:
         for node in list(model.graph):
             if node.name in nodes:
                 self._quantise_input(model.graph, node, activations)
-                _quantise_weight_of(model.graph, node, weights)
+                quantise_weight_of(model.graph, node, weights)
         files = write(model, path)
         check_types(path, "int8", kept, source=self._layout)
         return files
@@ -124,7 +141,8 @@ def scale_of(limit: NDArray[np.float32] | np.float32) -> NDArray[np.float32]:
     return np.where(scale > np.finfo(np.float32).tiny, scale, np.float32(1.0)).astype(np.float32)
 
 
-def _quantise_weight_of(graph: ir.Graph, node: ir.Node, known: dict[str, ir.Value]) -> None:
+def quantise_weight_of(graph: ir.Graph, node: ir.Node, known: dict[str, ir.Value]) -> None:
+    """Have a product read its weight as int8 codes; ``known`` holds those that others read already."""
     value = source_weight(node.inputs[1])
     assert value is not None
     assert value.const_value is not None

@@ -37,6 +37,12 @@ class Lowering(Protocol):
         """What can be kept of one layer: ``main.encoder.blocks.3.attn.qkv``, …, in graph order."""
         ...
 
+    def own_errors(
+        self, feeds: Iterable[Mapping[str, NDArray[Any]]], *, on_step: Callable[[str], None]
+    ) -> dict[str, float]:
+        """By product, how far its own output is off on real samples; see :mod:`export.precision.ranking`."""
+        ...
+
     def write(self, path: Path, *, keep: Collection[str] = ()) -> list[Path]:
         """Write the file, checked, and return it with its ``.data`` file if it has one.
 

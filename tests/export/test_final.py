@@ -118,7 +118,7 @@ def test_a_sound_file_passes_and_a_negated_head_does_not(how: str, name: str, ma
     with faulty(variant.files[0], negated):
         with pytest.raises(ExportError, match="is not the file that was judged"):
             check_judged(judged.final, variant.all_files)
-        with pytest.raises(ParityError, match="not the file that was judged|does not compute what the model computes"):
+        with pytest.raises(ParityError, match=r"not the file that was judged|does not compute what the model computes"):
             judge_final(work, variant)
     assert judge_final(work, variant).final == judged.final
 
@@ -190,7 +190,7 @@ def test_no_other_file_is_packed(
         return judged
 
     monkeypatch.setattr("export.pipeline.judge_final", judge_and_spoil)
-    with pytest.raises(ExportError, match="model.onnx is not the file that was judged"):
+    with pytest.raises(ExportError, match=r"model.onnx is not the file that was judged"):
         export("fp32")
     monkeypatch.setattr("export.pipeline.judge_final", judge_final)
     sound = HalfLowering.write

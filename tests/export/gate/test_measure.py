@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from sklearn.metrics import f1_score
 
 from export.gate import THRESHOLDS, Evaluation, measure_precision
 from export.pack.golden import pick_samples
+from export.precision import lowering
 from mope_deploy.data import Sample
 from mope_deploy.errors import DataError
 from tests.export.conftest import Export, make_model
@@ -211,6 +213,35 @@ def test_a_faithful_file_passes_and_a_weight_more_or_less_shows(
     report = measure_precision(evaluation, tmp_path / "other.onnx", export.config, **arguments)
     assert report.experts[0].share == 1
     assert any("in layer 1" in problem for problem in report.problems())
+
+
+def test_a_lowered_head_that_keeps_every_label_is_refused(
+    exports: dict[str, Export], pictures: Path, tmp_path: Path
+) -> None:
+    """In a real int8 file: a head at a quarter of its size, and a constant in every logit, which a softmax hides."""
+    export = exports["dense"]
+    evaluation = Evaluation(export.model, pick_samples(pictures, export.model, 40, seed=0))
+    lower = lowering(export.file, "int8", calibration=[batch.feeds for batch in evaluation.batches(limit=20)])
+    asked = dataclasses.replace(THRESHOLDS["int8"], labels=0.9, routing=0.9, metric=None)
+    arguments: dict[str, Any] = {"precision": "int8", "thresholds": asked}
+    (file,) = lower.write(tmp_path / "int8.onnx")
+    sound = measure_precision(evaluation, file, export.config, **arguments)
+    assert sound.passed
+    for fault, words in (
+        (lambda bias, weight: (bias / 4, weight / 4), "probabilities change"),
+        (lambda b, w: (b + 1, w), "logits"),
+    ):
+        proto = onnx.load(file)
+        (bias, weight) = (
+            next(t.name for t in proto.graph.initializer if t.name.startswith(f"head.classifier.{kind}"))
+            for kind in ("bias", "weight")
+        )
+        edit(proto, bias, lambda array, fault=fault: fault(array, array)[0])
+        edit(proto, weight, lambda array, fault=fault: fault(array, array)[1])
+        onnx.save(proto, tmp_path / "faulty.onnx")
+        report = measure_precision(evaluation, tmp_path / "faulty.onnx", export.config, **arguments)
+        assert report.labels.share >= sound.labels.share - 0.05
+        assert any(problem.startswith(words) for problem in report.problems())
 
 
 def test_the_model_is_left_in_its_mode(vit: Path, bert: Path, pictures: Path) -> None:

@@ -9,16 +9,19 @@ import json
 import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from export.gate import LogitsError, PrecisionReport, ProbabilityError, Share, Thresholds
 from export.gate.found import InterfaceCheck
+from export.options import Options
 from export.precision.repair import Lowered, lower_within_gate
 from mope_deploy.errors import ExportError, ParityError, UsageError
 
 LAYERS = tuple(f"main.encoder.blocks.{i}" for i in range(8))
 PARTS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+FEED: dict[str, Any] = {"x": None}
 BROKEN = InterfaceCheck("names of the outputs", "scores", "logits")
 
 
@@ -28,7 +31,7 @@ class Fake:
     Args:
         costs: error of the logits by product or layer; of a layer, whichever of its products is lowered.
         drift: the same for the routing.
-        quick: the costs that a few samples seem to show, if they are others.
+        alone: what each seems to lose by itself, if that is something else.
         limit, drift_limit: the largest sum of costs that passes, of each kind.
     """
 
@@ -40,13 +43,14 @@ class Fake:
         costs: Mapping[str, float],
         *,
         drift: Mapping[str, float] | None = None,
-        quick: Mapping[str, float] | None = None,
+        alone: Mapping[str, float] | None = None,
         limit: float = 0.1,
         drift_limit: float = 0.1,
     ) -> None:
-        self.costs, self.drift, self.quick = costs, drift, quick or costs
+        self.costs, self.drift, self.alone = costs, drift, alone or costs
         self.limit, self.drift_limit = limit, drift_limit
-        self.judged: list[tuple[tuple[str, ...], int | None]] = []
+        self.tried: list[tuple[str, ...]] = []
+        self.ranked = 0
 
     def products(self, layer: str) -> tuple[str, ...]:
         return tuple(f"{layer}.{part}" for part in PARTS)
@@ -68,10 +72,17 @@ class Fake:
             found += sum(costs.get(name, 0.0) for name in lowered)
         return found
 
-    def judge(self, file: Path, limit: int | None) -> PrecisionReport:
+    def own_errors(self, feeds: Any, *, on_step: Any) -> dict[str, float]:
+        """Of every product; what a layer costs as a whole, its four share."""
+        assert list(feeds) == [FEED]
+        self.ranked += 1
+        names = [(layer, name) for layer in LAYERS for name in self.products(layer)]
+        return {name: self.alone.get(name, 0.0) + self.alone.get(layer, 0.0) / 2 for layer, name in names}
+
+    def judge(self, file: Path) -> PrecisionReport:
         kept = tuple(json.loads(file.read_text()))
-        self.judged.append((kept, limit))
-        cost = self.cost(kept, self.costs if limit is None else self.quick)
+        self.tried.append(kept)
+        cost = self.cost(kept, self.costs)
         drift = self.cost(kept, self.drift) if self.drift is not None else 0.0
         finite = math.isfinite(cost)
         experts = (Share(1000, 1000), Share(1000, 1000 if drift <= self.drift_limit else 900))
@@ -82,7 +93,7 @@ class Fake:
             reference="",
             runtime="",
             mark="",
-            samples=1000 if limit is None else limit,
+            samples=1000,
             interface=(),
             finite=finite,
             logits=LogitsError(*[cost if finite else math.nan] * 3),
@@ -98,18 +109,13 @@ class Fake:
             thresholds=Thresholds(labels=0.99, routing=0.99, metric=None),
         )
 
-    @property
-    def tried(self) -> list[tuple[str, ...]]:
-        """What was kept, in each choice judged on all samples."""
-        return [kept for kept, limit in self.judged if limit is None]
-
 
 def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def repair(fake: Fake, folder: Path, **arguments: int) -> Lowered:
-    return lower_within_gate(fake, fake.judge, folder, "model.int8.onnx", **arguments)
+def repair(fake: Fake, folder: Path, **arguments: Any) -> Lowered:
+    return lower_within_gate(fake, fake.judge, folder, "model.int8.onnx", feeds=lambda: [FEED], **arguments)
 
 
 def every(share: float, but: Mapping[str, float]) -> dict[str, float]:
@@ -121,7 +127,7 @@ def test_nothing_is_kept_where_nothing_has_to_be(tmp_path: Path) -> None:
     fake = Fake(every(0.001, {}))
     done = repair(fake, tmp_path)
     assert done.kept == ()
-    assert fake.judged == [((), None)]  # no layer is looked at
+    assert (fake.tried, fake.ranked) == ([()], 0)  # no layer is looked at
     assert [path.name for path in done.files] == ["model.int8.onnx"]
     assert json.loads(done.files[0].read_text()) == []
     assert done.explain() == ""
@@ -137,16 +143,14 @@ def test_one_bad_product_is_found_and_alone_kept(bad: str, cost: float, tmp_path
     assert done.report.passed
     assert done.report.sha256 == _sha256(done.files[0])
     assert fake.tried == [(), (bad,), (f"{bad}.mlp.fc1",)]
-    damage = "gives NaN or infinities" if cost == math.inf else "changes the logits by 50 %"
-    assert f"{bad}.mlp.fc1 (lowered alone it {damage})" in done.explain()
+    damage = "it gives NaN or infinities" if cost == math.inf else "its own output is off by 50 %"
+    assert f"{bad}.mlp.fc1 (lowered alone {damage})" in done.explain()
     assert "90.00 % of the labels agree; 3 choices tried" in done.explain()
     history = done.to_dict()
     assert json.loads(json.dumps(history, allow_nan=False))["kept"] == [f"{bad}.mlp.fc1"]
-    products = [f"{bad}.{part}" for part in PARTS]
-    assert [attempt.lowered for attempt in done.history] == [None, *LAYERS, None, *products, None]
-    assert {attempt.samples for attempt in done.history if attempt.lowered is not None} == {96}
-    alone = next(kept for kept, limit in fake.judged if limit is not None)
-    assert set(alone) == set(LAYERS[1:])  # the first to be ranked was lowered alone
+    assert len(done.history) == 3
+    assert fake.ranked == 1  # all layers and products in one pass
+    assert set(history["own_errors"]) == {name for layer in LAYERS for name in (layer, *fake.products(layer))}
 
 
 def test_a_layer_is_kept_whole_where_no_part_of_it_does(tmp_path: Path) -> None:
@@ -185,13 +189,14 @@ def test_how_many_choices_the_search_for_layers_takes(tmp_path: Path) -> None:
         assert len(fake.tried) <= 1 + 2 * math.ceil(math.log2(8)), count
 
 
-def test_what_the_gate_failed_on_is_what_is_looked_for(tmp_path: Path) -> None:
+def test_what_the_gate_failed_on_is_what_is_kept(tmp_path: Path) -> None:
     """The logits suffer from one layer alone, less than they may; the routing mostly from another, more than it may."""
-    fake = Fake({f"{LAYERS[1]}.mlp.fc1": 0.08}, drift=every(0.001, {f"{LAYERS[6]}.attn.proj": 0.2}))
-    done = repair(fake, tmp_path)
+    costs, drift = {f"{LAYERS[1]}.mlp.fc1": 0.08}, every(0.001, {f"{LAYERS[6]}.attn.proj": 0.2})
+    fake = Fake(costs, drift=drift, alone={f"{LAYERS[1]}.mlp.fc1": 0.3, f"{LAYERS[6]}.attn.proj": 0.2})
+    done = repair(fake, tmp_path)  # the worst by itself turns out to be needless
     assert done.kept == (f"{LAYERS[6]}.attn.proj",)
-    assert len(fake.tried) == 3
-    assert "lowered alone it changes the logits by 0 % and 20 % of the routing" in done.explain()
+    assert len(fake.tried) <= 6
+    assert "lowered alone its own output is off by 20 %" in done.explain()
     assert "100.00 % of the labels and 95.00 % of the top experts agree" in done.explain()
 
 
@@ -205,6 +210,7 @@ def test_both_are_looked_for_if_both_failed(
     fake = Fake(
         {f"{LAYERS[1]}.mlp.fc1": logits[0], f"{LAYERS[3]}.mlp.fc1": logits[1]},
         drift={f"{LAYERS[6]}.attn.proj": drift[0], f"{LAYERS[3]}.attn.qkv": drift[1]},
+        alone={f"{LAYERS[1]}.mlp.fc1": 0.4, f"{LAYERS[3]}.mlp.fc1": 0.1, f"{LAYERS[6]}.attn.proj": 0.3},
         limit=limits[0],
         drift_limit=limits[1],
     )
@@ -214,9 +220,9 @@ def test_both_are_looked_for_if_both_failed(
 
 
 def test_a_part_that_only_looked_bad_is_not_kept(tmp_path: Path) -> None:
-    """Ranked worst on a few samples, but the gate on all does not miss it."""
+    """It loses most by itself, but the gate does not miss it."""
     costs = every(0.001, {LAYERS[2]: 0.5})
-    fake = Fake(costs, quick=costs | {LAYERS[5]: 9.0})
+    fake = Fake(costs, alone=costs | {LAYERS[5]: 9.0})
     done = repair(fake, tmp_path)
     assert fake.tried[1:3] == [(LAYERS[5],), (LAYERS[2], LAYERS[5])]
     assert done.kept == (LAYERS[2],)
@@ -230,7 +236,7 @@ def test_a_budget_that_is_not_enough(attempts: int, tmp_path: Path) -> None:
     assert len(fake.tried) == attempts
     assert not list(tmp_path.iterdir())
     if attempts == 1:
-        assert len(fake.judged) == 1  # ranking what may not be tried would be a waste
+        assert fake.ranked == 0  # ranking what may not be tried would be a waste
     else:
         assert f"even with {attempts - 1} of 8 layers kept" in str(caught.value)
         assert f"{attempts} choices tried" in str(caught.value)
@@ -255,13 +261,66 @@ def test_everything_is_never_kept(tmp_path: Path) -> None:
 
 def test_what_no_layer_can_mend_is_not_searched(tmp_path: Path) -> None:
     class Misnamed(Fake):
-        def judge(self, file: Path, limit: int | None) -> PrecisionReport:
-            return dataclasses.replace(super().judge(file, limit), interface=(BROKEN,), samples=0)
+        def judge(self, file: Path) -> PrecisionReport:
+            return dataclasses.replace(super().judge(file), interface=(BROKEN,), samples=0)
 
     fake = Misnamed({})
     with pytest.raises(ParityError, match="names of the outputs: received scores, expected logits"):
         repair(fake, tmp_path)
-    assert len(fake.judged) == 1
+    assert len(fake.tried) == 1
+
+
+class Slow(Fake):
+    """Every choice takes a minute of a clock that the search reads."""
+
+    now = 0.0
+
+    def judge(self, file: Path) -> PrecisionReport:
+        self.now += 60
+        return super().judge(file)
+
+
+def test_the_search_ends_in_time_and_says_before_how_long_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = every(0.001, dict.fromkeys([f"{layer}.mlp.fc1" for layer in LAYERS[:3]], 1.0))
+    found: dict[float, Slow] = {}
+    notices: list[str] = []
+    for minutes in (2.0, 2.5, 100.0):
+        found[minutes] = fake = Slow(bad)
+        monkeypatch.setattr("export.precision.repair.time.monotonic", lambda fake=fake: fake.now)
+        (tmp_path / str(minutes)).mkdir()
+        if minutes == 2.0:
+            with pytest.raises(ParityError, match=r"3 choices tried in 2 minutes.*--repair-minutes"):
+                repair(fake, tmp_path / str(minutes), minutes=minutes, on_notice=notices.append)
+            assert "at most 31 choices in 2 min (--repair-minutes 2); Ctrl-C keeps the best" in notices[0]
+            continue
+        done = repair(fake, tmp_path / str(minutes), minutes=minutes, on_notice=notices.append)
+        assert done.report.passed
+        assert len(done.kept) == (3 if minutes == 100 else 4)  # what passed is kept, refined or not
+    assert "at most 31 choices in 31 min" in notices[2]
+    assert [len(fake.tried) for fake in found.values()][:2] == [3, 4]
+
+
+@pytest.mark.parametrize("after", [3, 5])
+def test_what_was_found_is_kept_when_interrupted(after: int, tmp_path: Path) -> None:
+    class Interrupted(Fake):
+        def judge(self, file: Path) -> PrecisionReport:
+            if len(self.tried) == after:
+                raise KeyboardInterrupt
+            return super().judge(file)
+
+    fake = Interrupted(every(0.001, dict.fromkeys([f"{layer}.mlp.fc1" for layer in LAYERS[:3]], 1.0)))
+    notices: list[str] = []
+    if after == 3:  # nothing has passed yet
+        with pytest.raises(KeyboardInterrupt):
+            repair(fake, tmp_path, on_notice=notices.append)
+        assert not list(tmp_path.iterdir())
+        return
+    done = repair(fake, tmp_path, on_notice=notices.append)
+    assert done.report.passed
+    assert set(LAYERS[:3]) <= set(done.kept)
+    assert notices[-1].startswith("interrupted: model.int8.onnx keeps what was found")
 
 
 def test_what_is_written_is_what_was_judged(tmp_path: Path) -> None:
@@ -281,6 +340,10 @@ def test_what_is_written_is_what_was_judged(tmp_path: Path) -> None:
 def test_misuse(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="at least 1"):
         repair(Fake({}), tmp_path, attempts=0)
+    with pytest.raises(UsageError, match="--repair-minutes"):
+        Options(repair_minutes=0.0)
+    with pytest.raises(UsageError, match="more than 0"):
+        repair(Fake({}), tmp_path, minutes=0.0)
 
 
 def test_the_same_again(tmp_path: Path) -> None:

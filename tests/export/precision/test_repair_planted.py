@@ -97,7 +97,7 @@ def repair(export: Export, small: Small, folder: Path, precision: str) -> Lowere
     evaluation = Evaluation(export.model, pick_samples(small.data, export.model, 60))
     lower = lowering(export.file, precision, calibration=[batch.feeds for batch in evaluation.batches()])
 
-    def judge(file: Path, limit: int | None) -> PrecisionReport:
+    def judge(file: Path) -> PrecisionReport:
         return measure_precision(
             evaluation,
             file,
@@ -105,11 +105,11 @@ def repair(export: Export, small: Small, folder: Path, precision: str) -> Lowere
             precision=precision,
             thresholds=ASKED,
             mark=lower.runtime_mark,
-            limit=limit,
         )
 
     folder.mkdir()
-    return lower_within_gate(lower, judge, folder, f"model.{precision}.onnx", quick=40)
+    feeds = [batch.feeds for batch in evaluation.batches(limit=40)]
+    return lower_within_gate(lower, judge, folder, f"model.{precision}.onnx", feeds=lambda: feeds)
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
@@ -136,6 +136,8 @@ def test_overflow_is_found_and_alone_kept_by_fp16(small: Small, tmp_path: Path) 
     done = repair(export, small, tmp_path / "out", "fp16")
     assert done.kept
     assert all(name.startswith(f"main.encoder.blocks.{BAD}") for name in done.kept)
+    assert done.errors[f"main.encoder.blocks.{BAD}"] == np.inf
+    assert sum(np.isinf(error) for name, error in done.errors.items() if name.count(".") == 3) == 1  # no other layer
     first = done.history[0]
     assert not first.passed
     assert np.isnan(first.logits)
