@@ -23,3 +23,13 @@ def test_only_the_task_knows_its_kind() -> None:
         if re.search(r"\bmulti_label\b", line)
     ]
     assert asking == []
+
+
+def test_onnxruntime_is_imported_in_one_place() -> None:
+    """Its telemetry must be off before: a second import statement could come first."""
+    importing = [
+        str(path.relative_to(ROOT))
+        for path in sources("mope_deploy", "train", "export", "benchmarks")
+        if re.search(r"^\s*(import|from) onnxruntime\b", path.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    assert importing == []

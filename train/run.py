@@ -20,7 +20,7 @@ from mope_deploy.errors import UsageError
 from mope_deploy.files import locked
 from mope_deploy.model import MoPE, build_model
 from train.config import Recipe
-from train.data import Batches, find_splits
+from train.data import Batches, MediaCache, find_splits
 from train.data.rows import decode, describe, read_rows, refuse_other_data
 from train.features import Features, cacheable, fit_statistics, standardised
 from train.interruption import Interruption

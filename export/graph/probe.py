@@ -7,17 +7,14 @@ graph has as outputs, of dtypes and shapes known beforehand. Everything that is 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from mope_deploy.engines.onnxruntime.library import import_onnxruntime
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
 
 __all__ = ["open_probe"]
 
 
-def open_probe(file: Path) -> InferenceSession:
+def open_probe(file: Path) -> Any:
     """A graph that was given inner values as its outputs, on the CPU; raises whatever ONNX Runtime raises."""
     ort = import_onnxruntime()
     options = ort.SessionOptions()

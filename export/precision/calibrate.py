@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -20,9 +20,6 @@ from export.graph import files as graphs
 from export.graph.probe import open_probe
 from mope_deploy.engines.onnxruntime.library import import_onnxruntime
 from mope_deploy.errors import ExportError
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
 
 __all__ = ["activation_limits"]
 
@@ -111,7 +108,7 @@ def _merged(counts: NDArray[Any], edges: NDArray[Any]) -> tuple[NDArray[Any], ND
     return merged, np.linspace(-limit, limit, len(merged) + 1).astype(edges.dtype)
 
 
-def _session(graph: Path, tensors: Sequence[str]) -> InferenceSession:
+def _session(graph: Path, tensors: Sequence[str]) -> Any:
     """ONNX Runtime on the graph with ``tensors`` as its outputs."""
     model = graphs.read(graph)
     values = ir.convenience.create_value_mapping(model.graph)

@@ -32,7 +32,8 @@ def load_encoders(config: MoPEConfig) -> dict[str, FrozenEncoder]:
     Raises:
         ConfigError: if one cannot be loaded or is of the wrong kind.
     """
-    return {spec.modality: load_encoder(spec, main=spec is config.main) for spec in config.encoders}
+    with _one_at_a_time, torch.random.fork_rng(devices=[]):  # libraries draw values that the loaded ones replace
+        return {spec.modality: load_encoder(spec, main=spec is config.main) for spec in config.encoders}
 
 
 def assemble(

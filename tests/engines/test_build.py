@@ -15,6 +15,7 @@ import tensorrt_rtx
 from onnx import TensorProto, helper, numpy_helper
 
 from mope_deploy.bundle import Bundle, write_bundle
+from mope_deploy.engines.tensorrt import build
 from mope_deploy.engines.tensorrt.backends import open_backend
 from mope_deploy.engines.tensorrt.build import build_engine
 from mope_deploy.engines.tensorrt.device import this_device
@@ -144,20 +145,28 @@ def test_a_text_shorter_than_a_topk_needs(tiny_graph: Path, tmp_path: Path) -> N
     build_engine(bundle, text_length="5:8:12", batch="8:8:8", compute="8.6")
 
 
-def test_an_operator_that_no_parser_takes(tiny_graph: Path, tmp_path: Path) -> None:
+def test_an_operator_that_no_parser_takes(tiny_graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused before; and by the parser, should the exporter's list ever hold more than it takes."""
+
     def edit(model: onnx.ModelProto) -> None:
         model.graph.node.append(helper.make_node("NonZero", ["mask"], ["places"], name="where"))
         model.graph.node.append(helper.make_node("Shape", ["places"], ["unused"]))
 
     bundle = make_bundle(tmp_path / "b", edited(tiny_graph, tmp_path / "bad.onnx", edit))
+    with pytest.raises(EngineError, match="no export writes such a file; received operator 'NonZero'"):
+        build_engine(bundle, compute="8.6")
+    monkeypatch.setattr(build, "check_graph_file", lambda *_: None)
     with pytest.raises(EngineError, match=r"the parser refuses model.onnx at NonZero where: .*NonZero"):
         build_engine(bundle, compute="8.6")
     assert left(bundle) == []
 
 
-def test_garbage_instead_of_a_graph(tmp_path: Path) -> None:
+def test_garbage_instead_of_a_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"\x00garbage" * 100)
     bundle = make_bundle(tmp_path / "b", tmp_path / "bad.onnx")
+    with pytest.raises(EngineError, match=r"model\.onnx is no ONNX file, or damaged"):
+        build_engine(bundle, compute="8.6")
+    monkeypatch.setattr(build, "check_graph_file", lambda *_: None)
     with pytest.raises(EngineError, match=r"the parser finds nothing in model\.onnx"):
         build_engine(bundle, compute="8.6")
     assert left(bundle) == []

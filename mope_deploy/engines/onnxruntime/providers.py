@@ -89,7 +89,7 @@ def choose_providers(wanted: Providers | None, available: Sequence[str]) -> Chos
     return chosen
 
 
-def check_providers(wanted: object) -> Providers | None:
+def check_providers(wanted: Any) -> Providers | None:
     """``wanted`` as :func:`choose_providers` takes it. Raises :class:`UsageError` if it is of another type."""
 
     def one(provider: object) -> bool:
@@ -97,9 +97,10 @@ def check_providers(wanted: object) -> Providers | None:
             return isinstance(provider[0], str) and isinstance(provider[1], Mapping)
         return isinstance(provider, str)
 
-    if wanted is None or (isinstance(wanted, list | tuple) and all(map(one, wanted))):
+    listed = isinstance(wanted, list | tuple)
+    if wanted is None or (listed and all(map(one, wanted))):
         return wanted
-    wrong = next((item for item in wanted if not one(item)), None) if isinstance(wanted, list | tuple) else wanted
+    wrong = next(item for item in wanted if not one(item)) if listed else wanted
     expected = 'a list of names and (name, options) pairs: ["cuda"], [("cuda", {"device_id": 1})]'
     raise UsageError("providers", received=shown(wrong), expected=expected)
 
