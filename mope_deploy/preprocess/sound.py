@@ -25,6 +25,7 @@ from mope_deploy.preprocess.shared import Notice, one_line
 
 __all__ = ["Sound", "check_sound", "read_sound"]
 
+_EXACT = ("WAV", "WAVEX", "FLAC", "AIFF", "W64", "RF64", "AU", "CAF")  # libsndfile counts their samples, not blocks
 _UNKNOWN = 2**62  # libsndfile's count of samples where a file written to a pipe has none
 _STREAMED = 0x7FFF0000  # sizes from here on are what programs write that do not know them yet
 _TOLERANCE = 0.25  # seconds between what containers and MP3 say and what comes out of their decoders
@@ -108,7 +109,7 @@ def _from_file(path: Path, name: str, wanted: Callable[[int], int], on_notice: N
             if not known:
                 file.seekable = lambda: False  # soundfile seeks behind what it read, which needs a known end
             samples = file.read(count, dtype="float32", always_2d=True)
-            estimated = file.format in ("OGG", "MP3", "MPEG")
+            exact = file.format in _EXACT
     except MopeError:
         raise
     except Exception as error:  # soundfile's own, and whatever else a damaged header makes it stumble over
@@ -125,7 +126,7 @@ def _from_file(path: Path, name: str, wanted: Callable[[int], int], on_notice: N
         raise MediaError(f"{name} is cut short", received=received)
     if known and (more := [int(said) for said in _COUNTED.findall(log) if total < int(said) < _STREAMED]):
         raise MediaError(f"{name} is cut short", received=f"{total:,} of {more[0]:,} samples")
-    if known and len(samples) < count and not estimated:
+    if known and len(samples) < count and exact:
         raise MediaError(f"{name} is cut short", received=f"{len(samples):,} of {total:,} samples")
     if (known and len(samples) < count - _TOLERANCE * rate) or _NO_END in log:
         on_notice(f"{name} may be cut short: it has {len(samples) / rate:,.1f} seconds and no proper end")
