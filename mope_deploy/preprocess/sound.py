@@ -31,7 +31,8 @@ _STREAMED = 0x7FFF0000  # sizes from here on are what programs write that do not
 _TOLERANCE = 0.25  # seconds between what containers and MP3 say and what comes out of their decoders
 # What libsndfile notes about a file whose size is not what its header promises; RIFF's own size is often wrong.
 _PROMISED = re.compile(r"^\s*(?:data|SSND|BODY|Data Size|riff|Riff size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
-_COUNTED = re.compile(r"^\s*Frames\s*: (\d+)$", re.MULTILINE)
+_COUNTED = re.compile(r"^\s*Frames\s*: (\d+)$", re.MULTILINE)  # of formats whose size libsndfile does not check
+_UNCHECKED = ("RF64", "AVR", "MPC2K")
 _TRUNCATED = ("Seems to be a truncated file", "File seems to be truncated")
 _NO_END = "Last page lacks an end-of-stream bit"
 _MAGIC = (b"\x1aE\xdf\xa3", b"FLV\1", b"0&\xb2u\x8ef\xcf\x11", b"#!AMR")  # Matroska and WebM, FLV, ASF, AMR
@@ -109,7 +110,7 @@ def _from_file(path: Path, name: str, wanted: Callable[[int], int], on_notice: N
             if not known:
                 file.seekable = lambda: False  # soundfile seeks behind what it read, which needs a known end
             samples = file.read(count, dtype="float32", always_2d=True)
-            exact = file.format in _EXACT
+            kind = file.format
     except MopeError:
         raise
     except Exception as error:  # soundfile's own, and whatever else a damaged header makes it stumble over
@@ -124,9 +125,9 @@ def _from_file(path: Path, name: str, wanted: Callable[[int], int], on_notice: N
     if cut or any(words in log for words in _TRUNCATED):
         received = f"{cut[0][1]:,} of the {cut[0][0]:,} bytes that its header promises" if cut else None
         raise MediaError(f"{name} is cut short", received=received)
-    if known and (more := [int(said) for said in _COUNTED.findall(log) if total < int(said) < _STREAMED]):
+    if kind in _UNCHECKED and (more := [int(said) for said in _COUNTED.findall(log) if total < int(said) < _STREAMED]):
         raise MediaError(f"{name} is cut short", received=f"{total:,} of {more[0]:,} samples")
-    if known and len(samples) < count and exact:
+    if known and len(samples) < count and kind in _EXACT:
         raise MediaError(f"{name} is cut short", received=f"{len(samples):,} of {total:,} samples")
     if (known and len(samples) < count - _TOLERANCE * rate) or _NO_END in log:
         on_notice(f"{name} may be cut short: it has {len(samples) / rate:,.1f} seconds and no proper end")
