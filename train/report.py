@@ -48,6 +48,7 @@ def confusion_picture(path: Path, confusion: Sequence[Sequence[int]], labels: Se
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     C = len(labels)
     side = min(14.0, 2.6 + 0.62 * C if C <= MAX_NUMBERED else 2.6 + 0.16 * C)
+    side += 0.08 * max(0, max(map(len, _short(labels)), default=0) - 20) if C <= MAX_NAMED else 0
     figure = Figure(figsize=(side + 0.6, side), layout="constrained")
     axes = figure.subplots()
     shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)

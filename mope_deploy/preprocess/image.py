@@ -148,7 +148,7 @@ def normalise(images: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.float32]
 
 
 def _open(source: ImageSource, name: str) -> Image.Image:
-    """A decoded Pillow image whose size is within the limits; transparent is what its pixels have, bit for bit."""
+    """A decoded Pillow image whose size is within the limits."""
     if isinstance(source, np.ndarray):
         return _from_array(source, name)
     if not isinstance(source, Image.Image | str | os.PathLike):
@@ -156,7 +156,7 @@ def _open(source: ImageSource, name: str) -> Image.Image:
         raise MediaError("image", received=type(source).__name__, expected=expected)
     image = source if isinstance(source, Image.Image) else open_picture(Path(source), name)
     check_size(*image.size, name)
-    key = _transparent(image)
+    key = None if image is source else _transparent(image)  # what was given is not changed
     try:
         if image is source and getattr(image, "tile", None):  # opened by the caller, and not decoded yet
             check_decoder(image, _content(image), name)
@@ -166,8 +166,7 @@ def _open(source: ImageSource, name: str) -> Image.Image:
     except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
         what, received = f"{name} cannot be decoded", one_line(error)
         raise MediaError(what, received=received, expected="a complete image file") from error
-    if key != image.info.get("transparency"):
-        image = image.copy() if image is source else image
+    if key is not None:
         image.info["transparency"] = key
     return image
 

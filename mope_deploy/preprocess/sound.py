@@ -25,12 +25,14 @@ from mope_deploy.preprocess.shared import Notice, one_line
 
 __all__ = ["Sound", "check_sound", "read_sound"]
 
+_EXACT = ("WAV", "WAVEX", "FLAC", "AIFF", "W64", "RF64", "AU", "CAF")  # libsndfile counts their samples, not blocks
 _UNKNOWN = 2**62  # libsndfile's count of samples where a file written to a pipe has none
 _STREAMED = 0x7FFF0000  # sizes from here on are what programs write that do not know them yet
 _TOLERANCE = 0.25  # seconds between what containers and MP3 say and what comes out of their decoders
 # What libsndfile notes about a file whose size is not what its header promises; RIFF's own size is often wrong.
 _PROMISED = re.compile(r"^\s*(?:data|SSND|BODY|Data Size|riff|Riff size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
-_COUNTED = re.compile(r"^\s*Frames\s*: (\d+)$", re.MULTILINE)
+_COUNTED = re.compile(r"^\s*Frames\s*: (\d+)$", re.MULTILINE)  # of formats whose size libsndfile does not check
+_UNCHECKED = ("RF64", "AVR", "MPC2K")
 _TRUNCATED = ("Seems to be a truncated file", "File seems to be truncated")
 _NO_END = "Last page lacks an end-of-stream bit"
 _MAGIC = (b"\x1aE\xdf\xa3", b"FLV\1", b"0&\xb2u\x8ef\xcf\x11", b"#!AMR")  # Matroska and WebM, FLV, ASF, AMR
@@ -102,13 +104,12 @@ def _from_file(path: Path, name: str, wanted: Callable[[int], int], on_notice: N
         # By its descriptor: soundfile goes by the suffix of a name, and libsndfile opens files beside it.
         with path.open("rb") as opened_file, soundfile.SoundFile(opened_file.fileno(), closefd=False) as file:
             rate, total, log = file.samplerate, file.frames, file.extra_info
-            known = total < _UNKNOWN
             count = min(wanted(rate), total)
             check_sound(rate, file.channels, count * file.channels, name)
-            if not known:
+            if total >= _UNKNOWN:
                 file.seekable = lambda: False  # soundfile seeks behind what it read, which needs a known end
             samples = file.read(count, dtype="float32", always_2d=True)
-            estimated = file.format in ("OGG", "MP3", "MPEG")
+            kind = file.format
     except MopeError:
         raise
     except Exception as error:  # soundfile's own, and whatever else a damaged header makes it stumble over
@@ -118,18 +119,27 @@ def _from_file(path: Path, name: str, wanted: Callable[[int], int], on_notice: N
             expected="WAV, FLAC, OGG, MP3 or AIFF, complete; or AAC, MP4, WebM or Matroska",
             todo="convert it first",
         ) from error
-    promised = [(int(said), int(there)) for said, there in _PROMISED.findall(log)]
-    cut = [(said, there) for said, there in promised if there < said < _STREAMED]
-    if cut or any(words in log for words in _TRUNCATED):
-        received = f"{cut[0][1]:,} of the {cut[0][0]:,} bytes that its header promises" if cut else None
-        raise MediaError(f"{name} is cut short", received=received)
-    if known and (more := [int(said) for said in _COUNTED.findall(log) if total < int(said) < _STREAMED]):
-        raise MediaError(f"{name} is cut short", received=f"{total:,} of {more[0]:,} samples")
-    if known and len(samples) < count and not estimated:
+    known = total < _UNKNOWN
+    if known and len(samples) < count and kind in _EXACT:
         raise MediaError(f"{name} is cut short", received=f"{len(samples):,} of {total:,} samples")
+    _check_promises(log, kind, total, name)
     if (known and len(samples) < count - _TOLERANCE * rate) or _NO_END in log:
         on_notice(f"{name} may be cut short: it has {len(samples) / rate:,.1f} seconds and no proper end")
     return Sound(samples, rate, max(total, len(samples)) / rate if known else None)
+
+
+def _check_promises(log: str, kind: str, total: int, name: str) -> None:
+    """Raises MediaError for a header that promises more than libsndfile, whose notes these are, has found."""
+    promised = [(int(said), int(there)) for said, there in _PROMISED.findall(log)]
+    cut = [
+        f"{there:,} of the {said:,} bytes that its header promises"
+        for said, there in promised
+        if there < said < _STREAMED
+    ]
+    counted = [int(said) for said in _COUNTED.findall(log) if kind in _UNCHECKED]
+    cut += [f"{total:,} of {said:,} samples" for said in counted if total < said < _STREAMED]
+    if cut or any(words in log for words in _TRUNCATED):
+        raise MediaError(f"{name} is cut short", received=cut[0] if cut else None)
 
 
 def _from_container(path: Path, name: str, wanted: Callable[[int], int], on_notice: Notice) -> Sound:

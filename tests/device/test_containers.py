@@ -147,6 +147,12 @@ def test_the_work_is_known_before_it_begins(tmp_path: Path, monkeypatch: pytest.
     refused(path, "a.mkv takes too long to decode")
 
 
+def test_the_number_of_frames_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.mkv", np.zeros((12, 32, 32, 3), np.uint8))
+    monkeypatch.setattr(video, "MAX_FRAMES", 11)
+    refused(path, "has too many frames; expected at most 11")
+
+
 def test_frames_are_prepared_one_after_the_other(tmp_path: Path) -> None:
     """What is held of a clip is what ``make`` made of it."""
     clip = np.random.default_rng(0).integers(0, 255, (9, 20, 24, 3), dtype=np.uint8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mope_deploy.errors import DataError, UsageError
+from mope_deploy.errors import DataError, MediaError, UsageError
 from mope_deploy.preprocess import Preprocessing
 from mope_deploy.task import MultiLabel, SingleLabel
 from tests.tiny import LABELS
 from tests.train.tools import moved_rows, read_rows, split_of, write_rows
 from train.config import Recipe
 from train.data import MediaCache, hold_out, read_split
+from train.data.hub import _write_image
 from train.data.labels import one_label_twice, without_rows
 from train.data.rows import decode
 from train.data.rows import read_rows as read_all
@@ -41,6 +43,10 @@ def test_a_text_without_tokens_is_found_before_anything_is_written(
     recipe: Make, tiny: Path, tmp_path: Path, preprocessing: Preprocessing, text: str
 ) -> None:
     """Also where pictures are not decoded beforehand; a row of the test split too."""
+    tokenizer = json.loads(str(preprocessing.tokenizer))
+    bert = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None}
+    tokenizer["normalizer"] = bert | {"lowercase": True}
+    preprocessing = replace(preprocessing, tokenizer=json.dumps(tokenizer))
     rows = moved_rows(tiny / "test.jsonl")
     test = write_rows(tmp_path / "test.jsonl", [*rows[:5], rows[5] | {"text": text}, *rows[6:]])
     for override in ("data.check_images=true", "data.check_images=false"):
@@ -226,26 +232,33 @@ def test_rows_of_a_hub_data_set_that_cannot_be_used_are_named_or_skipped(tmp_pat
 
     picture = Image.new("RGB", (4, 4))
     columns = {
-        "photo": [None, picture, {"bytes": None, "path": str(tmp_path / "gone.png")}, picture],
-        "caption": ["a", None, "b", "c"],
-        "score": [1.0, 2.0, 3.0, float("nan")],
+        "photo": [None, picture, picture],
+        "caption": ["a", None, "b"],
+        "score": [1.0, 2.0, float("nan")],
     }
-    files = find_splits(hub(tmp_path, ["x"] * 4, Value("string"), **columns), task=SingleLabel())
+    files = find_splits(hub(tmp_path, ["x"] * 3, Value("string"), **columns), task=SingleLabel())
     assert files is not None
-    assert json.loads(files.train.read_text().splitlines()[3]).keys() == {"image", "text", "label"}  # NaN is left out
+    assert json.loads(files.train.read_text().splitlines()[2]).keys() == {"image", "text", "label"}  # NaN is left out
     with pytest.raises(DataError, match=r"train.jsonl:1: image"):
         read_split("train", files.train, task=SingleLabel(("x", "y")))
     split = read_split("train", files.train, task=SingleLabel(("x", "y")), skip_bad=True)
-    assert split.columns["line"].tolist() == [4]
-    assert [message.split(": ", 1)[1].split(" ")[0].rstrip(";") for message in split.skipped] == [
-        "image",
-        "text",
-        "image",
-    ]
+    assert split.columns["line"].tolist() == [3]
+    assert "train.jsonl:1: image" in split.skipped[0]
+    assert "train.jsonl:2: text" in split.skipped[1]
+    gone = {"bytes": None, "path": str(tmp_path / "gone.png")}
+    assert _write_image(gone, tmp_path / "0") == "0.img"  # named, so that its row is, and not written
+    assert not (tmp_path / "0.img").exists()
 
 
-def test_a_dry_run_finds_a_text_without_tokens(recipe: Make, tiny: Path, tmp_path: Path) -> None:
+def test_a_dry_run_finds_a_text_without_tokens(
+    recipe: Make, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(_: object, text: str) -> None:
+        if text == "none":
+            raise MediaError("text has no tokens")
+
+    monkeypatch.setattr(Preprocessing, "check_text", check)
     rows = moved_rows(tiny / "test.jsonl")
-    test = write_rows(tmp_path / "test.jsonl", [*rows[:3], rows[3] | {"text": "\ufeff"}])
+    test = write_rows(tmp_path / "test.jsonl", [*rows[:3], rows[3] | {"text": "none"}])
     with pytest.raises(DataError, match=r"test.jsonl:4: text has no tokens"):
         plan(recipe(f"data.test={test}"))
