@@ -21,7 +21,7 @@ from mope_deploy.preprocess.shared import one_line
 __all__ = ["check_rules"]
 
 _ORDINARY = 64  # bytes that a table of Unicode's own normalisation may make of a character; NFKC makes at most 33
-_DEPTH = 50  # of sequences within sequences; the library itself ends the process at some hundred
+_DEPTH = 50  # of sequences within sequences; the library itself reads about a hundred
 
 
 class _Model(msgspec.Struct):
