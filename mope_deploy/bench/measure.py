@@ -219,6 +219,7 @@ def _open(bundle: Bundle, preprocessing: Preprocessing, name: str, **how: Any) -
     before, began = resident_memory(), time.perf_counter()
     session = open_session(bundle, graph=name, **how)
     load_s = time.perf_counter() - began
+    bundle.check_unchanged()
     check_outputs_are_golden(bundle, session, graph=name, sizes=False)  # greater ones would be in the memory it took
     after = resident_memory()
     predictor = Predictor(bundle=bundle, session=session, preprocessing=preprocessing, graph=name)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 
 from mope_deploy.errors import ConfigError
-from mope_deploy.fields import shown
+from mope_deploy.fields import hidden, shown
 from mope_deploy.model.strict import Listed, Strict, problems, refused
 from mope_deploy.task import TASKS, MultiLabel, SingleLabel
 
@@ -42,7 +42,13 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-Label = Annotated[str, Field(min_length=1)]
+def _named(label: str) -> str:
+    if found := hidden(label):  # no bundle has such a name: said before anything is trained
+        raise ValueError(f"received {shown(label)} with {found}, expected characters that can be shown")
+    return label
+
+
+Label = Annotated[str, Field(min_length=1), AfterValidator(_named)]
 Labels = Annotated[
     Listed[Label], AfterValidator(_distinct), BeforeValidator(lambda value: () if value is None else value)
 ]

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+import msgspec
 
 from mope_deploy.errors import ConfigError
 from mope_deploy.fields import shown
@@ -19,9 +20,23 @@ from mope_deploy.preprocess.shared import one_line
 
 __all__ = ["check_rules"]
 
-_STAGES = ("normalizer", "pre_tokenizer")  # what a text goes through; a decoder runs only the other way
 _ORDINARY = 64  # bytes that a table of Unicode's own normalisation may make of a character; NFKC makes at most 33
-_DEPTH = 50  # of sequences within sequences; the library itself ends the process at some hundred
+_DEPTH = 50  # of sequences within sequences; the library itself reads about a hundred
+
+
+class _Model(msgspec.Struct):
+    """What there is to say of a tokenizer's model: its vocabulary, which may be large, is not even made."""
+
+    max_input_chars_per_word: Any = None
+    dropout: Any = None
+
+
+class _File(msgspec.Struct):
+    """What a text goes through; a decoder runs only the other way."""
+
+    normalizer: Any = None
+    pre_tokenizer: Any = None
+    model: _Model = msgspec.field(default_factory=_Model)
 
 
 def check_rules(text: str) -> float:
@@ -34,27 +49,22 @@ def check_rules(text: str) -> float:
         ConfigError: no JSON object; texts could grow too much; words are looked at too long; choices are random.
     """
     try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        document = msgspec.json.decode(text, type=_File)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ConfigError(f"tokenizer.json cannot be read: {one_line(error)}") from error
-    if not isinstance(document, Mapping):
-        raise ConfigError("tokenizer.json", received=shown(document), expected="a JSON object")
     growth = 1.0
-    for rule in (rule for stage in _STAGES for rule in _rules(document.get(stage), 0)):
+    for rule in (rule for stage in (document.normalizer, document.pre_tokenizer) for rule in _rules(stage, 0)):
         growth *= _growth(rule)
         if growth > MAX_TEXT_GROWTH:
             received = f"texts up to {growth:,.0f} times as long"
             raise ConfigError("tokenizer.json: rules", received=received, expected=f"{MAX_TEXT_GROWTH} times at most")
-    model = document.get("model")
-    if not isinstance(model, Mapping):
-        return growth  # the library says what is wrong
-    longest = model.get("max_input_chars_per_word", 0)
+    longest, dropout = document.model.max_input_chars_per_word, document.model.dropout
     if isinstance(longest, int) and longest > MAX_WORD_CHARS:  # WordPiece's time grows with its square
         what = "tokenizer.json: model.max_input_chars_per_word"
         raise ConfigError(what, received=shown(longest), expected=f"{MAX_WORD_CHARS:,} at most")
-    if model.get("dropout"):
-        what = "tokenizer.json: model.dropout"
-        raise ConfigError(what, received=shown(model["dropout"]), expected="null: the same text has the same tokens")
+    if dropout:
+        expected = "null: the same text has the same tokens"
+        raise ConfigError("tokenizer.json: model.dropout", received=shown(dropout), expected=expected)
     return growth
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -177,6 +178,42 @@ def test_many_keys_twice_are_refused_at_once() -> None:
         parse_json(document)
 
 
+def test_a_mistyped_name_is_compared_with_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row of a file may have one, beside 100,000 labels."""
+    compared = []
+    close = difflib.get_close_matches
+    monkeypatch.setattr(
+        difflib, "get_close_matches", lambda name, known, n: compared.append(len(known)) or close(name, known, n=n)
+    )
+    labels = [f"{letter} label {i}" for i in range(20_000) for letter in "abcde"]
+    assert fields.did_you_mean("c lable 77", labels) == "did you mean 'c label 77'?"
+    assert fields.did_you_mean("z", labels) is None
+    assert max(compared) <= 500
+
+
+@pytest.mark.parametrize(
+    "name", ["a\x1b[2J", "a\nb", "\x9b1m", "\u202egnp", "\u2066", "a\u2028", "\ud800", "a\0", "a\x7f"]
+)
+def test_names_are_what_a_terminal_shows_of_them(name: str) -> None:
+    for kind in (Annotated[str, fields.text(50)], Annotated[str, fields.line(50)]):
+        with pytest.raises(ConfigError, match="none of them a control character") as caught:
+            fields.decode(name, kind, "name", ConfigError)
+        assert str(caught.value).isprintable()
+    assert fields.hidden(name) is not None
+    assert fields.decode("数 café 😀 \u200d", Annotated[str, fields.text(50)], "name", ConfigError)
+    assert fields.hidden("数 café 😀 \u200d") is None
+
+
+def test_what_is_too_long_is_not_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Few:
+        items: Annotated[tuple[Inner, ...], fields.length(0, 3)]
+
+    monkeypatch.setattr(fields, "_check_keys", lambda value, kind, *_: None if kind is Few else pytest.fail("looked"))
+    with pytest.raises(ConfigError, match="an array of 100000 items; expected an array of 0 to 3 items"):
+        fields.decode({"items": [{}] * 100_000}, Few, "f", ConfigError)
+
+
 @pytest.mark.parametrize(
     ("document", "words"),
     [
@@ -184,6 +221,10 @@ def test_many_keys_twice_are_refused_at_once() -> None:
         ('{"a": NaN}', "NaN is not JSON"),
         ("[-Infinity]", "-Infinity is not JSON"),
         ("1" * 401, "an integer of 401 digits"),
+        ("[1e999]", "'1e999' is more than any number holds"),
+        ("[-1e999]", "more than any number holds"),
+        ('["\\ud800"]', "half of a surrogate pair"),
+        ('{"\\uDFFF": 1}', "half of a surrogate pair"),
         ("[" * 100_000, "nested too deeply"),
         ('{"a": ' * 100_000, "nested too deeply"),
         ('{"a": 1', "delimiter"),

@@ -108,6 +108,14 @@ def test_whole_numbers_and_lists_stand_for_others_and_tuples(vit: Path, bert: Pa
     assert isinstance(found.temperature, float)
 
 
+@pytest.mark.parametrize("label", ["a\x1b[2J", "a\n", "\u202egnp"])
+def test_labels_that_no_bundle_holds(label: str, vit: Path, bert: Path) -> None:
+    """Said before anything is trained, in one printable line."""
+    with pytest.raises(ConfigError, match=r"labels.*characters that can be shown") as caught:
+        tiny_config(vit, bert, labels=("a", label))
+    assert str(caught.value).isprintable()
+
+
 @pytest.mark.parametrize(("task", "fewest"), [("single-label", 2), ("multi-label", 1)])
 def test_a_recipe_may_leave_the_labels_to_its_rows_but_a_model_needs_them(
     task: str, fewest: int, vit: Path, bert: Path

@@ -90,3 +90,16 @@ def test_a_folder_with_other_data_is_not_taken_for_the_hubs(hub: Path, tmp_path:
     with pytest.raises(UsageError, match="holds something else"):
         find_splits(other, task=SingleLabel())
     assert json.loads((tmp_path / "rows" / "hub.json").read_text())["request"]["columns"]["text"] == "caption"
+
+
+@pytest.mark.parametrize(
+    "splits", [["../../x", "train"], ["test"], [], "train", [["train"]], None, {"train": 1, "x": 2}]
+)
+def test_forged_splits_of_a_fetched_data_set(hub: Path, tmp_path: Path, splits: object) -> None:
+    """None of them names a file outside the folder, or is a traceback."""
+    section = DataSection(hub=str(hub), columns=COLUMNS, root=str(tmp_path / "rows"))  # type: ignore[arg-type]
+    find_splits(section, task=SingleLabel())
+    record = tmp_path / "rows" / "hub.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"splits": splits}))
+    with pytest.raises(UsageError, match="holds something else"):
+        find_splits(section, task=SingleLabel())

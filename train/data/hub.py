@@ -23,6 +23,7 @@ from train.data.files import SplitFiles
 __all__ = ["fetch_hub"]
 
 INFO = "hub.json"
+_SPLITS = {"train", "validation", "test"}
 SPLITS = ("train", "validation", "test")  # ours, and what a data set calls them unless the recipe says otherwise
 
 
@@ -61,8 +62,8 @@ def fetch_hub(section: DataSection, root: Path, *, task: Task, fetch: bool = Tru
 def _found(root: Path, request: dict[str, Any]) -> SplitFiles:
     try:
         info = read_json(root / INFO)
-        same = info["request"] == request
-        splits = list(info["splits"])
+        splits = [str(name) for name in info["splits"]]
+        same = info["request"] == request and set(splits) <= _SPLITS and "train" in splits
     except (OSError, ValueError, KeyError, TypeError):
         same, splits = False, []
     if not same:
