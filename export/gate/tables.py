@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -276,7 +276,7 @@ def _router(router: Router, i: int, graphs: Sequence[onnx.ModelProto]) -> TableC
         trained["the projection of x"] = router.project_x.weight.detach()
     own = cast("dict[str, nn.Linear]", dict(router.project_y.items()))
     trained |= {f"the projection of {name}": each.weight.detach() for name, each in own.items()}
-    stored = _read_by(graphs, f"layers.{i}.router")
+    stored = [*_read_by(graphs, f"layers.{i}.router"), *_behind(graphs, i)]
     stored += [array.T for array in stored]
     worst = (0.0, "")
     for name, tensor in trained.items():
@@ -286,15 +286,38 @@ def _router(router: Router, i: int, graphs: Sequence[onnx.ModelProto]) -> TableC
     return TableCheck(f"router of layer {i}", "as stored", len(U), worst[0], TOLERANCE, worst[1])
 
 
+def _behind(graphs: Sequence[onnx.ModelProto], i: int) -> list[Array]:
+    """What a router's softmax is computed from by nodes that lost their names, as fused ones do."""
+    found: list[Array] = []
+    for model in graphs:
+        if (softmax := router_softmaxes(model.graph).get(i)) is None:
+            continue
+        made_by = {name: node for node in model.graph.node for name in node.output}
+        read, open_ = set(softmax.input), list(softmax.input)
+        while open_:
+            node = made_by.get(open_.pop())
+            if node is not None and ("/" not in node.name or node.name.startswith(f"layers.{i}.router")):
+                open_ += set(node.input) - read
+                read.update(node.input)
+        found += _matrices(model, read)
+    return found
+
+
 def _read_by(graphs: Sequence[onnx.ModelProto], module: str) -> list[Array]:
     """Matrices of floats that nodes of a module, or of one in it, read as they are stored."""
     found: list[Array] = []
     for model in graphs:
         nodes = (node for node in model.graph.node if f"{node.name.rpartition('/')[0]}.".startswith(f"{module}."))
         read = {name for node in nodes for name in node.input}
-        found += [
-            numpy_helper.to_array(tensor)
-            for tensor in model.graph.initializer
-            if tensor.name in read and tensor.data_type == TensorProto.FLOAT and len(tensor.dims) == 2
-        ]
+        found += _matrices(model, read)
     return found
+
+
+def _matrices(model: onnx.ModelProto, names: Collection[str]) -> list[Array]:
+    """Those of some tensors that are stored as matrices of float32."""
+    stored = (tensor for tensor in model.graph.initializer if tensor.name in names)
+    return [
+        numpy_helper.to_array(tensor)
+        for tensor in stored
+        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) == 2
+    ]
