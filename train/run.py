@@ -110,8 +110,8 @@ def evaluate_again(recipe: Recipe, run: Run) -> Outcome:
 
 
 def plan(recipe: Recipe) -> Plan:
-    """Check everything that can be checked without writing anything: machine, rows, labels, files, encoders, room on the
-    disk, and that a batch goes through the model.
+    """Check what can be checked without writing: machine, rows, labels, files, encoders, room on the disk, and that a
+    batch goes through the model.
 
     Raises:
         MopeError: whatever is wrong.
@@ -187,7 +187,7 @@ class Training:
                 return Outcome(self.run, "finished", {})
             score, epoch = loop.progress.best
             seconds = {"preparation": round(prepared - started, 1), "training": round(trained - prepared, 1)}
-            known = {
+            known: dict[str, Any] = {
                 "metrics": {"validation": {loop.metric: score, "epoch": epoch}},
                 "parameters": self.parameters,
                 "steps": loop.progress.step,
