@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from mope_deploy.console import err
 from mope_deploy.data import fingerprint
-from mope_deploy.errors import UsageError
+from mope_deploy.errors import MopeError, UsageError
 from mope_deploy.files import locked
 from mope_deploy.model import MoPE, build_model
 from train.config import Recipe
@@ -199,7 +199,8 @@ class Training:
             self._finish("interrupted")
             return Outcome(self.run, "interrupted", {})
         except BaseException:
-            self._finish("failed")
+            with suppress(MopeError):  # a full disk, which is what failed
+                self._finish("failed")
             raise
         # From here on nothing costs the training: its run stays "trained", and can be evaluated again.
         try:
