@@ -11,7 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from mope_deploy.console import err
-from mope_deploy.files import write_file
+from mope_deploy.errors import MopeError
+from mope_deploy.files import reason, write_file
 from train.run_folder import Run
 
 __all__ = ["Metrics", "ProgressLines"]
@@ -39,8 +40,11 @@ class Metrics:
     def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Add the values of ``train`` or of a ``validation``."""
         entry = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
-        with self.run.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        try:
+            with self.run.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            raise MopeError(f"{self.run.metrics} cannot be written", received=reason(error)) from error
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(f"{'eval' if kind == 'validation' else kind}/{name}", value, step)

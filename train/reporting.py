@@ -102,5 +102,6 @@ def again(run: Run, recipe: Recipe, media: MediaCache, *, threads: int) -> tuple
     if recipe.data.check_images:
         split = decode_split(recipe, split, media, threads=threads)
         if others is not None:
-            others = tuple(decode_split(recipe, one, media, threads=threads) for one in others)
+            first, second = (decode_split(recipe, one, media, threads=threads) for one in others)
+            others = first, second
     return split, others

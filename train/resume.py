@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mope_deploy.errors import CheckpointError
-from mope_deploy.files import flush, json_bytes, sha256, write_file
+from mope_deploy.files import flush, json_bytes, reason, sha256, write_file
 from mope_deploy.reading import read_json
 from train.run_folder import COMPLETE, Run
 
@@ -73,28 +73,30 @@ class ResumeState:
 
     def begin(self) -> None:
         """An empty folder, whatever a run that was killed while writing this state left."""
-        _remove(self.folder)
-        self.folder.mkdir(parents=True)
+        with _written(self.folder):
+            _remove(self.folder)
+            self.folder.mkdir(parents=True)
 
     def write(self, weights: dict[str, Tensor], training: dict[str, Any], progress: Progress) -> None:
         """What one process writes for all."""
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()},
-            self.folder / "model.safetensors",
-        )
-        torch.save(training, self.folder / "training.pt")
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+        with _written(self.folder):
+            save_file(tensors, self.folder / "model.safetensors")
+            torch.save(training, self.folder / "training.pt")
         write_file(self.folder / "progress.json", json_bytes(asdict(progress)))
 
     def write_random(self, process: int) -> None:
         """The random states of one process."""
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        torch.save({"cpu": torch.get_rng_state(), "cuda": cuda}, self.folder / f"random-{process}.pt")
+        with _written(self.folder):
+            torch.save({"cpu": torch.get_rng_state(), "cuda": cuda}, self.folder / f"random-{process}.pt")
 
     def seal(self, run: Run) -> None:
         """Mark the state as complete once all of it is on the disk, and remove all but the run's newest ones."""
-        written = sorted(self.folder.iterdir())
-        for path in written:
-            flush(path)
+        with _written(self.folder):
+            written = sorted(self.folder.iterdir())
+            for path in written:
+                flush(path)
         write_file(self.folder / COMPLETE, json_bytes({path.name: sha256(path) for path in written}))
         flush(self.folder.parent)
         kept = list(run.states.values())[-KEPT:]
@@ -150,6 +152,16 @@ def newest(run: Run) -> ResumeState | None:
         received = f"{', '.join(wrong)} with other content than was written"
         raise CheckpointError(f"resume state {folder} is damaged", received=received, todo=todo)
     return ResumeState(folder)
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """What torch, safetensors and the system say of a full disk, as a CheckpointError."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        todo = "make room; the run continues from the state before: python -m train --resume RUN"
+        raise CheckpointError(f"resume state {folder} cannot be written", received=reason(error), todo=todo) from error
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from mope_deploy.console import err
 from mope_deploy.data import fingerprint
-from mope_deploy.errors import UsageError
+from mope_deploy.errors import MopeError, UsageError
 from mope_deploy.files import locked
 from mope_deploy.model import MoPE, build_model
 from train.config import Recipe
@@ -110,8 +110,8 @@ def evaluate_again(recipe: Recipe, run: Run) -> Outcome:
 
 
 def plan(recipe: Recipe) -> Plan:
-    """Check everything that can be checked without writing anything: machine, rows, labels, files, encoders, room on the
-    disk, and that a batch goes through the model.
+    """Check what can be checked without writing: machine, rows, labels, files, encoders, room on the disk, and that a
+    batch goes through the model.
 
     Raises:
         MopeError: whatever is wrong.
@@ -187,7 +187,7 @@ class Training:
                 return Outcome(self.run, "finished", {})
             score, epoch = loop.progress.best
             seconds = {"preparation": round(prepared - started, 1), "training": round(trained - prepared, 1)}
-            known = {
+            known: dict[str, Any] = {
                 "metrics": {"validation": {loop.metric: score, "epoch": epoch}},
                 "parameters": self.parameters,
                 "steps": loop.progress.step,
@@ -199,7 +199,8 @@ class Training:
             self._finish("interrupted")
             return Outcome(self.run, "interrupted", {})
         except BaseException:
-            self._finish("failed")
+            with suppress(MopeError):  # a full disk, which is what failed
+                self._finish("failed")
             raise
         # From here on nothing costs the training: its run stays "trained", and can be evaluated again.
         try:

@@ -104,7 +104,7 @@ class Run:
             shutil.rmtree(folder, ignore_errors=True)
 
     def finish(self, status: str, **values: Any) -> None:
-        """Record how far the run came: ``trained`` (to its end), ``finished`` (evaluated), ``interrupted``, ``failed``."""
+        """Record how far it came: ``trained`` to its end, ``finished`` (evaluated too), ``interrupted``, ``failed``."""
         self._describe(self.read() | {"status": status, "ended": _now()} | values)
 
     def read(self) -> dict[str, Any]:

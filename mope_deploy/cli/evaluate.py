@@ -77,5 +77,5 @@ def _print(found: dict[str, Any]) -> None:
     elif "confusions" in found and found["confusions"]["pairs"]:
         pairs, most_frequent = found["confusions"].values()
         rows = ((f"{one['count']:,}", one["true"], one["predicted"]) for one in most_frequent[:_MOST_LINES])
-        title = f"the most frequent of {pairs:,} different confusions; --confusions FILE writes all"
-        print_rows(rows, header=("samples", "true", "predicted"), left=3, title=title)
+        say(f"the most frequent of {pairs:,} different confusions; --confusions FILE writes all:")
+        print_rows(rows, header=("samples", "true", "predicted"), left=3)

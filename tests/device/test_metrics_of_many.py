@@ -54,11 +54,11 @@ def test_few_classes_keep_their_matrix() -> None:
 
 
 def test_nothing_grows_with_the_square_of_the_classes() -> None:
-    true = np.arange(200_000)
+    true = np.arange(20_000)
     tracemalloc.start()
     assert f1_scores(true, true, len(true))["macro"] == 1.0
     report(true, true, [str(i) for i in true.tolist()])
-    assert tracemalloc.get_traced_memory()[1] < 300e6
+    assert tracemalloc.get_traced_memory()[1] < 50e6
     tracemalloc.stop()
 
 

@@ -195,6 +195,28 @@ def test_a_damaged_resume_state_is_refused_and_a_half_written_one_passed_over(in
     assert newest_name(interrupted) == "checkpoint-8"
 
 
+@pytest.mark.parametrize("call", ["save_file", "torch.save", "flush"])
+def test_a_disk_that_fills_up_is_one_line_and_costs_only_the_last_steps(
+    recipe: Make, finished: Outcome, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """At the second state, in the words of torch, of safetensors and of the system."""
+
+    def full(*_: Any, **__: Any) -> None:
+        if call == "torch.save":
+            raise RuntimeError("[enforce fail at inline_container.cc:626] . unexpected pos 64 vs 0")
+        raise OSError(28, "No space left on device")
+
+    run = Run(Path(recipe().run.dir or ""))
+    with monkeypatch.context() as patch:
+        at_step(patch, 9, lambda: patch.setattr(f"train.resume.{call}", full))
+        with pytest.raises(CheckpointError, match=r"checkpoint-16 cannot be written; received .*--resume") as caught:
+            trained(recipe("data.group_by=template"))
+    assert "\n" not in str(caught.value)
+    assert run.read()["status"] == "failed"
+    assert newest_name(run) == "checkpoint-8"
+    assert resumed(run).evaluation == finished.evaluation
+
+
 def test_early_stopping_counts_over_an_interruption(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a learning rate of almost nothing no validation is better than the first."""
     still = ("optim.lr_main=1e-12", "optim.lr_complementary=1e-12", "train.early_stopping=2", "train.epochs=9")

@@ -5,7 +5,7 @@ Letters: B batch · C classes · D_y width of a complementary feature.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -135,7 +135,7 @@ def _converted(values: Any, convert: Any) -> Any:
     return {k: _converted(v, convert) for k, v in values.items()} if isinstance(values, dict) else convert(values)
 
 
-def made_by_workers(batches: Iterable[dict[str, Any]], *, workers: int) -> Iterator[dict[str, Any]]:
+def made_by_workers(batches: Iterable[dict[str, Any]], *, workers: int) -> Generator[dict[str, Any], None, None]:
     """The batches of a loader, and one line where a worker cannot make one.
 
     Raises:
