@@ -1,212 +1,133 @@
-"""Inputs made worse, the same ones for the same seed: what strangers, disks and networks do to files.
-
-Trees (JSON, YAML once parsed) lose, repeat and exchange values, or get ones of another type, size or alphabet; bytes
-are flipped, cut, spliced and repeated. Nothing here knows what a file is for.
-"""
+"""Damage to files, the same for the same seed: of their bytes, and of the values in documents."""
 
 from __future__ import annotations
 
+import copy
 import json
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from random import Random
 from typing import Any
 
-__all__ = ["bytes_of", "mutated_bytes", "mutated_trees"]
+__all__ = ["mutate_bytes", "mutate_json"]
 
-_STRANGE: tuple[Any, ...] = (  # what stands where something else should
-    *(None, True, False, 0, -1, 1, 0.5, -0.0, 1e-320, 1e308, 2**31, 2**63, -(2**63) - 1, 10**299, float("nan")),
-    *(float("inf"), float("-inf"), "", " ", "x", "x" * 10_000, "\0", "\n", "\x1b[2J", "\x9b31m", "\u202egnp.exe"),
-    *(
-        "\ud800",
-        "[red]x[/red]",
-        "../x",
-        "/etc/passwd",
-        "C:\\x",
-        "$(id)",
-        "%s",
-        "数",
-        "e\u0301",
-        [],
-        {},
-        [[]],
-        {"": None},
-    ),
+_MOST = 4 * 2**20  # bytes of a mutant
+# Written into JSON as they stand here, which no serialiser would write.
+_RAW = (
+    "1e999",
+    "-1e999",
+    "NaN",
+    "1" * 400,
+    "-0",
+    "1e-400",
+    "tru",
+    '"\\ud800"',
+    '"\\u0000"',
+    "[" * 3000,
+    '{"a":' * 3000,
 )
-_DEPTH, _LONG = 200, 5_000  # levels, items
+_VALUES: tuple[Any, ...] = (
+    *(None, True, False, 0, -1, 1, 2**31, -(2**63), 2**64, 0.5, -1.0, 1e308, "", "a", " ", "../x", "/etc/passwd"),
+    *("\x1b[2J", "a\nb", "\x00", "\u202e", "[red]", "x" * 5000, "é", "e\u0301", "\ufeff"),
+    *([], {}, [[]], [0] * 2000, {"a": 0}, ["a", "a"], [None]),
+)
 
 
-def mutated_trees(tree: Any, count: int, *, seed: int) -> Iterator[tuple[str, Any]]:
-    """``count`` copies of a JSON-like tree, each with one to three mutations: what was done, and the copy."""
-    draw = random.Random(seed)
-    for _ in range(count):
-        box = {"": _copy(tree)}
-        done = [_mutate(box, draw) for _ in range(draw.choice((1, 1, 1, 2, 3)))]
-        yield ", ".join(done), box.get("")
+def mutate_bytes(data: bytes, random: Random) -> bytes:
+    """One to three faults somewhere in ``data``; at most 4 MiB come back."""
+    for _ in range(random.choice((1, 1, 1, 2, 3))):
+        data = random.choice(_BYTES)(data, random)[:_MOST]
+    return data
 
 
-def mutated_bytes(data: bytes, count: int, *, seed: int) -> Iterator[tuple[str, bytes]]:
-    """``count`` copies of some bytes, each with one to three mutations: what was done, and the copy."""
-    draw = random.Random(seed)
-    for _ in range(count):
-        made, done = data, []
-        for _ in range(draw.choice((1, 1, 2, 3))):
-            name = draw.choice(sorted(_BYTES))
-            made = _BYTES[name](made, draw)
-            done.append(name)
-        yield ", ".join(done), made
+def mutate_json(text: str, random: Random) -> str:
+    """One to three values of a JSON document replaced, dropped, repeated, nested or renamed."""
+    document: Any = {"document": json.loads(text)}
+    raw: dict[str, str] = {}
+    for _ in range(random.choice((1, 1, 2, 3))):
+        holder, key = _place(document, random)
+        act = random.randrange(7)
+        if act == 0 and holder is not document:
+            del holder[key]
+        elif act == 1:
+            marker = f"raw-{len(raw)}-{random.random()}"
+            raw[json.dumps(marker)] = random.choice(_RAW)
+            holder[key] = marker
+        elif act == 2:
+            holder[key] = [copy.deepcopy(holder[key])]
+        elif act == 3 and isinstance(holder[key], list) and holder[key]:
+            holder[key].append(copy.deepcopy(random.choice(holder[key])))
+        elif act == 4 and isinstance(holder[key], int | float) and not isinstance(holder[key], bool):
+            holder[key] = holder[key] * random.choice((-1, 2, 10, 1000, 0.5)) + random.choice((0, 1))
+        elif act == 5 and isinstance(holder, dict) and holder is not document:
+            marker = f"{key}-{random.random()}"
+            raw[json.dumps(marker)] = json.dumps(key)
+            holder[marker] = random.choice(_VALUES)
+        else:
+            holder[key] = copy.deepcopy(random.choice(_VALUES))
+    made = json.dumps(document["document"], ensure_ascii=random.random() < 0.5)
+    for marker, value in raw.items():
+        made = made.replace(marker, value)
+    return made
 
 
-def bytes_of(tree: Any) -> bytes:
-    """A mutated tree as JSON that Python writes, NaN and lone surrogates (as escapes) included."""
-    return json.dumps(tree).encode("ascii")
+def _place(document: Any, random: Random) -> tuple[Any, Any]:
+    """Some container within and a key of it."""
+    places = []
+    waiting = [document]
+    while waiting:
+        holder = waiting.pop()
+        for key in holder if isinstance(holder, dict) else range(len(holder)):
+            places.append((holder, key))
+            if isinstance(holder[key], dict | list):
+                waiting.append(holder[key])
+    return random.choice(places)
 
 
-def _copy(tree: Any) -> Any:
-    return json.loads(json.dumps(tree))  # copy.deepcopy takes three levels of Python for one of the tree
+def _span(data: bytes, random: Random, most: int) -> tuple[int, int]:
+    start = random.randrange(len(data) + 1)
+    return start, min(len(data), start + random.randint(1, most))
 
 
-def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
-    """Every (container, key) of a tree; without recursion, for trees that are deep."""
-    stack = [tree]
-    while stack:
-        at = stack.pop()
-        keys = list(at) if isinstance(at, dict) else range(len(at)) if isinstance(at, list) else ()
-        for key in keys:
-            yield at, key
-            stack.append(at[key])
+def _flip(data: bytes, random: Random) -> bytes:
+    changed = bytearray(data)
+    for _ in range(random.choice((1, 1, 2, 8, 64)) if data else 0):
+        changed[random.randrange(len(changed))] ^= 1 << random.randrange(8)
+    return bytes(changed)
 
 
-def _mutate(tree: Any, draw: random.Random) -> str:
-    places = list(_places(tree))
-    if not places:
-        return "nothing"
-    at, key = draw.choice(places)
-    name = draw.choice(sorted(_TREES))
-    _TREES[name](at, key, draw, places)
-    return f"{name} {str(key)[:40]!r}"
+def _cut(data: bytes, random: Random) -> bytes:
+    return data[: random.randrange(len(data) + 1)]
 
 
-Places = list[tuple[Any, Any]]
+def _drop(data: bytes, random: Random) -> bytes:
+    start, end = _span(data, random, 64)
+    return data[:start] + data[end:]
 
 
-def _drop(at: Any, key: Any, draw: random.Random, places: Places) -> None:
-    del at[key]
+def _repeat(data: bytes, random: Random) -> bytes:
+    start, end = _span(data, random, 256)
+    return data[:start] + data[start:end] * random.choice((2, 10, 1000, 20_000)) + data[end:]
 
 
-def _double(at: Any, key: Any, draw: random.Random, places: Places) -> None:
-    """The same again: beside itself in a list, under a similar name in an object."""
-    if isinstance(at, list):
-        at.insert(key, _copy(at[key]))
-    else:
-        at[f"{key}{draw.choice(('2', ' ', 's', chr(0x301)))}"] = _copy(at[key])
+def _splice(data: bytes, random: Random) -> bytes:
+    start, end = _span(data, random, 256)
+    to = random.randrange(len(data) + 1)
+    return data[:to] + data[start:end] + data[to + (end - start) :]
 
 
-def _retype(at: Any, key: Any, draw: random.Random, places: Places) -> None:
-    value = at[key]
-    at[key] = draw.choice(([value], {"value": value}, str(value)[:1000], value is None, len(str(value)), None))
+def _boundary(data: bytes, random: Random) -> bytes:
+    """A number in a header that is as large, or as small, as it can be."""
+    width = random.choice((1, 2, 4, 8))
+    value = random.choice(
+        (b"\xff" * width, b"\x00" * width, b"\x7f" + b"\xff" * (width - 1), b"\xff" * (width - 1) + b"\x7f")
+    )
+    at = random.randrange(min(len(data), random.choice((32, 256, 4096))) + 1)
+    return data[:at] + value + data[at + width :]
 
 
-def _strange(at: Any, key: Any, draw: random.Random, places: Places) -> None:
-    at[key] = _copy(draw.choice(_STRANGE))
+def _noise(data: bytes, random: Random) -> bytes:
+    start, end = _span(data, random, 64)
+    return data[:start] + random.randbytes(end - start) + data[end:]
 
 
-def _near(at: Any, key: Any, draw: random.Random, places: Places) -> None:
-    """A value of the same type that is a little different, as one flipped bit makes it."""
-    value = at[key]
-    if isinstance(value, bool):
-        at[key] = not value
-    elif isinstance(value, int):
-        at[key] = value ^ (1 << draw.randrange(max(1, value.bit_length())))
-    elif isinstance(value, float):
-        at[key] = value * draw.choice((0.5, 2, -1, 1 + 2**-40, 1e300))
-    elif isinstance(value, str) and value:
-        i = draw.randrange(len(value))
-        at[key] = value[:i] + chr(ord(value[i]) ^ (1 << draw.randrange(7))) + value[i + 1 :]
-    elif isinstance(value, list):
-        draw.shuffle(value)
-
-
-def _exchange(at: Any, key: Any, draw: random.Random, places: Places) -> None:
-    """Two values stand in each other's place."""
-    other, its = draw.choice(places)
-    first, second = _copy(at[key]), _copy(other[its])
-    at[key], other[its] = second, first
-
-
-def _rename(at: Any, key: Any, draw: random.Random, places: Places) -> None:
-    if isinstance(at, dict):
-        new = draw.choice((f"{key}x", str(key)[:-1], str(key).upper(), f"{key}\x1b[0m", f"\u202e{key}", ""))
-        at[new] = at.pop(key)
-
-
-def _deep(at: Any, key: Any, draw: random.Random, places: Places) -> None:
-    value, as_list = at[key], draw.random() < 0.5
-    for _ in range(_DEPTH):
-        value = [value] if as_list else {"x": value}
-    at[key] = value
-
-
-def _long(at: Any, key: Any, draw: random.Random, places: Places) -> None:
-    value = at[key]
-    if isinstance(value, str):
-        at[key] = (value or "x") * _LONG
-    elif isinstance(value, dict):
-        value.update((f"k{i}", i) for i in range(_LONG))
-    else:
-        at[key] = [value if isinstance(value, int | float | None) else i for i in range(_LONG)]
-
-
-_TREES: dict[str, Callable[[Any, Any, random.Random, Places], None]] = {
-    "drop": _drop,
-    "double": _double,
-    "retype": _retype,
-    "strange": _strange,
-    "near": _near,
-    "exchange": _exchange,
-    "rename": _rename,
-    "deep": _deep,
-    "long": _long,
-}
-
-
-def _flip(data: bytes, draw: random.Random) -> bytes:
-    made = bytearray(data)
-    for _ in range(draw.choice((1, 1, 8, 64)) if made else 0):
-        made[draw.randrange(len(made))] ^= 1 << draw.randrange(8)
-    return bytes(made)
-
-
-def _cut(data: bytes, draw: random.Random) -> bytes:
-    """The end, the beginning or a piece in between is gone."""
-    first, last = sorted(draw.randrange(len(data) + 1) for _ in range(2))
-    return draw.choice((data[:first], data[first:], data[:first] + data[last:]))
-
-
-def _splice(data: bytes, draw: random.Random) -> bytes:
-    """A piece of the file over another place of it."""
-    size = draw.randrange(1, max(2, len(data) // 8))
-    source, target = (draw.randrange(len(data) + 1) for _ in range(2))
-    return data[:target] + data[source : source + size] + data[target + size :]
-
-
-def _repeat(data: bytes, draw: random.Random) -> bytes:
-    """A piece many times."""
-    first = draw.randrange(len(data) + 1)
-    piece = data[first : first + draw.choice((1, 4, 64, 1024))]
-    return data[:first] + piece * draw.choice((2, 16, 256)) + data[first:]
-
-
-def _overwrite(data: bytes, draw: random.Random) -> bytes:
-    """A few bytes that lengths and counts like to be: all ones, all zeros, random."""
-    first, size = draw.randrange(len(data) + 1), draw.choice((1, 2, 4, 8))
-    new = draw.choice((b"\xff" * size, b"\0" * size, b"\x7f" + b"\xff" * (size - 1), draw.randbytes(size)))
-    return data[:first] + new + data[first + size :]
-
-
-_BYTES: dict[str, Callable[[bytes, random.Random], bytes]] = {
-    "flip": _flip,
-    "cut": _cut,
-    "splice": _splice,
-    "repeat": _repeat,
-    "overwrite": _overwrite,
-}
+_BYTES: tuple[Callable[[bytes, Random], bytes], ...] = (_flip, _flip, _cut, _drop, _repeat, _splice, _boundary, _noise)

@@ -18,6 +18,7 @@ from mope_deploy.fields import nearest, shown
 __all__ = ["Listed", "Strict", "dotted_keys", "problems", "refused", "unknown_key"]
 
 T = TypeVar("T")
+_MOST = 40  # problems that are named
 Listed = Annotated[tuple[T, ...], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
 """A tuple of any length, which JSON and YAML write as a list."""
 
@@ -58,8 +59,13 @@ def refused(what: str, problems: list[str]) -> ConfigError:
 
 
 def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """Each of pydantic's errors about ``model`` as a phrase: the dotted key, what was received, what was expected."""
-    return [_problem(item, model) for item in error.errors(include_url=False)]
+    """Each of pydantic's errors about ``model`` as a phrase: the dotted key, what was received, what was expected.
+
+    Of very many only the first: a file may have thousands of unknown keys.
+    """
+    items = error.errors(include_url=False)
+    more = [f"{len(items) - _MOST:,} more"] if len(items) > _MOST else []
+    return [_problem(item, model) for item in items[:_MOST]] + more
 
 
 def unknown_key(key: str, model: type[BaseModel]) -> str:

@@ -95,6 +95,13 @@ def test_recipes_are_regular_files_of_a_stated_size(tmp_path: Path) -> None:
         read_recipe(str(tmp_path / "pipe.yaml"))
 
 
+def test_of_very_many_problems_the_first_are_named() -> None:
+    data = {f"k{i}": 1 for i in range(3000)}
+    with pytest.raises(ConfigError, match=r"unknown key data\.k0\n(.|\n)*2,961 more") as caught:
+        check_recipe({"name": "a", "data": data}, what="recipe")
+    assert str(caught.value).count("\n") == 41
+
+
 @pytest.mark.parametrize("value", ["!!float x", "!!timestamp x", "[" * 5000, "&a [*a]", "1e999", "9" * 5000])
 def test_overrides_are_read_by_the_same_rules(value: str) -> None:
     with pytest.raises(ConfigError, match="expected a YAML value"):
