@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.reliability.kit import Kit
-from benchmarks.reliability.mutate import bytes_of, mutated_bytes, mutated_trees
+from benchmarks.reliability.mutate import mutate_bytes, mutate_json
 
 __all__ = ["SUBJECTS", "Try"]
 
@@ -28,15 +28,9 @@ _OTHERS = ("tokenizer.json", "golden/samples.jsonl", "golden/inputs.npz", "golde
 
 def _mutant(source: bytes, random: Random) -> bytes:
     """Of a document its values or its bytes."""
-    return _tree(json.loads(source), random) if random.random() < 0.7 else _bytes(source, random)
-
-
-def _tree(document: object, random: Random) -> bytes:
-    return bytes_of(next(mutated_trees(document, 1, seed=random.getrandbits(64)))[1])
-
-
-def _bytes(source: bytes, random: Random) -> bytes:
-    return next(mutated_bytes(source, 1, seed=random.getrandbits(64)))[1]
+    if random.random() < 0.7:
+        return mutate_json(source.decode("utf-8"), random).encode("utf-8", "surrogatepass")
+    return mutate_bytes(source, random)
 
 
 def manifests(kit: Kit, folder: Path) -> Try:
@@ -68,7 +62,7 @@ def strangers(kit: Kit, folder: Path) -> Try:
     def attempt(random: Random) -> str | None:
         name = random.choice(_OTHERS)
         source = (kit.bundle / name).read_bytes()
-        damaged = _mutant(source, random) if name == "tokenizer.json" else _bytes(source, random)
+        damaged = _mutant(source, random) if name == "tokenizer.json" else mutate_bytes(source, random)
         shutil.rmtree(folder / "bundle", ignore_errors=True)
         write_bundle(folder / "bundle", files={**files, name: damaged}, manifest=kept)
         predictor = load(folder / "bundle", engine="onnxruntime", threads=1)
@@ -100,7 +94,7 @@ def media(kit: Kit, folder: Path, *, modality: str) -> Try:
     def attempt(random: Random) -> str | None:
         source = random.choice(sources)
         path = folder / f"mutant{source.suffix}"
-        path.write_bytes(_bytes(source.read_bytes(), random))
+        path.write_bytes(mutate_bytes(source.read_bytes(), random))
         array = specs[modality].load(path)
         return None if np.isfinite(array).all() and array.size else f"{path.name} became {array.dtype} {array.shape}"
 
@@ -139,7 +133,7 @@ def recipes(kit: Kit, folder: Path) -> Try:
     from train.recipe import check_recipe, read_recipe, to_yaml
 
     source = kit.recipe.read_bytes()
-    document = yaml.safe_load(source)
+    document = json.dumps(yaml.safe_load(source))
     odd = (
         "&a [*a]",
         "!!python/object:os.system x",
@@ -154,9 +148,9 @@ def recipes(kit: Kit, folder: Path) -> Try:
     def attempt(random: Random) -> str | None:
         kind = random.random()
         if kind < 0.6:
-            mutant = _tree(document, random)
+            mutant = mutate_json(document, random).encode("utf-8", "surrogatepass")
         elif kind < 0.8:
-            mutant = _bytes(source, random)
+            mutant = mutate_bytes(source, random)
         else:
             lines = source.decode().splitlines()
             at = random.randrange(len(lines))
@@ -188,7 +182,7 @@ def checkpoints(kit: Kit, folder: Path) -> Try:
     def attempt(random: Random) -> str | None:
         name = random.choice(names)
         source = (kit.run / "best" / name).read_bytes()
-        (copied / name).write_bytes(_mutant(source, random) if name.endswith(".json") else _bytes(source, random))
+        (copied / name).write_bytes(_mutant(source, random) if name.endswith(".json") else mutate_bytes(source, random))
         try:
             found = weights(copied)
         finally:

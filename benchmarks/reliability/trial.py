@@ -12,20 +12,18 @@ import resource
 import sys
 import tempfile
 import time
-import unicodedata
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from benchmarks.reliability.kit import Kit
 from benchmarks.reliability.subjects import SUBJECTS, Try
-from mope_deploy.errors import MopeError
+from mope_deploy.errors import MopeError, printable
 
 __all__ = ["ADDRESS_BYTES", "main"]
 
 ADDRESS_BYTES = 16 * 2**30  # of a process: what asks for more is refused by the system, and that is a fault
 _MOST_CHARACTERS = 5000  # of a message
-_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control and format characters, halves of pairs, separators of lines
 
 
 def main(arguments: list[str]) -> int:
@@ -60,18 +58,14 @@ def tried(attempt: Try, random: Random) -> tuple[str, str]:
             wrong = attempt(random)
         except MopeError as error:
             said = str(error)
-            if len(said) > _MOST_CHARACTERS or any(unicodedata.category(letter) in _UNSEEN for letter in _seen(said)):
+            # A recipe's problems are a line each.
+            if len(said) > _MOST_CHARACTERS or any(line != printable(line) for line in said.split("\n  ")):
                 return "wrong", f"not fit to be printed: {said[:200]!r}"
             return "refused", said[:200]
         except Exception as error:
             return "traceback", f"{type(error).__name__}: {error}"[:300]
         return ("used", "") if wrong is None else ("wrong", wrong[:300])
     raise AssertionError  # every way out is above
-
-
-def _seen(said: str) -> str:
-    """A recipe's problems are a line each."""
-    return said.replace("\n  ", "")
 
 
 if __name__ == "__main__":

@@ -14,11 +14,22 @@ from random import Random
 import pytest
 
 from benchmarks.reliability import inputs
+from benchmarks.reliability.endurance import try_threads
 from benchmarks.reliability.inputs import Found
 from benchmarks.reliability.kit import Kit
+from benchmarks.reliability.mutate import mutate_bytes, mutate_json
 from benchmarks.reliability.report import page, read_results, write_report
 from benchmarks.reliability.trial import tried
 from mope_deploy.errors import DataError
+
+
+def test_mutants_are_the_same_for_the_same_seed_and_mostly_differ() -> None:
+    data, document = bytes(range(256)) * 4, json.dumps({"a": [1, 2.5, "x"], "b": {"c": None}})
+    for mutate, source in ((mutate_bytes, data), (mutate_json, document)):
+        once, again = ([mutate(source, Random(f"{seed}")) for seed in range(200)] for _ in range(2))  # type: ignore[operator]
+        assert once == again
+        assert sum(mutant != source for mutant in once) > 180
+        assert len(set(once)) > 150
 
 
 def refuse(_: Random) -> str | None:
