@@ -25,6 +25,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from rich.text import Text
 from torch import Tensor, nn
 
 from export.gate.found import verdict
@@ -76,7 +77,7 @@ class TableCheck:
         return f"the {self.what} differ by {self.error:.2g} of their size, allowed {self.allowed:.0e} ({self.worst})"
 
 
-def table_cells(checks: Sequence[TableCheck], remark: str = "") -> tuple[str, str, str, str]:
+def table_cells(checks: Sequence[TableCheck], remark: str = "") -> tuple[str, str, str, Text]:
     """For a terminal: how many experts, the worst one's error, what is allowed for it, and the verdict."""
     worst = max(checks, key=lambda check: check.error / check.allowed)
     count = sum(check.experts for check in checks if check.what.startswith("experts"))

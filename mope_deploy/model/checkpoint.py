@@ -143,7 +143,7 @@ def _write(model: MoPE, folder: Path, *, standalone: bool, card: str) -> None:
     backbones |= {name: encoder.backbone for name, encoder in model.complementary_encoders().items()}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.trained_state().items()}
     tokenizer = model.preprocessing.tokenizer
-    description = {
+    description: dict[str, Any] = {
         "encoders": {
             spec.modality: {
                 "source": spec.source,
