@@ -14,7 +14,6 @@ from random import Random
 import pytest
 
 from benchmarks.reliability import inputs
-from benchmarks.reliability.endurance import try_threads
 from benchmarks.reliability.inputs import Found
 from benchmarks.reliability.kit import Kit
 from benchmarks.reliability.mutate import mutate_bytes, mutate_json
