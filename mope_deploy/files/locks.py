@@ -136,7 +136,10 @@ def claim(folder: str | os.PathLike[str], *, error: type[MopeError] = UsageError
 
 def _claimed(folder: Path) -> tuple[Lock | None, bool]:
     """The lock on a folder, None where another process has it, and whether it was made for that."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:  # as Python has it of a file
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
     while True:
         try:
             folder.mkdir()
