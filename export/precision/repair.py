@@ -202,8 +202,8 @@ class _Search:
         most = min(self.left * seconds / 60, self.minutes)
         about = f"{math.ceil(60 * most)} s" if most < 1 else f"{math.ceil(most)} min"
         self.on_notice(
-            f"{self.name} does not pass ({'; '.join(self.last.problems()[:1])}): looking for what has to stay in fp32, at most "
-            f"{self.left} choices in {about} (--repair-minutes {self.minutes:g}); Ctrl-C keeps the best so far"
+            f"{self.name} does not pass ({'; '.join(self.last.problems()[:1])}): looking for what has to stay in fp32, "
+            f"at most {self.left} choices in {about} (--repair-minutes {self.minutes:g}); Ctrl-C keeps the best so far"
         )
 
     def fewest_layers(self) -> Choice:
