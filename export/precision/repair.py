@@ -109,7 +109,8 @@ def lower_within_gate(
        of encoders. What a layer's damage does to the labels is found out by the choices that follow.
     2. The worst one, two, four, … are kept until the gate passes on *all* samples, then bisection finds the fewest:
        k layers, where k − 1 were seen to fail.
-    3. The same with the linear layers of those layers, which are a smaller part of the file.
+    3. The same with linear layers, the worst of any layer first and fewer than those layers have: a smaller part of
+       the file, and some product of a good layer may be among the worst.
     4. Of what remains, each is tried without: it may have been in front of the one that mattered.
 
     The search ends after so many choices or minutes, whichever comes first, or when it is interrupted (Ctrl-C); then
@@ -201,8 +202,8 @@ class _Search:
         most = min(self.left * seconds / 60, self.minutes)
         about = f"{math.ceil(60 * most)} s" if most < 1 else f"{math.ceil(most)} min"
         self.on_notice(
-            f"{self.name} does not pass ({self.last.problems()[0]}): looking for what has to stay in fp32, at most "
-            f"{self.left} choices in {about} (--repair-minutes {self.minutes:g}); Ctrl-C keeps the best so far"
+            f"{self.name} does not pass ({'; '.join(self.last.problems()[:1])}): looking for what has to stay in fp32, "
+            f"at most {self.left} choices in {about} (--repair-minutes {self.minutes:g}); Ctrl-C keeps the best so far"
         )
 
     def fewest_layers(self) -> Choice:
@@ -216,12 +217,14 @@ class _Search:
         return found
 
     def products_instead(self, best: Choice) -> Choice:
-        """The fewest linear layers of the kept layers, the worst first; the layers themselves if that does not do."""
+        """Fewer linear layers than the kept layers have, the worst of any layer first; those layers if none do."""
         unfit = self.lowering.unfit  # kept whatever is chosen, so there is nothing to find out about them
-        products = [product for layer in best[0] for product in self.lowering.products(layer) if product not in unfit]
-        if not self.left or len(products) < 2:
+        of = {layer: [p for p in self.lowering.products(layer) if p not in unfit] for layer in self.lowering.layers}
+        most = sum(len(of[layer]) for layer in best[0]) - 1
+        if not self.left or most < 1:
             return best
-        return self.shortest(self.ranked(products)[:-1], otherwise=best) or best
+        ranked = self.ranked([product for products in of.values() for product in products])
+        return self.shortest(ranked[:most], otherwise=best) or best
 
     def without_the_needless(self, best: Choice) -> Choice:
         """Leave out what the gate does not miss, the least costly first; the last of all is known to be needed."""
