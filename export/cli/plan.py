@@ -66,8 +66,8 @@ def _lowered(source: Source, options: Options, weights: int, calibration: Path) 
         limits = replace(THRESHOLDS[precision], **options.thresholds)
         asked = ", ".join(f"{name} {share:g}" for name, share in limits.to_dict().items())
         ranges = (
-            f"; ranges of up to {options.calibration_samples:,} other rows of {calibration} "
-            f"({options.calibration_method})"
+            f"; ranges of up to {options.calibration_samples:,} of {calibration} ({options.calibration_method}), "
+            "rows that are not judged"
             if precision == "int8"
             else ""
         )
