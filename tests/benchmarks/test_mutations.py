@@ -22,7 +22,7 @@ from tests.export.conftest import Export, bert, data, exports, use_graph, vit
 
 __all__ = ["bert", "data", "exports", "use_graph", "vit"]  # fixtures
 
-MUTANTS = 20
+MUTANTS = 14
 
 
 @pytest.fixture
