@@ -136,6 +136,10 @@ def _initialise_prompts(model: MoPE) -> None:
                 nn.init.normal_(tokens, std=scale)
             else:
                 nn.init.uniform_(tokens, -scale, scale)
+    # As large as features are. Of zeros, a router that compares directions would have a gradient of 1e10; and all
+    # experts would score the same. Last, so that nothing else of a model depends on what may be missing.
+    for stand_in in model.stand_ins.values():
+        nn.init.normal_(stand_in)
 
 
 def _preprocessing(config: MoPEConfig, encoders: Mapping[str, FrozenEncoder]) -> Preprocessing:

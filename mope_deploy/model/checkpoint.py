@@ -1,7 +1,7 @@
 """A checkpoint folder: exactly the trained tensors, the configuration, and which encoder weights they belong to.
 
-config.json          schema, encoders (source, class, fingerprint), model configuration, preprocessing, versions, and hashes:
-                     of the tensors, the tokenizer, and of the description itself but for where encoders are
+config.json          schema, encoders (source, class, fingerprint), model configuration, preprocessing, versions; hashes of
+                     the tensors, of the tokenizer, and of this description itself but for where encoders are
 model.safetensors    the trained tensors (and fitted statistics of y), nothing else
 tokenizer.json       the text encoder's tokenizer
 encoders/<modality>/ the frozen encoders, only with standalone=True
@@ -73,7 +73,7 @@ def save_checkpoint(model: MoPE, folder: Path, *, standalone: bool, card: str) -
     """Write ``model`` to ``folder``, all or nothing.
 
     Raises:
-        CheckpointError: if ``folder`` exists and is no checkpoint, or cannot be written, or a trained value is not finite.
+        CheckpointError: if ``folder`` exists and is no checkpoint, cannot be written, or a value is not finite.
     """
     folder = folder.expanduser().resolve()
     if folder.exists() and not _replaceable(folder):
@@ -81,7 +81,9 @@ def save_checkpoint(model: MoPE, folder: Path, *, standalone: bool, card: str) -
             f"{folder} exists and is no checkpoint", expected="a new folder, an empty one or an earlier checkpoint"
         )
     if wrong := nonfinite(model.trained_state()):
-        raise CheckpointError(f"values of {', '.join(wrong[:3])}", received="NaN or an infinity", expected="finite numbers")
+        raise CheckpointError(
+            f"values of {', '.join(wrong[:3])}", received="NaN or an infinity", expected="finite numbers"
+        )
     with whole_folder(folder, error=CheckpointError) as staging:
         _write(model, staging, standalone=standalone, card=card)
 

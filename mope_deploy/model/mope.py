@@ -8,7 +8,7 @@ alone. It is what a model computes unless the token form is asked for, where its
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +73,7 @@ class MoPE(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.mappers = nn.ModuleDict(mappers)
         self.head = head
-        # Zero is the mean of a standardised y, and a feature like no other of one that is not.
+        # Their values are made in :mod:`mope_deploy.model.build`.
         widths = {name: complementary[name].backbone.feature_width for name in config.missing}
         self.stand_ins = nn.ParameterDict({name: nn.Parameter(torch.zeros(w)) for name, w in widths.items()})
 
@@ -95,6 +95,12 @@ class MoPE(nn.Module):
             if name in self.stand_ins:
                 names.append(present_name(name))
         return tuple(names)
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Token ids are below it; None without a text encoder."""
+        backbones: list[Any] = [self.main, *(each.backbone for each in self.complementary_encoders().values())]
+        return next((backbone.vocabulary for backbone in backbones if backbone.modality == "text"), None)
 
     def forward(
         self, inputs: Mapping[str, Tensor], y: Mapping[str, Tensor] | None = None, *, form: Form = "prefix"

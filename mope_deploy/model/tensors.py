@@ -59,7 +59,7 @@ def read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
             raise FileNotFoundError("no such file")
         with safe_open(path, framework="pt") as file:
             forms = {}
-            for name in file.keys():  # noqa: SIM118: the file is no mapping
+            for name in file.keys():  # noqa: SIM118
                 part = file.get_slice(name)
                 forms[name] = _DTYPES.get(part.get_dtype(), part.get_dtype()), tuple(part.get_shape())
             _check_forms(forms, expected)

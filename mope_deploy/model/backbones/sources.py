@@ -12,22 +12,32 @@ from typing import Any
 import torch
 from torch import nn
 
-from mope_deploy.errors import ConfigError
+from mope_deploy.errors import ConfigError, MopeError
 from mope_deploy.extras import require
+from mope_deploy.fields import parse_json, shown
+from mope_deploy.files import reason
+from mope_deploy.model.backbones.weights import check_files, check_report, check_values
+from mope_deploy.model.network import hub, offline_reason
 
 __all__ = [
     "EMBEDDED",
+    "PREPROCESSOR",
     "LoadedEncoder",
+    "beside",
     "load_source",
-    "preprocessor_config",
     "quiet_transformers",
+    "read_json",
     "save_transformers",
+    "unloadable",
 ]
 
 EMBEDDED = Path(__file__).parent / "embedded"
 PREPROCESSOR = "preprocessor_config.json"
 # Parts that no encoder's features need and that its checkpoint may lack; then they are random.
 _UNUSED = ("pooler.", "classifier.", "masked_spec_embed")
+_DECODER = ("decoder.", "proj_out.")  # of a larger model that holds the encoder
+_LOCAL = "local-dir:"  # timm's own prefix of folders
+_WITHOUT_NETWORK = "without network use dir:PATH or a checkpoint saved with standalone=True"
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,8 @@ def load_source(source: str) -> LoadedEncoder:
     """Load the encoder that ``source`` names, in float32.
 
     Raises:
-        ConfigError: if there is no such encoder, or it could not be read or fetched.
+        ConfigError: if there is no such encoder, or its files are damaged or are not what they seem.
+        MopeError: if it could not be fetched for want of a network.
     """
     scheme, _, name = source.partition(":")
     if scheme == "timm":
@@ -64,9 +75,12 @@ def load_source(source: str) -> LoadedEncoder:
             received=f"{folder} without a config.json",
             expected=f"one of {', '.join(known)}" if scheme == "embedded" else "a folder with config.json and weights",
         )
-    keys = _read_json(folder / "config.json")
+    keys = read_json(folder / "config.json")
     if "architecture" in keys:
-        return LoadedEncoder(_from_timm(f"local-dir:{folder}", source), str(folder), keys.get("model_args", {}))
+        model_args = keys.get("model_args", {})
+        if not isinstance(model_args, dict):
+            raise ConfigError(f"{folder / 'config.json'}: model_args", received=shown(model_args), expected="an object")
+        return LoadedEncoder(_from_timm(f"{_LOCAL}{folder}", source), str(folder), model_args)
     if "model_type" in keys:
         return LoadedEncoder(_from_transformers(str(folder), source), str(folder))
     raise ConfigError(
@@ -80,28 +94,36 @@ def _from_timm(name: str, source: str) -> nn.Module:
     timm = require("timm", extra="train", purpose=f"the encoder {source}")
     try:
         # num_classes=0 drops the classifier: MoPE has a head of its own.
-        return timm.create_model(name, pretrained=True, num_classes=0).float()
+        with hub():
+            module = timm.create_model(name, pretrained=True, num_classes=0).float()
     except Exception as error:  # timm and the hub raise anything from RuntimeError to HTTP errors
-        raise _unloadable(source, error) from error
+        raise unloadable(source, error) from error
+    if name.startswith(_LOCAL):
+        check_files(Path(name.removeprefix(_LOCAL)), module, source)
+    check_values(module, source)
+    return module
 
 
 def _from_transformers(name: str, source: str) -> nn.Module:
     transformers = require("transformers", extra="train", purpose=f"the encoder {source}")
     try:
-        with quiet_transformers():
-            config = transformers.AutoConfig.from_pretrained(name)
+        with quiet_transformers(), hub():
+            config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
             cls, options = _transformers_class(transformers, config)
+            # Tensors of other shapes are refused below, by name: the library's own error names none.
             module, report = cls.from_pretrained(
-                name, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+                name,
+                dtype=torch.float32,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **options,
             )
     except Exception as error:  # OSError for a missing file, HTTP errors, ValueError for an unknown type
-        raise _unloadable(source, error) from error
-    # transformers fills what a file lacks with random values and only says so in a log.
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith(_UNUSED))
-    if missing:
-        raise ConfigError(
-            f"the weights of {source} are incomplete", received=f"no {', '.join(missing[:3])}", expected="every tensor"
-        )
+        raise unloadable(source, error) from error
+    check_report(report, module, source, unused=(*_UNUSED, *(_DECODER if options else ())))
+    folder = Path(name) if Path(name).is_dir() else (beside(name, "config.json") or Path(name)).parent
+    check_files(folder, module, source)
     if options:
         module._weight_conversions = None  # or saving it would give its tensors the larger model's names again
     # They are no part of the method, and where the checkpoint lacks them they would change the fingerprint.
@@ -112,6 +134,7 @@ def _from_transformers(name: str, source: str) -> nn.Module:
         module.classifier = nn.Identity()
     if hasattr(module, "masked_spec_embed"):
         del module.masked_spec_embed
+    check_values(module, source)
     return module
 
 
@@ -126,23 +149,23 @@ def _transformers_class(transformers: Any, config: Any) -> tuple[Any, dict[str, 
     return transformers.AutoModel, {}
 
 
-def preprocessor_config(location: str) -> dict[str, Any]:
-    """What an encoder's ``preprocessor_config.json`` says; nothing where there is none.
+def beside(location: str, file: str) -> Path | None:
+    """A file of an encoder's folder or hub repository; None where there is no such file.
 
     Raises:
-        ConfigError: it is damaged, or the hub cannot be asked.
+        MopeError: the hub cannot be asked.
     """
     folder = Path(location)
     if folder.is_dir():
-        path = folder / PREPROCESSOR
-        return _read_json(path) if path.is_file() else {}
+        return folder / file if (folder / file).is_file() else None
     from transformers.utils import cached_file
 
     try:
-        found = cached_file(location, PREPROCESSOR, _raise_exceptions_for_missing_entries=False)
+        with hub():
+            found = cached_file(location, file, _raise_exceptions_for_missing_entries=False)
     except Exception as error:  # HTTP errors, a revision that does not exist
-        raise _unloadable(f"hf:{location}", error) from error
-    return _read_json(Path(found)) if found else {}
+        raise unloadable(f"hf:{location}", error) from error
+    return Path(found) if found else None
 
 
 def save_transformers(encoder: Any, folder: Path, *, preprocessor: Mapping[str, Any]) -> None:
@@ -170,18 +193,26 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _unloadable(source: str, error: Exception) -> ConfigError:
+def unloadable(source: str, error: Exception) -> MopeError:
+    """Why an encoder could not be loaded: a failure where there is no network, else the configuration's fault."""
+    if (why := offline_reason(error)) is not None:
+        return MopeError(f"the encoder {source} could not be loaded: {why}", todo=_WITHOUT_NETWORK)
     return ConfigError(
-        f"the encoder {source} could not be loaded: {type(error).__name__}: {str(error).strip().splitlines()[0][:300]}",
-        todo="check the name, or the network; without network use dir:PATH or a checkpoint saved with standalone=True",
+        f"the encoder {source} could not be loaded: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+        todo=f"check the name and the files, or the network; {_WITHOUT_NETWORK}",
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ConfigError: it cannot be read, or is no object.
+    """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
+        raise ConfigError(f"{path} cannot be read as JSON: {reason(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} cannot be used", received=type(values).__name__, expected="an object")
     return values

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +9,8 @@ from torch import Tensor
 from mope_deploy.errors import ConfigError
 from mope_deploy.model.backbones.base import FrozenEncoder
 from mope_deploy.model.backbones.masks import blocked
-from mope_deploy.model.backbones.sources import LoadedEncoder, quiet_transformers
+from mope_deploy.model.backbones.sources import LoadedEncoder
+from mope_deploy.model.backbones.tokenizers import load_tokenizer
 from mope_deploy.model.backbones.transformers_encoder import LayeredTransformers, TransformersEncoder
 from mope_deploy.model.config import EncoderSpec
 from mope_deploy.preprocess import TextSpec
@@ -19,7 +18,6 @@ from mope_deploy.preprocess import TextSpec
 __all__ = ["LayeredText", "TextEncoder"]
 
 _DEFAULT_MAX_LENGTH = 128
-_SLOW_VOCABULARIES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "spm.model")
 
 
 class TextEncoder(TransformersEncoder):
@@ -33,21 +31,31 @@ class TextEncoder(TransformersEncoder):
         """The encoder with its longest text and its tokenizer.
 
         Raises:
-            ConfigError: if there is no usable tokenizer beside it, or ``max_length`` is more than its positions allow.
+            ConfigError: if there is no usable tokenizer beside it, that has ids which the encoder has no rows for, or
+                ``max_length`` is more than its positions allow.
         """
+        tokenizer = load_tokenizer(loaded.location, spec.source)
         limit = cls.positions(loaded.module)
-        max_length = min(limit, _DEFAULT_MAX_LENGTH) if spec.max_length is None else spec.max_length
+        usual = min(limit, tokenizer.longest or limit, _DEFAULT_MAX_LENGTH)
+        max_length = usual if spec.max_length is None else spec.max_length
         if max_length > limit:
             raise ConfigError(
                 f"max_length of {spec.source}", received=max_length, expected=f"at most its {limit} positions"
             )
         backbone = cls.of(loaded.module, spec.source, max_length)
-        pad_id = backbone.encoder.config.pad_token_id
-        return FrozenEncoder(
-            backbone,
-            TextSpec(max_length=max_length, pad_id=0 if pad_id is None else pad_id),
-            _tokenizer_json(loaded.location, spec.source),
-        )
+        if tokenizer.ids > backbone.vocabulary:
+            raise ConfigError(
+                f"the tokenizer of {spec.source} has more ids than the encoder has rows",
+                received=f"ids 0 to {tokenizer.ids - 1}",
+                expected=f"ids 0 to {backbone.vocabulary - 1}",
+                todo="the tokenizer is another encoder's, or tokens were added to it that the encoder was not given",
+            )
+        return FrozenEncoder(backbone, TextSpec(max_length, _padding(backbone)), tokenizer.json)
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids are below it: the rows of its embeddings, whatever a tokenizer counts."""
+        return self.encoder.get_input_embeddings().weight.shape[0]
 
     @classmethod
     def positions(cls, encoder: Any) -> int:
@@ -89,31 +97,7 @@ class LayeredText(TextEncoder, LayeredTransformers):
         return x[:, 0]
 
 
-def _tokenizer_json(location: str, source: str) -> str:
-    """The text of the encoder's ``tokenizer.json``; slow-only tokenizers are converted by transformers."""
-    folder = Path(location)
-    if (folder / "tokenizer.json").is_file():
-        return (folder / "tokenizer.json").read_text(encoding="utf-8")
-    # Given a folder without any vocabulary, transformers makes up a tokenizer of special tokens alone.
-    if folder.is_dir() and not any((folder / name).is_file() for name in _SLOW_VOCABULARIES):
-        raise ConfigError(
-            f"no tokenizer beside {source}",
-            received=f"{folder} without one",
-            expected=f"tokenizer.json or {', '.join(_SLOW_VOCABULARIES)}",
-        )
-    from transformers import AutoTokenizer
-
-    try:
-        with quiet_transformers():
-            return AutoTokenizer.from_pretrained(location).backend_tokenizer.to_str()
-    except Exception as error:  # transformers raises anything from OSError to AttributeError here
-        todo = "put its tokenizer.json into the encoder's folder"
-        if find_spec("sentencepiece") is None:
-            todo += ", or run: pip install sentencepiece (it converts tokenizers published as a .model file)"
-        raise ConfigError(
-            f"no usable tokenizer beside {source}: {type(error).__name__}: {_first_line(error)[:200]}", todo=todo
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), "")
+def _padding(backbone: TextEncoder) -> int:
+    """The id of padding; it is masked, so that any will do where the encoder names none (None, −1, no such key)."""
+    found = getattr(backbone.encoder.config, "pad_token_id", None)
+    return found if isinstance(found, int) and 0 <= found < backbone.vocabulary else 0

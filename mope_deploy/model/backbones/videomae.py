@@ -6,8 +6,9 @@ Its sine positions are added before the layers; prompts come behind the tubes an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from mope_deploy.errors import ConfigError
@@ -15,16 +16,32 @@ from mope_deploy.model.backbones.base import FrozenEncoder
 from mope_deploy.model.backbones.exported.tracing import traced_as
 from mope_deploy.model.backbones.masks import masked_mean
 from mope_deploy.model.backbones.prefix import PrefixKV
-from mope_deploy.model.backbones.sources import LoadedEncoder, preprocessor_config
+from mope_deploy.model.backbones.processors import ProcessorValues, processor_values
+from mope_deploy.model.backbones.sources import LoadedEncoder
 from mope_deploy.model.backbones.transformers_encoder import LayeredTransformers
 from mope_deploy.model.config import EncoderSpec
+from mope_deploy.model.strict import Listed
 from mope_deploy.preprocess import ImageSpec, VideoSpec
 
 __all__ = ["VideoMAEEncoder"]
 
 _DEFAULT_SECONDS = 60.0
-_MEAN, _STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # the library's defaults
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers
+
+
+class _Processor(ProcessorValues):
+    """With the library's defaults."""
+
+    size: dict[str, int] | int | None = None
+    crop_size: dict[str, int] | int | None = None
+    resample: Annotated[int, Field(ge=0, lt=len(_RESAMPLE))] = 2
+    image_mean: Listed[float] = (0.5, 0.5, 0.5)
+    image_std: Listed[float] = (0.5, 0.5, 0.5)
+    do_resize: bool = True
+    do_center_crop: bool = True
+    do_rescale: bool = True
+    do_normalize: bool = True
+    rescale_factor: float = 1 / 255
 
 
 class VideoMAEEncoder(LayeredTransformers):
@@ -53,8 +70,8 @@ class VideoMAEEncoder(LayeredTransformers):
         Raises:
             ConfigError: for an image processor whose steps are not supported.
         """
-        found = preprocessor_config(loaded.location)
-        backbone = cls(loaded.module, preprocessor=found)
+        found, preprocessor = processor_values(loaded.location, spec.source, modality="video", kind=_Processor)
+        backbone = cls(loaded.module, preprocessor=preprocessor)
         seconds = _DEFAULT_SECONDS if spec.max_seconds is None else spec.max_seconds
         image = _image_spec(backbone.encoder.config, found, spec.source)
         return FrozenEncoder(backbone, VideoSpec(backbone.encoder.config.num_frames, "uniform", float(seconds), image))
@@ -101,17 +118,22 @@ class VideoMAEEncoder(LayeredTransformers):
         return y if norm is None else norm(y)
 
 
-def _image_spec(config: Any, found: Mapping[str, Any], source: str) -> ImageSpec:
+def _image_spec(config: Any, found: _Processor, source: str) -> ImageSpec:
     size = config.image_size
     height, width = (size, size) if isinstance(size, int) else tuple(size)
-    resize = found.get("size") or {"shortest_edge": min(height, width)}
-    resize = {"shortest_edge": resize} if isinstance(resize, int) else dict(resize)
-    off = [key for key in ("do_resize", "do_center_crop", "do_rescale", "do_normalize") if found.get(key) is False]
-    if off or not ({"shortest_edge"} == set(resize) or {"height", "width"} == set(resize)):
+    resize = found.size or {"shortest_edge": min(height, width)}
+    resize = {"shortest_edge": resize} if isinstance(resize, int) else resize
+    crop = found.crop_size or {"height": height, "width": width}
+    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
+    off = [key for key in ("do_resize", "do_center_crop", "do_rescale", "do_normalize") if not getattr(found, key)]
+    usual = abs(found.rescale_factor - 1 / 255) < 1e-6 and crop == {"height": height, "width": width}
+    if off or not usual or set(resize) not in ({"shortest_edge"}, {"height", "width"}):
+        scale = f"size {resize}, crop {crop}, scale {found.rescale_factor:g}"
         raise ConfigError(
             f"the image processor of {source}",
-            received=f"{', '.join(off)} switched off" if off else f"size {resize}",
-            expected="resize (shortest_edge, or height and width), center crop, rescale, normalise",
+            received=f"{', '.join(off)} switched off" if off else scale,
+            expected=f"resize (shortest_edge, or height and width), center crop to {height} × {width}, rescale by "
+            "1/255, normalise",
         )
     edge = resize.get("shortest_edge")
     spec = {
@@ -120,8 +142,8 @@ def _image_spec(config: Any, found: Mapping[str, Any], source: str) -> ImageSpec
         "resize_height": edge or resize["height"],
         "resize_width": edge or resize["width"],
         "crop_mode": "center" if edge else "squash",
-        "interpolation": _RESAMPLE[int(found.get("resample", 2))],
-        "mean": list(found.get("image_mean", _MEAN)),
-        "std": list(found.get("image_std", _STD)),
+        "interpolation": _RESAMPLE[found.resample],
+        "mean": list(found.image_mean),
+        "std": list(found.image_std),
     }
     return ImageSpec.from_dict(spec, where=f"the image processor of {source}")

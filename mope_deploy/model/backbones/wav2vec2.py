@@ -12,17 +12,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mope_deploy.errors import ConfigError
+from mope_deploy.fields import decode
 from mope_deploy.model.backbones.base import FrozenEncoder
 from mope_deploy.model.backbones.exported.tracing import traced_as
 from mope_deploy.model.backbones.masks import blocked, masked_mean, prompts_unmasked
 from mope_deploy.model.backbones.prefix import PrefixKV
-from mope_deploy.model.backbones.sources import LoadedEncoder, preprocessor_config
+from mope_deploy.model.backbones.processors import ProcessorValues, processor_values
+from mope_deploy.model.backbones.sources import LoadedEncoder
 from mope_deploy.model.backbones.transformers_encoder import LayeredTransformers
 from mope_deploy.model.config import EncoderSpec
 from mope_deploy.preprocess import AudioSpec
@@ -33,12 +35,18 @@ _DEFAULT_SECONDS = 10.0
 _MOST_SECONDS = 600.0
 
 
+class _FeatureExtractor(ProcessorValues):
+    feature_extractor_type: Literal["Wav2Vec2FeatureExtractor"] = "Wav2Vec2FeatureExtractor"
+    sampling_rate: int = 16_000
+    do_normalize: bool = True
+
+
 class Wav2Vec2Encoder(LayeredTransformers):
     """A wav2vec 2.0 or HuBERT encoder, layer by layer; ``shared`` is which frames are real, (B, N) int64 or None.
 
     Args:
         encoder: transformers' module.
-        preprocessor: what its ``preprocessor_config.json`` says.
+        preprocessor: what the file of its feature extractor says.
 
     Attributes:
         fixed: whether clips must have one length, because a norm runs over time.
@@ -66,13 +74,14 @@ class Wav2Vec2Encoder(LayeredTransformers):
         """The encoder with its preprocessing: rate and normalisation as its own feature extractor says.
 
         Raises:
-            ConfigError: for an encoder with an adapter behind its layers, or a length it cannot read.
+            ConfigError: for an encoder with an adapter behind its layers, without a feature extractor, or of a rate or
+                a length that cannot be read.
         """
         if getattr(loaded.module.config, "add_adapter", False):
             raise ConfigError(f"{spec.source} has an adapter behind its layers, which is not supported")
-        preprocessor = {"sampling_rate": 16_000, "do_normalize": True} | preprocessor_config(loaded.location)
-        backbone = cls(loaded.module, preprocessor=preprocessor)
-        rate = int(preprocessor["sampling_rate"])
+        found, preprocessor = processor_values(loaded.location, spec.source, modality="audio", kind=_FeatureExtractor)
+        backbone = cls(loaded.module, preprocessor=preprocessor | found.model_dump())
+        rate = found.sampling_rate
         seconds = _DEFAULT_SECONDS if spec.max_seconds is None else spec.max_seconds
         if not backbone.receptive_field <= seconds * rate <= _MOST_SECONDS * rate:
             raise ConfigError(
@@ -80,17 +89,17 @@ class Wav2Vec2Encoder(LayeredTransformers):
                 received=seconds,
                 expected=f"{backbone.receptive_field / rate:g} (one frame) to {_MOST_SECONDS:g}",
             )
-        return FrozenEncoder(
-            backbone,
-            AudioSpec(
-                form="waveform",
-                sample_rate=rate,
-                max_samples=round(seconds * rate),
-                fixed=backbone.fixed,
-                min_samples=backbone.receptive_field,
-                normalise=bool(preprocessor["do_normalize"]),
-            ),
-        )
+        values = {
+            "form": "waveform",
+            "sample_rate": rate,
+            "max_samples": round(seconds * rate),
+            "fixed": backbone.fixed,
+            "min_samples": backbone.receptive_field,
+            "normalise": found.do_normalize,
+        }
+        values |= dict.fromkeys(("mels", "n_fft", "hop"))
+        where = f"the feature extractor of {spec.source}"
+        return FrozenEncoder(backbone, decode(values, AudioSpec, where, ConfigError))
 
     @property
     def layers(self) -> Any:

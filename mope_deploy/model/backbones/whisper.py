@@ -7,22 +7,33 @@ they have none. Silence fills short clips and is never masked: Whisper was train
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mope_deploy.errors import ConfigError
+from mope_deploy.fields import decode
 from mope_deploy.model.backbones.base import FrozenEncoder
 from mope_deploy.model.backbones.exported.tracing import traced_as
 from mope_deploy.model.backbones.masks import masked_mean
 from mope_deploy.model.backbones.prefix import PrefixKV
-from mope_deploy.model.backbones.sources import LoadedEncoder, preprocessor_config
+from mope_deploy.model.backbones.processors import ProcessorValues, processor_values
+from mope_deploy.model.backbones.sources import LoadedEncoder
 from mope_deploy.model.backbones.transformers_encoder import LayeredTransformers
 from mope_deploy.model.config import EncoderSpec
 from mope_deploy.preprocess import AudioSpec
 
 __all__ = ["WhisperEncoder"]
+
+
+class _FeatureExtractor(ProcessorValues):
+    feature_extractor_type: Literal["WhisperFeatureExtractor"] = "WhisperFeatureExtractor"
+    sampling_rate: int = 16_000
+    n_fft: int = 400
+    hop_length: int = 160
+    feature_size: int | None = None  # bands and seconds are the encoder's too: they may not contradict it
+    chunk_length: float | None = None
 
 
 class WhisperEncoder(LayeredTransformers):
@@ -45,32 +56,39 @@ class WhisperEncoder(LayeredTransformers):
         """The encoder with its preprocessing, the log-mel spectrogram it was trained on.
 
         Raises:
-            ConfigError: for ``max_seconds``, which the encoder itself fixes.
+            ConfigError: for ``max_seconds``, which the encoder itself fixes, and for a feature extractor that is not
+                there or not of this encoder.
         """
-        found = {"sampling_rate": 16_000, "n_fft": 400, "hop_length": 160} | preprocessor_config(loaded.location)
-        backbone = cls(loaded.module, preprocessor=found)
+        found, preprocessor = processor_values(loaded.location, spec.source, modality="audio", kind=_FeatureExtractor)
+        backbone = cls(loaded.module, preprocessor=preprocessor | found.model_dump(exclude_none=True))
         config: Any = loaded.module.config
-        samples = 2 * config.max_source_positions * int(found["hop_length"])  # the second convolution halves the frames
+        samples = 2 * config.max_source_positions * found.hop_length  # the second convolution halves the frames
         if spec.max_seconds is not None:
             raise ConfigError(
                 f"max_seconds of {spec.source}",
                 received=spec.max_seconds,
-                expected=f"none: a Whisper encoder reads {samples / found['sampling_rate']:g} s, longer clips are cut",
+                expected=f"none: a Whisper encoder reads {samples / found.sampling_rate:g} s, longer clips are cut",
             )
-        return FrozenEncoder(
-            backbone,
-            AudioSpec(
-                form="log-mel",
-                sample_rate=int(found["sampling_rate"]),
-                max_samples=samples,
-                fixed=True,
-                min_samples=1,
-                normalise=False,
-                mels=config.num_mel_bins,
-                n_fft=int(found["n_fft"]),
-                hop=int(found["hop_length"]),
-            ),
-        )
+        bands, seconds = found.feature_size or config.num_mel_bins, found.chunk_length or samples / found.sampling_rate
+        if bands != config.num_mel_bins or seconds * found.sampling_rate != samples:
+            raise ConfigError(
+                f"the feature extractor of {spec.source} is of another encoder",
+                received=f"{bands} bands, {seconds:g} s",
+                expected=f"{config.num_mel_bins} bands, {samples / found.sampling_rate:g} s",
+            )
+        values = {
+            "form": "log-mel",
+            "sample_rate": found.sampling_rate,
+            "max_samples": samples,
+            "fixed": True,
+            "min_samples": 1,
+            "normalise": False,
+            "mels": config.num_mel_bins,
+            "n_fft": found.n_fft,
+            "hop": found.hop_length,
+        }
+        where = f"the feature extractor of {spec.source}"
+        return FrozenEncoder(backbone, decode(values, AudioSpec, where, ConfigError))
 
     @property
     def layers(self) -> Any:
