@@ -18,7 +18,6 @@ from optimum.utils import (
     DummyVisionInputGenerator,
     NormalizedConfig,
 )
-from tokenizers import Tokenizer
 
 from mope_deploy.model import MoPE
 from mope_deploy.preprocess import MODALITIES, AudioSpec, Tensors, VideoSpec, present_name, tensors_of
@@ -73,7 +72,7 @@ class MoPEGraph:
         return cls(
             input_names=model.input_names,
             image_size=None if made.image is None else (made.image.height, made.image.width),
-            vocab_size=None if made.tokenizer is None else Tokenizer.from_str(made.tokenizer).get_vocab_size(),
+            vocab_size=model.vocabulary,
             max_length=None if made.text is None else made.text.max_length,
             num_labels=len(model.config.labels),
             num_layers=model.main.depth,
