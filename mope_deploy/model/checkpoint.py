@@ -1,7 +1,7 @@
 """A checkpoint folder: exactly the trained tensors, the configuration, and which encoder weights they belong to.
 
-config.json          schema, encoders (source, class, fingerprint), model configuration, preprocessing, versions; hashes of
-                     the tensors, of the tokenizer, and of this description itself but for where encoders are
+config.json          schema, encoders (source, class, fingerprint), model configuration, preprocessing, versions; hashes
+                     of the tensors, of the tokenizer, and of this description itself but for where encoders are
 model.safetensors    the trained tensors (and fitted statistics of y), nothing else
 tokenizer.json       the text encoder's tokenizer
 encoders/<modality>/ the frozen encoders, only with standalone=True

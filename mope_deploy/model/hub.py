@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import HfApi, ModelHubMixin, snapshot_download
 
 from mope_deploy.errors import CheckpointError
-from mope_deploy.model import mope
+from mope_deploy.model import mope, network
 from mope_deploy.model.build import assemble, load_encoders
 from mope_deploy.model.checkpoint import load_checkpoint, save_checkpoint
 from mope_deploy.model.config import MoPEConfig
@@ -160,8 +160,10 @@ def _fetched(name: str, **hub: Any) -> Path:
     if name.count("/") > 1 or name.startswith((".", "/", "~")):  # no hub id
         raise CheckpointError(f"no checkpoint folder at {name}")
     try:
-        return Path(snapshot_download(name, **hub))
+        with network.hub():
+            return Path(snapshot_download(name, **hub))
     except Exception as error:  # network, authorisation, an id that does not exist: many classes, one meaning
         raise CheckpointError(
-            f"{name} is neither a folder nor a hub repository that can be fetched: {type(error).__name__}"
+            f"{name} is neither a folder nor a hub repository that can be fetched: "
+            f"{network.offline_reason(error) or type(error).__name__}"
         ) from error

@@ -308,7 +308,7 @@ def sentencepiece_model() -> bytes:
 
 
 def test_a_tokenizer_published_as_a_model_file_is_converted(tmp_path: Path) -> None:
-    made = by_name("DeBERTa-v3").make(tmp_path / "encoder")
+    made = bert_folder(tmp_path / "encoder", model_type="deberta-v2", vocab_size=41)
     (made / "tokenizer.json").unlink()
     (made / "spm.model").write_bytes(sentencepiece_model())
     tokenizer = load_encoder(EncoderSpec(modality="text", source=f"dir:{made}")).tokenizer

@@ -88,3 +88,15 @@ def test_routing_depends_on_x_and_on_y(vit: Path, bert: Path) -> None:
         other_image = model({**inputs, "pixel_values": inputs["pixel_values"].flip(0)}).routing
     assert not torch.equal(routing[:, 0], other_text[:, 0])
     assert not torch.equal(routing[:, 1], other_image[:, 1])
+
+
+def test_a_stand_in_does_not_drown_the_first_step(vit: Path, bert: Path) -> None:
+    """Of a zero y the cosine has a gradient of 1e10; clipped to a norm, nothing else would train."""
+    model = tiny_model(vit, bert, missing=("text",), similarity="cosine", d_x=0).train()
+    inputs = tiny_inputs(batch=4) | {"text_present": torch.tensor([1, 0, 1, 0])}
+    model(inputs).logits.square().sum().backward()
+    norms = {name: value.grad.norm().item() for name, value in model.trained_parameters().items()}
+    stand_in = norms.pop("stand_ins.text")
+    assert 0 < stand_in < max(norms.values())
+    others = tiny_model(vit, bert, similarity="cosine", d_x=0).trained_parameters()
+    assert all(torch.equal(value, model.trained_parameters()[name]) for name, value in others.items())

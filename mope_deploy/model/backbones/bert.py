@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mope_deploy.errors import ConfigError
 from mope_deploy.model.backbones.exported.tracing import traced_as
 from mope_deploy.model.backbones.masks import blocked, prompts_unmasked
 from mope_deploy.model.backbones.prefix import PrefixKV
@@ -35,6 +36,12 @@ class BertEncoder(LayeredText):
 
     @classmethod
     def positions(cls, encoder: Any) -> int:
+        if encoder.config.model_type in _OFFSET_POSITIONS and not isinstance(encoder.config.pad_token_id, int):
+            raise ConfigError(
+                f"config.json of {encoder.config.model_type}",
+                received=f"pad_token_id {encoder.config.pad_token_id}",
+                expected="the id that its positions are counted from",
+            )
         return super().positions(encoder) - _first_position(encoder.config)
 
     @property

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mope_deploy.errors import ConfigError
 from mope_deploy.model.backbones.base import FrozenEncoder
+from mope_deploy.model.backbones.exported.dry import check_traceable
 from mope_deploy.model.backbones.sources import LoadedEncoder
 from mope_deploy.model.backbones.timm_image import TimmEncoder
 from mope_deploy.model.config import EncoderSpec
@@ -38,7 +39,7 @@ class PooledEncoder(TimmEncoder):
         """The encoder with its preprocessing.
 
         Raises:
-            ConfigError: if it does not give one vector a picture.
+            ConfigError: if it does not give one vector a picture, or cannot be exported.
         """
         frozen: Any = super().wrap(loaded, spec)
         with torch.no_grad():
@@ -50,6 +51,10 @@ class PooledEncoder(TimmEncoder):
                 expected="(batch, width)",
             )
         frozen.backbone.feature_width = y.shape[1]
+        example = torch.zeros(2, 3, frozen.preprocess.height, frozen.preprocess.width)
+        check_traceable(
+            loaded.module, lambda pixel_values: loaded.module(pixel_values), {"pixel_values": example}, spec.source
+        )
         return frozen
 
     def embed(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:

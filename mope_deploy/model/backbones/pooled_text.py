@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mope_deploy.errors import ConfigError
 from mope_deploy.model.backbones.base import FrozenEncoder
+from mope_deploy.model.backbones.exported.dry import check_traceable
 from mope_deploy.model.backbones.masks import masked_mean
 from mope_deploy.model.backbones.sources import LoadedEncoder
 from mope_deploy.model.backbones.text import TextEncoder
@@ -51,11 +52,16 @@ class PooledTextEncoder(TextEncoder):
         """The encoder alone; it is run once, on its longest text.
 
         Raises:
-            ConfigError: if it gives no hidden states of a text, or padding changes what it makes of one.
+            ConfigError: if it gives no hidden states of a text, padding changes what it makes of one, or it cannot be
+                exported.
         """
         width, sees_the_text = _probe(encoder.eval(), source, max_length)
+        _check_attention(encoder.config, source, max_length)
         backbone = cls(encoder, feature_width=width)
         backbone.class_token = sees_the_text
+        ids = torch.ones(2, min(7, max_length), dtype=torch.int64)
+        examples = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        check_traceable(encoder, lambda **inputs: backbone.embed(inputs)[0], examples, source)
         return backbone
 
     @classmethod
@@ -74,6 +80,16 @@ class PooledTextEncoder(TextEncoder):
         return x[:, 0] if self.class_token else masked_mean(x, shared)
 
 
+def _check_attention(config: Any, source: str, max_length: int) -> None:
+    """Raise :class:`ConfigError` for BigBird's texts that are long enough for sparse attention: it draws at random."""
+    if getattr(config, "attention_type", None) == "block_sparse":
+        dense = (5 + 2 * config.num_random_blocks) * config.block_size
+        if max_length > dense:
+            raise ConfigError(
+                f"max_length of {source}", received=max_length, expected=f"at most {dense}: beyond it is sparse"
+            )
+
+
 @torch.no_grad()
 def _probe(encoder: Any, source: str, max_length: int) -> tuple[int, bool]:
     """Width of the hidden states, and whether the first one depends on the text's last token (a causal one does not).
@@ -81,7 +97,7 @@ def _probe(encoder: Any, source: str, max_length: int) -> tuple[int, bool]:
     Raises:
         ConfigError: if the encoder cannot be run on a text of ``max_length`` tokens alone, or padding changes it.
     """
-    pad_id = getattr(encoder.config, "pad_token_id", None) or 0
+    pad_id = max(getattr(encoder.config, "pad_token_id", None) or 0, 0)  # None and −1 stand for none
     short = max(1, max_length // 2)
     one, other = [token for token in (1, 2, 3) if token != pad_id][:2]
     ids = torch.full((3, max_length), one)

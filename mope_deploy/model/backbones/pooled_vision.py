@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from mope_deploy.errors import ConfigError
 from mope_deploy.files import reason
 from mope_deploy.model.backbones.base import FrozenEncoder
-from mope_deploy.model.backbones.sources import LoadedEncoder, quiet_transformers
+from mope_deploy.model.backbones.exported.dry import check_traceable
+from mope_deploy.model.backbones.sources import LoadedEncoder, quiet_transformers, unloadable
 from mope_deploy.model.backbones.transformers_encoder import TransformersEncoder
 from mope_deploy.model.config import EncoderSpec
+from mope_deploy.model.network import hub, offline_reason
 from mope_deploy.preprocess import ImageSpec
 
 __all__ = ["PooledVisionEncoder"]
@@ -55,10 +57,15 @@ class PooledVisionEncoder(TransformersEncoder):
 
         Raises:
             ConfigError: if there is no image processor beside the encoder, it does something that cannot be done on a
-                device, or the encoder gives no vector for a picture.
+                device, or the encoder gives no vector for a picture or cannot be exported.
         """
         processor = _processor(loaded.location, spec.source)
-        preprocess = _image_spec(processor, spec.source)
+        try:
+            preprocess = _image_spec(processor, spec.source)
+        except (AttributeError, TypeError, ValueError) as error:  # values of any type: the library checks none
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"the image processor of {spec.source} cannot be used: {reason(error)}") from error
         encoder: Any = loaded.module.eval()
         try:
             with torch.no_grad():
@@ -69,6 +76,10 @@ class PooledVisionEncoder(TransformersEncoder):
                 received=type(encoder).__name__,
                 expected="an image encoder",
             ) from error
+        example = torch.zeros(2, 3, preprocess.height, preprocess.width)
+        check_traceable(
+            encoder, lambda pixel_values: _pooled(encoder, pixel_values), {"pixel_values": example}, spec.source
+        )
         return FrozenEncoder(cls(encoder, processor, feature_width=y.shape[1]), preprocess)
 
     def embed(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -100,11 +111,13 @@ def _processor(location: str, source: str) -> Any:
     from transformers import AutoImageProcessor
 
     try:
-        with quiet_transformers():
+        with quiet_transformers(), hub():
             return AutoImageProcessor.from_pretrained(location)
     except Exception as error:  # OSError for a missing file, ValueError for an unknown class
+        if offline_reason(error) is not None:
+            raise unloadable(source, error) from error
         raise ConfigError(
-            f"no usable image processor beside {source}: {type(error).__name__}: {str(error).splitlines()[0][:200]}",
+            f"no usable image processor beside {source}: {type(error).__name__}: {reason(error)}",
             todo="put its preprocessor_config.json into the encoder's folder",
         ) from error
 

@@ -106,7 +106,7 @@ def _as_transformers(location: str, source: str, own: str | None) -> str:
             f"{_OWN} and {_CONFIG} of {source} contradict each other",
             received=f"{ours['model'].get('type')} in the one, {type(made).__name__} in the other",
             expected="one tokenizer",
-            todo=f"where {_OWN} is right, set \"tokenizer_class\": \"PreTrainedTokenizerFast\" in {_CONFIG}",
+            todo=f'where {_OWN} is right, set "tokenizer_class": "PreTrainedTokenizerFast" in {_CONFIG}',
         )
     return text
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from mope_deploy.errors import ConfigError
@@ -37,7 +38,7 @@ _MOST_SECONDS = 600.0
 
 class _FeatureExtractor(ProcessorValues):
     feature_extractor_type: Literal["Wav2Vec2FeatureExtractor"] = "Wav2Vec2FeatureExtractor"
-    sampling_rate: int = 16_000
+    sampling_rate: PositiveInt = 16_000
     do_normalize: bool = True
 
 

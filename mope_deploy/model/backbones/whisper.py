@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from mope_deploy.errors import ConfigError
@@ -29,10 +30,10 @@ __all__ = ["WhisperEncoder"]
 
 class _FeatureExtractor(ProcessorValues):
     feature_extractor_type: Literal["WhisperFeatureExtractor"] = "WhisperFeatureExtractor"
-    sampling_rate: int = 16_000
-    n_fft: int = 400
-    hop_length: int = 160
-    feature_size: int | None = None  # bands and seconds are the encoder's too: they may not contradict it
+    sampling_rate: PositiveInt = 16_000
+    n_fft: PositiveInt = 400
+    hop_length: PositiveInt = 160
+    feature_size: PositiveInt | None = None  # bands and seconds are the encoder's too: they may not contradict it
     chunk_length: float | None = None
 
 
