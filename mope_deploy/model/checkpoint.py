@@ -161,8 +161,8 @@ def _write(model: MoPE, folder: Path, *, standalone: bool, card: str) -> None:
         "tokenizer": None if tokenizer is None else _hash(tokenizer),
         "description": _described(description),
     }
-    description = {"format": FORMAT, "schema": SCHEMA, **description, "hashes": hashes}
-    (folder / CONFIG).write_bytes(json_bytes(description))
+    whole = {"format": FORMAT, "schema": SCHEMA, **description, "hashes": hashes}
+    (folder / CONFIG).write_bytes(json_bytes(whole))
     (folder / "README.md").write_text(card, encoding="utf-8")
     # save_file would make a file that its owner alone may read.
     (folder / WEIGHTS).write_bytes(save(state, metadata={"format": "pt"}))

@@ -39,6 +39,28 @@ random encoders.
   error that says so, and the canonical graph is the one to use.
 - **prefix form**: prompts as ready keys and values instead of tokens. Every row runs in token form, which defines it.
 
+## What an encoder's folder must hold
+
+An encoder that is not what its files say is refused when it is loaded, in one line.
+
+- **Weights** (`model.safetensors`, whole or in shards): every tensor of the encoder, of its shape, as floats of any
+  width, each value finite. Heads of other tasks may be left over; tensors inside the encoder that its class does not
+  read (relative positions, an adapter that was not merged) may not.
+- **Sound and video**: their processor, as transformers saves it: in `processor_config.json` (under
+  `feature_extractor`, `audio_processor`, `video_processor`, `image_processor`), `video_preprocessor_config.json` or
+  `preprocessor_config.json`, in transformers' order. Without one the encoder is refused: rate and scale are not
+  guessed.
+- **Text**: a tokenizer. Where `tokenizer_config.json` says otherwise than `tokenizer.json` (letter case, accents, a
+  leading space, special tokens), it is obeyed as transformers does; where the two are tokenizers of different kinds,
+  and for `truncation_side: left`, the encoder is refused. `model_max_length` bounds the default of `max_length`. The
+  highest token id must have a row in the encoder's embeddings.
+- **Anything that is run as a whole** must be exportable. Architectures that were exported are listed in
+  `mope_deploy/model/backbones/exported/dry.py`; any other is traced once when it is loaded (2 to 25 s), and refused
+  if it branches on values (Longformer) or calls what no target has (TAPAS, mixtures of experts).
+
+Without a network, what was fetched before is taken from the cache; anything else is an error within seconds (exit
+code 1).
+
 To add a family, see [add-an-encoder.md](add-an-encoder.md).
 """
 
