@@ -7,21 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.gate import THRESHOLDS
+from export.gate import Thresholds
 from tests.export.gate.table import LAYERS, C, K, N, Table, compare, names, select, shown, weights
+
+ASKED = Thresholds(labels=0.99, routing=0.99, metric=0.01)
 
 
 def test_a_second_expert_that_is_always_wrong_fails(tmp_path: Path, random: np.random.Generator) -> None:
     soft, eager = weights(random), random.standard_normal((N, C)).astype(np.float32)
     model = Table(eager, soft, top_k=2)
     routing = select(soft, 2)
-    assert compare(model, tmp_path, names(N), logits=eager, routing=routing, thresholds=THRESHOLDS["int8"]).passed
+    assert compare(model, tmp_path, names(N), logits=eager, routing=routing, thresholds=ASKED).passed
     order = np.argsort(-soft, axis=-1)
     wrong = routing.copy()
     second, third = order[..., 1:2], order[..., 2:3]
     np.put_along_axis(wrong, third, np.take_along_axis(routing, second, -1), -1)
     np.put_along_axis(wrong, second, 0, -1)
-    report = compare(model, tmp_path, names(N), logits=eager, routing=wrong, thresholds=THRESHOLDS["int8"])
+    report = compare(model, tmp_path, names(N), logits=eager, routing=wrong, thresholds=ASKED)
     assert report.routing.share == 1  # the first one is right throughout
     assert len(report.problems()) == LAYERS
     assert "0 of 83 (0.00 %) samples have the same selected experts in layer 0" in report.problems()[0]
@@ -36,7 +38,7 @@ def test_experts_that_tie_are_no_flip(tmp_path: Path, random: np.random.Generato
         chosen[..., [1, 3]] = 0.5
         routing = chosen if top_k else np.roll(soft * np.float32(1 + 1e-6 * np.arange(K)), 1, axis=-1)
         model = Table(eager, soft, top_k=top_k)
-        report = compare(model, tmp_path, names(N), logits=eager, routing=routing, thresholds=THRESHOLDS["int8"])
+        report = compare(model, tmp_path, names(N), logits=eager, routing=routing, thresholds=ASKED)
         assert report.passed, report.problems()
 
 
@@ -51,11 +53,11 @@ def test_no_label_ever_of_hundreds_fails(labelled: bool, tmp_path: Path, random:
     model.task = type(model.task)(labels=model.config.labels)
     truth = [(f"label {int(row.argmax())}",) if labelled else None for row in eager]
     never = np.full_like(eager, -3)
-    assert compare(model, tmp_path, truth, logits=eager, thresholds=THRESHOLDS["fp16"]).passed
-    report = compare(model, tmp_path, truth, logits=never, thresholds=THRESHOLDS["int8"])
+    assert compare(model, tmp_path, truth, logits=eager, thresholds=ASKED).passed
+    report = compare(model, tmp_path, truth, logits=never, thresholds=ASKED)
     assert report.labels.share > 0.99
     assert "0 of 83 (0.00 %) labels that are given agree, at least 99.00 % must" in report.problems()
     assert "labels that are given" in shown(report)
     nothing = Table(never, multi_label=True)
     nothing.config.labels, nothing.task = model.config.labels, model.task
-    assert compare(nothing, tmp_path, truth, logits=never, thresholds=THRESHOLDS["int8"]).given_passed
+    assert compare(nothing, tmp_path, truth, logits=never, thresholds=ASKED).given_passed
