@@ -24,6 +24,7 @@ import onnx
 from numpy.typing import NDArray
 
 from benchmarks.mutants import Mutant, mutants_of
+from export.final import judge_final as judged_last
 from export.gate import THRESHOLDS, judge_again, require_parity, require_precision
 from export.gate.cases import sample_cases
 from export.gate.device import open_files
@@ -40,7 +41,7 @@ from mope_deploy.engines.golden import check_outputs_are_golden
 from mope_deploy.engines.session import Arrays, Session
 from mope_deploy.errors import EngineError, ExportError, MopeError, ParityError
 
-__all__ = ["CASES", "Bench", "Found", "judged_last", "run_mutations", "summary"]
+__all__ = ["CASES", "Bench", "Found", "run_mutations", "summary"]
 
 ALL = ("fp32", "fp16", "bf16", "int8", "int8-dynamic")
 CASES: Mapping[str, Mapping[str, Any]] = {  # one bundle each: options of its export
@@ -85,12 +86,6 @@ class Found:
     effect: float | None = None
     own: float | None = None
     labels: float | None = None
-
-
-def judged_last(work: Work, variant: Variant) -> None:
-    """What an export asks of final files before they are packed; raises a :class:`MopeError` against them."""
-    if variant.precision != "bf16":
-        judged_by_values(work, variant)
 
 
 def judged_by_values(work: Work, variant: Variant) -> None:

@@ -23,6 +23,7 @@ from tests.export.conftest import Export, bert, data, exports, use_graph, vit
 __all__ = ["bert", "data", "exports", "use_graph", "vit"]  # fixtures
 
 MUTANTS = 14
+LOOSE = {"labels": 0.8, "routing": 0.8, "metric": 0.2}  # random weights decide by narrow margins
 
 
 @pytest.fixture
@@ -31,7 +32,14 @@ def bench(exports: dict[str, Export], use_graph: Callable[[Export], None], data:
     model = exports["top2"].model
     work = Work(
         model=model,
-        options=Options(samples=45),
+        options=Options(
+            samples=45,
+            gate_samples=40,
+            calibration_samples=16,
+            precisions=mutations.ALL,
+            fuse=True,
+            thresholds=LOOSE,
+        ),
         folder=tmp_path,
         samples=pick_samples(data, model, 45),
         data=data,
