@@ -221,7 +221,7 @@ def test_a_lowered_head_that_keeps_every_label_is_refused(
     """In a real int8 file: a head at a quarter of its size, and a constant in every logit, which a softmax hides."""
     export = exports["dense"]
     evaluation = Evaluation(export.model, pick_samples(pictures, export.model, 40, seed=0))
-    lower = lowering(export.file, "int8", calibration=[batch.feeds for batch in evaluation.batches(limit=20)])
+    lower = lowering(export.file, "int8", calibration=[batch.feeds for batch in evaluation.batches()])
     asked = dataclasses.replace(THRESHOLDS["int8"], labels=0.9, routing=0.9, metric=None)
     arguments: dict[str, Any] = {"precision": "int8", "thresholds": asked}
     (file,) = lower.write(tmp_path / "int8.onnx")
