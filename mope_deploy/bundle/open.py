@@ -72,12 +72,15 @@ class Bundle:
             path = real  # a link may lead elsewhere a moment later
         text, digest = _read_manifest_file(path)
         manifest = read_manifest(text, str(path / MANIFEST))
+        made = None
         with contextlib.suppress(OSError):  # a file that is missing is found below
             made = cls(path, manifest, digest, _look(path, manifest))
             if _read_manifest_file(path)[1] != digest:
                 raise _Changed(path)
         for name, entry in manifest.files.items():
             _check_file(path, name, entry, verify=verify)
+        if made is None:  # and one that was missing for a moment is not
+            raise _Changed(path)
         made.check_unchanged()
         return made
 

@@ -263,7 +263,7 @@ def test_a_failure_leaves_the_old_file(
     def fails(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mope_deploy.files.os.replace", fails)
+    monkeypatch.setattr("mope_deploy.files.whole.os.replace", fails)
     code, _, err = mope(bundle_path, "--duration", "0.1", "--json", tmp_path / "figures.json")
     assert code == 1
     assert "No space left" in err
