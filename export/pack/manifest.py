@@ -90,10 +90,11 @@ def reports_of(work: Work, variants: Sequence[Variant]) -> dict[str, Any]:
 
 
 def _parity_errors(work: Work) -> dict[str, float]:
-    """The largest of each output over everything that was compared."""
+    """The largest of each of the graph's outputs over everything that was compared; scores are no output of it."""
     errors: dict[str, float] = {}
     for check in (check for report in work.parity.reports.values() for check in report.values):
-        errors[check.output] = max(errors.get(check.output, 0.0), check.error)
+        if check.output in work.routed.outputs:
+            errors[check.output] = max(errors.get(check.output, 0.0), check.error)
     return errors
 
 
