@@ -22,7 +22,7 @@ from typer.main import get_command
 
 from mope_deploy.errors import MopeError, printable
 from mope_deploy.signals import Interrupted, interrupts
-from mope_deploy.system import of_system, out_of_memory
+from mope_deploy.system import of_output, of_system, out_of_memory
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -137,7 +137,7 @@ def _failed(error: Exception) -> int:
         return 0
     elif isinstance(error, OSError):
         code, line = 1, of_system(error)
-        if error.filename is None:
+        if of_output(error):
             _drop_output()
     elif callable(show) and isinstance(code, int):  # click's own: a bad option, a missing argument
         show()

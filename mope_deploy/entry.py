@@ -7,6 +7,7 @@ Nothing but the standard library is imported here before the command itself.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -43,6 +44,8 @@ def _start(module: str, *, least: tuple[int, int] = (3, 10)) -> int:
         return _refuse(
             f"{module.split('.')[0]} needs a newer Python; received {received}; expected {expected} or newer"
         )
+    if shadowed := _shadowed(module.split(".")[0]):
+        return _refuse(shadowed)
     try:
         main = importlib.import_module(module).main
     except KeyboardInterrupt:
@@ -51,17 +54,18 @@ def _start(module: str, *, least: tuple[int, int] = (3, 10)) -> int:
     except (ImportError, AttributeError) as error:
         if os.environ.get("MOPE_DEBUG"):
             raise
-        return _refuse(_shadowed(module.split(".")[0]) or _missing(error))
+        return _refuse(_missing(error))
     code: int = main()
     return code
 
 
 def _shadowed(package: str) -> str | None:
-    """Whether a file of the user's has the name of a package of ours, and comes first on the path."""
-    file = getattr(sys.modules.get(package), "__file__", None)
-    if file is None or Path(file).resolve().is_relative_to(_HERE / package):
+    """Whether a file of the user's has the name of a package of ours, and comes first on the path; it is not run."""
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None or Path(found.origin).resolve().is_relative_to(_HERE / package):
         return None
-    return f"{file} has the name of mope-deploy's own package {package}; rename it, or take its folder off PYTHONPATH"
+    what = f"{found.origin} has the name of mope-deploy's own package {package}"
+    return f"{what}; rename it, or take its folder off PYTHONPATH"
 
 
 def _missing(error: Exception) -> str:

@@ -65,10 +65,10 @@ def interrupts(*, last: bool) -> Iterator[None]:
         threading.Timer(_RETRY_S, os.kill, (os.getpid(), unraisable.exc_value.number)).start()
 
     hook, sys.unraisablehook = sys.unraisablehook, lost
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-    for number, handler in before.items():
-        if handler in (signal.SIG_DFL, signal.default_int_handler):
-            signal.signal(number, handle)
+    ours = (signal.SIG_DFL, signal.default_int_handler)
+    before = {number: handler for number in _SIGNALS if (handler := signal.getsignal(number)) in ours}
+    for number in before:
+        signal.signal(number, handle)
     try:
         yield
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-__all__ = ["of_system", "out_of_memory"]
+__all__ = ["of_output", "of_system", "out_of_memory"]
 
 _TODO = {
     errno.ENOSPC: "free space there, or name another place",
@@ -20,17 +20,23 @@ _TODO = {
 }
 
 
-def of_system(error: OSError) -> str:
-    """An error of the system: the path, the reason, what to do.
+_OF_OUTPUT = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF, errno.EFBIG, errno.ENXIO}
 
-    What is written to a file that is open has no path any more: for a command line that is standard output.
-    """
+
+def of_output(error: OSError) -> bool:
+    """Whether it may be one of writing to a file that is open, which has no path any more: standard output, mostly."""
+    return error.filename is None and error.errno in _OF_OUTPUT
+
+
+def of_system(error: OSError) -> str:
+    """An error of the system: the path, the reason, what to do."""
     where = " and ".join(
         os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)
     )
     reason = error.strerror or str(error) or type(error).__name__
     todo = _TODO.get(error.errno or 0)
-    return f"{where or 'standard output, or another open file'}: {reason}" + (f"; {todo}" if todo else "")
+    where = where or ("standard output, or another open file" if of_output(error) else "")
+    return (f"{where}: {reason}" if where else reason) + (f"; {todo}" if todo else "")
 
 
 def out_of_memory(error: Exception) -> str | None:

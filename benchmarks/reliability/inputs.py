@@ -9,12 +9,11 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
 
 from benchmarks.reliability.kit import Kit, environment
-from benchmarks.reliability.subjects import SUBJECTS
 from mope_deploy.errors import MopeError
 from mope_deploy.progress import track
 
@@ -127,8 +126,3 @@ def _lines(pipe: IO[bytes]) -> Iterator[dict[str, Any] | None]:
             yield json.loads(line)
         limit = HANG_S
     yield None
-
-
-def names(chosen: Sequence[str] | None) -> list[str]:
-    """The subjects that were asked for; all by default."""
-    return list(SUBJECTS) if chosen is None else [name for name in SUBJECTS if name in chosen]

@@ -22,7 +22,7 @@ what was written.
 
 {machine}
 """
-_GOOD = ("used", "refused", "recovered", "finished before")
+_USED = ("used", "recovered", "finished before")
 
 
 def read_results(path: Path, *, quick: bool) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def page(report: Mapping[str, Any]) -> str:
     ]
     for name, result in report["results"].items():
         outcomes = result["outcomes"]
-        fine = sum(outcomes.get(key, 0) for key in _GOOD if key != "refused")
+        fine = sum(outcomes.get(key, 0) for key in _USED)
         slowest = f"{result['slowest']:.2f} s" if result["slowest"] else ""
         memory = f"{result['megabytes']:+.0f} MB" if result["megabytes"] else ""
         cells = (

@@ -88,6 +88,7 @@ def media(kit: Kit, folder: Path, *, modality: str) -> Try:
         ),
         "video": VideoSpec(image=image, frames=4, max_seconds=10.0, sampling="uniform"),
     }
+    forms = {"image": ("uint8", (24, 24, 3)), "audio": ("float32", (None,)), "video": ("uint8", (4, 24, 24, 3))}
     kinds = {"image": ("picture", "progressive", "grey16"), "audio": ("sound",), "video": ("clip",)}[modality]
     sources = sorted(path for path in kit.media.iterdir() if path.stem in kinds)
 
@@ -96,7 +97,10 @@ def media(kit: Kit, folder: Path, *, modality: str) -> Try:
         path = folder / f"mutant{source.suffix}"
         path.write_bytes(mutate_bytes(source.read_bytes(), random))
         array = specs[modality].load(path)
-        return None if np.isfinite(array).all() and array.size else f"{path.name} became {array.dtype} {array.shape}"
+        dtype, shape = forms[modality]
+        fits = array.dtype == dtype and len(array.shape) == len(shape)
+        fits = fits and all(axis is None or axis == size for axis, size in zip(shape, array.shape, strict=True))
+        return None if fits and array.size and np.isfinite(array).all() else f"became {array.dtype} {array.shape}"
 
     return attempt
 

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mope_deploy.console import err
 from mope_deploy.errors import MopeError, UsageError
 from mope_deploy.files.content import reason
 
@@ -174,6 +173,8 @@ def locked(
     except OSError as failure:
         lock = Lock(None, reason(failure))
     if lock.refusal is not None:
+        from mope_deploy.console import err  # brings the command line's libraries
+
         err.print(
             f"warning: {folder} cannot be locked ({lock.refusal}): see to it that no other process works in it",
             markup=False,

@@ -147,15 +147,6 @@ def test_a_narrow_terminal_gets_no_padding(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out.splitlines() == ["short  x", f"long   {'y' * 300}"]
 
 
-@pytest.mark.parametrize(("command", "package"), [("mope_train", "train"), ("mope_export", "export")])
-def test_a_users_file_of_our_name_is_named(command: str, package: str, tmp_path: Path) -> None:
-    (tmp_path / f"{package}.py").write_text("print('mine')\n", encoding="utf-8")
-    found = entry(command, path=tmp_path)
-    assert found.returncode == 2
-    assert str(tmp_path / f"{package}.py") in found.stderr
-    assert found.stderr.count("\n") == 1
-
-
 def test_a_missing_dependency_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "typer.py").write_text("raise ModuleNotFoundError(name='typer')\n", encoding="utf-8")
     found = entry("mope", path=tmp_path)

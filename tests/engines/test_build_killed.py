@@ -55,11 +55,35 @@ def test_killed_at_any_operation_engine_and_sidecar_belong_together(built: Bundl
 def test_one_engine_is_built_by_one_process_at_a_time(built: Bundle) -> None:
     files = engine_files(built, built.graph(), "tensorrt_rtx")
     before = sha256(files.engine), files.sidecar.read_bytes()
-    with building(files), pytest.raises(UsageError, match=f"is in use by process {os.getpid()}"):
-        build_engine(built, compute="8.6")
+
+    def fail() -> None:
+        with building(files) as staged:
+            staged.write_bytes(b"half")
+            with pytest.raises(UsageError, match=f"is in use by process {os.getpid()}"):
+                build_engine(built, compute="8.6")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert (sha256(files.engine), files.sidecar.read_bytes()) == before
     assert left(built) == [files.engine.name, files.sidecar.name]
-    replace(files, files.engine.read_bytes())
-    assert (sha256(files.engine), files.sidecar.read_bytes()) != (before[0], b"")
+
+
+def test_an_interrupt_after_the_engine_took_its_place_takes_the_sidecar_along(
+    built: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = engine_files(built, built.graph(), "tensorrt_rtx")
+    new = files.engine.read_bytes() + b"new"
+
+    def interrupted(path: Path) -> None:
+        if path == files.engine.parent and files.engine.read_bytes() == new:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("mope_deploy.files.whole.flush", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        replace(files, new)
+    assert Sidecar.read(files.sidecar).engine.sha256 == sha256(files.engine)
+    assert left(built) == [files.engine.name, files.sidecar.name]
 
 
 BUILDS = """

@@ -106,6 +106,7 @@ def build_engine(
         }
         with _shown(f"building {chosen.name} with {library.name} {library.version}") as progress:
             answer = _work(request, progress)
+        bundle.check_unchanged()  # the builder read the graph by its path
         sidecar = Sidecar(
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             backend=library.name,

@@ -35,10 +35,9 @@ def building(files: EngineFiles) -> Iterator[Path]:
         try:
             with whole_file(files.engine, error=EngineError) as staged:
                 yield staged
-        except BaseException:
+        finally:
+            settle(files)  # also where it failed, or was interrupted, after the engine took its place
             _next(files).unlink(missing_ok=True)
-            raise
-        settle(files)
 
 
 def put_sidecar(files: EngineFiles, document: bytes) -> None:

@@ -20,7 +20,7 @@ from google.protobuf import text_format
 from export.pack import triton
 from export.pack.triton import check_repository, write_repository
 from mope_deploy.bundle import Bundle, write_bundle
-from mope_deploy.errors import ExportError, MissingExtraError, UsageError
+from mope_deploy.errors import BundleError, ExportError, MissingExtraError, UsageError
 from tests.device import tiny
 from tests.device.graph import write_graph
 
@@ -291,9 +291,10 @@ def test_labels_in_any_language_but_on_one_line(schema: Any, graph: Path, tmp_pa
     task = {"type": "single-label", "labels": labels, "threshold": None}
     model = write_repository(changed(None, graph, tmp_path / "b", task=task), tmp_path / "models").parent  # type: ignore[arg-type]
     assert (model / "labels.txt").read_text(encoding="utf-8").splitlines() == labels
-    task["labels"] = ["one\ntwo", "three", "four"]
-    with pytest.raises(ExportError, match=r"a label cannot stand in .*'one\\ntwo'; expected one line"):
-        write_repository(changed(None, graph, tmp_path / "c", task=task), tmp_path / "models")  # type: ignore[arg-type]
+    for label in ("one\ntwo", "one\u2028two", "one\x1ctwo", "one\x85two"):  # where str.splitlines would part it
+        task["labels"] = [label, "three", "four"]
+        with pytest.raises(BundleError, match=r"task\.labels\[0\]; received .*; expected a string of 1 to 256"):
+            changed(None, graph, tmp_path / "c", task=task)  # type: ignore[arg-type]
 
 
 def test_a_configuration_that_other_tools_wrote_is_the_same_model(schema: Any, bundle: Bundle, tmp_path: Path) -> None:
