@@ -21,7 +21,7 @@ from mope_deploy.limits import MAX_LABEL_CHARS, MAX_LABELS, MAX_LINE_BYTES
 from mope_deploy.preprocess import MODALITIES, Preprocessing, check_text
 from mope_deploy.task import Label, SingleLabel, Task
 
-__all__ = ["MODALITIES", "Sample", "Samples", "count_rows", "fingerprint", "open_samples", "scan_labels"]
+__all__ = ["FILES", "MODALITIES", "Sample", "Samples", "count_rows", "fingerprint", "open_samples", "scan_labels"]
 
 S = TypeVar("S")
 T = TypeVar("T")

@@ -22,6 +22,7 @@ import msgspec
 from msgspec import Meta
 
 from mope_deploy.errors import ConfigError, MopeError
+from mope_deploy.limits import MAX_DIGITS
 
 __all__ = [
     "MAY_LACK",
@@ -49,7 +50,6 @@ _CONTROLS = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 _LINE = rf"[^{_CONTROLS}]*"
 MAY_LACK = {"may_lack": True}  # metadata of a dataclass's field whose key a file may leave out
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # in the text of a JSON document
-_DIGITS = 300  # of an integer; a float holds 308
 _SHOWN = 60  # characters of a foreign value that an error message repeats
 _NEAREST = 500  # names that a mistyped one is compared with at most, each in a tenth of a millisecond
 _KEYS = 40  # of an object, that a message names
@@ -214,7 +214,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _short_integer(digits: str) -> int:
-    if len(digits) > _DIGITS:
+    if len(digits) > MAX_DIGITS:
         raise ValueError(f"an integer of {len(digits):,} digits")
     return int(digits)
 

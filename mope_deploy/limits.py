@@ -56,6 +56,7 @@ MAX_WORD_CHARS = (
 MAX_RECORD_BYTES = 64 * 2**20  # bytes of JSON in checkpoints, runs and caches; 100,000 labels take 3 MB
 MAX_RECIPE_BYTES = 2**20  # bytes of YAML; a long recipe has 5 kB
 MAX_RECIPE_VALUES = 200_000  # values of YAML once its aliases are copied; 100,000 labels are as many
+MAX_DIGITS = 300  # of an integer in JSON and YAML; a float holds 308
 
 # Engines
 

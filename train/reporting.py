@@ -13,7 +13,7 @@ from mope_deploy.model import MoPE
 from train.baselines import run_baselines
 from train.config import Recipe
 from train.data import Batches, MediaCache, Split, find_splits, read_split
-from train.data.rows import decode_split, read_rows, refuse_other_data
+from train.data.rows import Rows, decode_split, read_rows, refuse_other_data
 from train.evaluation import evaluate, predict, usage
 from train.features import Features
 from train.loop import best_metric_name
@@ -79,7 +79,7 @@ def again(run: Run, recipe: Recipe, media: MediaCache, *, threads: int) -> tuple
     Raises:
         DataError: a row cannot be used, or rows that were trained on are others than they were.
     """
-    data, model = run.read()["data"], recipe.model
+    data, model = run.trained_on(), recipe.model
     name = "test" if data.get("test") else "validation"
     if not isinstance(data.get(name), str):
         raise CheckpointError(f"{run.description} does not say where its {name} rows are")
@@ -97,11 +97,8 @@ def again(run: Run, recipe: Recipe, media: MediaCache, *, threads: int) -> tuple
         files = find_splits(recipe.data, task=model.make_task())
         assert files is not None
         rows = read_rows(recipe, files)
-        refuse_other_data(run, rows, only=("train", "validation") if name == "test" else ("train",))
-        others = (rows.train, rows.validation)
-    if recipe.data.check_images:
-        split = decode_split(recipe, split, media, threads=threads)
-        if others is not None:
-            first, second = (decode_split(recipe, one, media, threads=threads) for one in others)
-            others = first, second
-    return split, others
+        train, validation = (decode_split(recipe, one, media, threads=threads) for one in (rows.train, rows.validation))
+        others = train, validation
+        only = ("train", "validation") if name == "test" else ("train",)
+        refuse_other_data(run, Rows(files, train, validation, rows.test), only=only)
+    return decode_split(recipe, split, media, threads=threads), others

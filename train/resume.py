@@ -11,10 +11,9 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,11 +21,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from mope_deploy.errors import CheckpointError
 from mope_deploy.files import flush, json_bytes, reason, sha256, write_file
+from mope_deploy.model.tensors import read_tensors
 from mope_deploy.reading import read_json
 from train.run_folder import COMPLETE, Run
 
@@ -104,10 +104,9 @@ class ResumeState:
             if path.name.removeprefix("checkpoint-").isdecimal() and path not in kept:
                 _remove(path)
 
-    def weights(self) -> dict[str, Tensor]:
-        """The trained tensors."""
-        with _read(self.folder / "model.safetensors") as path:
-            return load_file(path)
+    def weights(self, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The trained tensors, which have names, shapes and types of ``expected``."""
+        return read_tensors(self.folder / "model.safetensors", expected)
 
     def training(self) -> dict[str, Any]:
         """As it was given to :meth:`write`."""
@@ -116,7 +115,7 @@ class ResumeState:
     def progress(self) -> Progress:
         """As it was given to :meth:`write`."""
         with _read(self.folder / "progress.json") as path:
-            return Progress(**json.loads(path.read_text(encoding="utf-8")))
+            return Progress(**read_json(path))
 
     def restore_random(self, process: int) -> None:
         """Go on with the random states of :meth:`write_random`; a process that there was not then keeps its own."""

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate.utils import send_to_device
-from safetensors.torch import load_file
 
 from mope_deploy.console import err
 from mope_deploy.data import fingerprint
 from mope_deploy.errors import MopeError, UsageError
 from mope_deploy.files import locked
 from mope_deploy.model import MoPE, build_model
+from mope_deploy.model.tensors import read_tensors
 from train.config import Recipe
 from train.data import Batches, MediaCache, find_splits
 from train.data.rows import decode, describe, read_rows, refuse_other_data
@@ -90,7 +90,7 @@ def evaluate_again(recipe: Recipe, run: Run) -> Outcome:
         raise UsageError("--evaluate", received=f"{machine.processes} processes", expected="one, without torchrun")
     with Interruption().handled(), locked(run.folder):
         run.recover()
-        data = run.read()["data"]
+        data = run.trained_on()
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"labels": tuple(data["labels"])})})
         model = MoPE.from_pretrained(run.best).to(machine.device)
         media = MediaCache(model.preprocessing, limit_mb=recipe.data.image_cache_mb)
@@ -223,7 +223,7 @@ class Training:
         """Training and validation batches, with y computed once where nothing that trains can change it."""
         recipe, model = self.recipe, self.model
         if self.state is not None:
-            model.load_trained_state(self.state.weights())
+            model.load_trained_state(self.state.weights(model.trained_state()))
         model.to(self.machine.device)
         splits, encoders = [self.data.train, self.data.validation], model.complementary_encoders()
         cached = cacheable(model, limit_mb=recipe.train.y_cache_mb, splits=splits) if recipe.train.cache_y else ()
@@ -247,7 +247,8 @@ class Training:
 
     def report(self) -> dict[str, Any]:
         """Evaluate the best model; see :func:`train.reporting.report`."""
-        self.model.load_trained_state(load_file(self.run.best / "model.safetensors"))
+        best = read_tensors(self.run.best / "model.safetensors", self.model.trained_state())
+        self.model.load_trained_state(best)
         if self.recipe.run.standalone:
             self.model.save_pretrained(self.run.best, standalone=True)
         return report(

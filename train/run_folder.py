@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import time
@@ -12,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mope_deploy.errors import CheckpointError, ConfigError, UsageError
-from mope_deploy.fields import shown
+from mope_deploy.fields import decode, shown
 from mope_deploy.files import claim, json_bytes, locked, reason, recover, write_file
+from mope_deploy.reading import read_json
 from train.config import Recipe
 from train.recipe import check_recipe, read_recipe, to_yaml
 
@@ -114,13 +114,28 @@ class Run:
             CheckpointError: it is missing, damaged or of an unknown schema.
         """
         try:
-            values = json.loads(self.description.read_text(encoding="utf-8"))
+            values = read_json(self.description)
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self.description} cannot be read: {error}") from error
+            raise CheckpointError(f"{self.description} cannot be read: {reason(error)}") from error
         if not isinstance(values, dict) or values.get("schema") != SCHEMA:
             found = values.get("schema") if isinstance(values, dict) else values
             raise CheckpointError(f"{self.description}: schema", received=shown(found), expected=SCHEMA)
+        self._check(values, status=str, started=str, data=dict[str, Any], metrics=dict[str, Any])
         return values
+
+    def trained_on(self) -> dict[str, Any]:
+        """``data`` of :meth:`read`, of a run whose training is done.
+
+        Raises:
+            CheckpointError: as :meth:`read`; or the run never got as far as to write it.
+        """
+        data: dict[str, Any] = self.read()["data"]
+        self._check(data, "data.", labels=list[str], rows=dict[str, Any], fingerprint=dict[str, Any])
+        return data
+
+    def _check(self, values: Mapping[str, Any], prefix: str = "", /, **kinds: Any) -> None:
+        for key, kind in kinds.items():
+            decode(values.get(key), kind, f"{self.description}: {prefix}{key}", CheckpointError)
 
     def path(self, target: Path) -> str:
         """``target`` as ``run.json`` writes it: relative to the run where inside it, else absolute."""
@@ -196,15 +211,15 @@ def _taken(run: Run) -> bool:
     """Whether a folder holds anything but what a run leaves that was stopped before its first resume state."""
     ours = {"run.json", "config.yaml", "metrics.jsonl", "best", "last", "checkpoints", "tensorboard", "samples"}
     names = {path.name for path in run.folder.iterdir()} - {".lock"}
-    left = {name for name in names if name.endswith(".tmp") and name[1:].rsplit(".", 2)[0] in ours}
-    if names == left:
+    left = {name for name in names if name.endswith((".tmp", ".old")) and name[1:].rsplit(".", 2)[0] in ours}
+    if names == {name for name in left if name.endswith(".tmp")}:
         return False
     try:
         status = run.read()["status"]
-    except (CheckpointError, KeyError):
+    except CheckpointError:
         return True
     # What was trained for long is never taken for nothing, even if somebody removed its resume states.
-    trained = run.best.exists() and status != "running"
+    trained = status != "running" and (run.best.exists() or any(run.folder.glob(".best.*.old")))
     return bool(names - left - ours) or bool(run.states) or trained or status in ("trained", "finished")
 
 

@@ -14,12 +14,11 @@ import yaml
 from yaml.constructor import ConstructorError
 
 from mope_deploy.fields import hidden, shown
-from mope_deploy.limits import MAX_RECIPE_BYTES, MAX_RECIPE_VALUES
+from mope_deploy.limits import MAX_DIGITS, MAX_RECIPE_BYTES, MAX_RECIPE_VALUES
 
 __all__ = ["YamlError", "dump_yaml", "load_yaml"]
 
 _FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")  # 3e-4, which YAML 1.1 reads as a string
-_DIGITS = 300  # of an integer; a float holds 308
 
 
 class YamlError(ValueError):
@@ -101,7 +100,7 @@ class _Loader(yaml.SafeLoader):
 
 def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
     digits = loader.construct_scalar(node)
-    if len(digits) > _DIGITS:
+    if len(digits) > MAX_DIGITS:
         raise ConstructorError(None, None, f"an integer of {len(digits):,} digits", node.start_mark)
     return loader.construct_yaml_int(node)
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from mope_deploy.errors import BundleError
 from mope_deploy.fields import FieldError, check_distinct, choice, decode, length, parse_json, shown, text
-from mope_deploy.limits import MAX_LABELS
+from mope_deploy.limits import MAX_LABEL_CHARS, MAX_LABELS
 from mope_deploy.manifest.consistent import AGAIN, check_consistent
 from mope_deploy.manifest.seal import digest_of
 from mope_deploy.manifest.types import (
@@ -97,7 +97,7 @@ def _check_schema(schema: object, where: str) -> None:
 @dataclass(frozen=True)
 class _Task:
     type: Annotated[str, choice(*TASKS)]
-    labels: Annotated[tuple[Annotated[str, text(256)], ...], length(1, MAX_LABELS)]
+    labels: Annotated[tuple[Annotated[str, text(MAX_LABEL_CHARS)], ...], length(1, MAX_LABELS)]
     threshold: Share | None
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, Va
 
 from mope_deploy.errors import ConfigError
 from mope_deploy.fields import hidden, shown
+from mope_deploy.limits import MAX_LABEL_CHARS, MAX_LABELS
 from mope_deploy.model.strict import Listed, Strict, problems, refused
 from mope_deploy.task import TASKS, MultiLabel, SingleLabel
 
@@ -42,16 +43,23 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _few(labels: Any) -> Any:
+    if isinstance(labels, list | tuple) and len(labels) > MAX_LABELS:
+        raise ValueError(f"received {len(labels):,}, expected at most {MAX_LABELS:,}")
+    return () if labels is None else labels
+
+
 def _named(label: str) -> str:
-    if found := hidden(label):  # no bundle has such a name: said before anything is trained
+    """What no bundle has for a name: said before anything is trained."""
+    if not label.strip() or len(label) > MAX_LABEL_CHARS:
+        raise ValueError(f"received {shown(label)}, expected 1 to {MAX_LABEL_CHARS} characters that are not all blank")
+    if found := hidden(label):
         raise ValueError(f"received {shown(label)} with {found}, expected characters that can be shown")
     return label
 
 
-Label = Annotated[str, Field(min_length=1), AfterValidator(_named)]
-Labels = Annotated[
-    Listed[Label], AfterValidator(_distinct), BeforeValidator(lambda value: () if value is None else value)
-]
+Label = Annotated[str, AfterValidator(_named)]
+Labels = Annotated[Listed[Label], AfterValidator(_distinct), BeforeValidator(_few)]
 
 
 class EncoderSpec(Strict):

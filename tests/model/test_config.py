@@ -14,6 +14,7 @@ import timm
 from safetensors.torch import load_file, save_file
 
 from mope_deploy.errors import ConfigError
+from mope_deploy.limits import MAX_LABEL_CHARS, MAX_LABELS
 from mope_deploy.model import EncoderSpec, MoPEConfig, build_model
 from mope_deploy.task import TASKS
 from tests.tiny import LABELS, bert_folder, tiny_config, vit_folder
@@ -114,6 +115,20 @@ def test_labels_that_no_bundle_holds(label: str, vit: Path, bert: Path) -> None:
     with pytest.raises(ConfigError, match=r"labels.*characters that can be shown") as caught:
         tiny_config(vit, bert, labels=("a", label))
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("label", ["", " ", "\u3000", "x" * (MAX_LABEL_CHARS + 1)])
+def test_labels_that_are_blank_or_too_long(label: str, vit: Path, bert: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"labels\.1: received .*, expected 1 to 256 characters that are not all blank"
+    ):
+        tiny_config(vit, bert, labels=("a", label))
+    assert tiny_config(vit, bert, labels=("a", "x" * MAX_LABEL_CHARS)).labels[1]
+
+
+def test_more_labels_than_a_bundle_holds(vit: Path, bert: Path) -> None:
+    with pytest.raises(ConfigError, match=f"labels: received {MAX_LABELS + 1:,}, expected at most {MAX_LABELS:,}"):
+        tiny_config(vit, bert, labels=("a",) * (MAX_LABELS + 1))
 
 
 @pytest.mark.parametrize(("task", "fewest"), [("single-label", 2), ("multi-label", 1)])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mope_deploy import data
 from mope_deploy.data import open_samples
 from mope_deploy.errors import DataError, UsageError
 from mope_deploy.preprocess import Preprocessing
@@ -17,6 +18,10 @@ from tests.tiny import LABELS
 from tests.train.tools import split_of, write_rows
 from train.config import DataSection
 from train.data import Batches, MediaCache, Split, drop_bad_files, find_splits, hold_out, read_split
+
+
+def test_what_others_read_rows_with_is_public() -> None:
+    assert {"FILES", "MODALITIES", "fingerprint", "open_samples", "scan_labels"} <= set(data.__all__)
 
 
 def test_a_batch_is_to_the_last_bit_what_the_device_computes(

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from mope_deploy.errors import ConfigError, DataError, UsageError
+from mope_deploy.errors import CheckpointError, ConfigError, DataError, UsageError
+from mope_deploy.preprocess import Preprocessing
 from tests.train.tools import moved_rows, resumed, trained, write_rows
 from train.cli import main
 from train.config import Recipe
@@ -63,6 +64,47 @@ def test_with_baselines_and_without_test_rows(recipe: Make, monkeypatch: pytest.
     first = json.loads((run.folder / "evaluation.json").read_text())
     again = evaluate_again(open_trained(run.folder, overrides=())[1], run).evaluation
     assert again == json.loads((run.folder / "evaluation.json").read_text()) == first | {"baselines": ["second"]}
+
+
+@pytest.mark.parametrize(("check_images", "key"), [("true", "image"), ("false", "text")])
+def test_rows_that_were_skipped_in_training_are_skipped_again(
+    recipe: Make, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check_images: str, key: str
+) -> None:
+    """What only decoding finds, in every split; texts are looked at even where pictures are not."""
+    monkeypatch.setattr("train.reporting.run_baselines", lambda *_, **__: [])
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    bad = {"image": str(tmp_path / "bad.png"), "text": "\u200b"}[key]
+    overrides = ["data.skip_bad=true", f"data.check_images={check_images}", "baselines=true", "train.max_steps=1"]
+    for name in ("train", "validation", "test"):
+        rows = moved_rows(tiny / f"{name}.jsonl")
+        write_rows(tmp_path / f"{name}.jsonl", [*rows, rows[0] | {key: bad}])
+        overrides.append(f"data.{name}={tmp_path / name}.jsonl")
+    if key == "text":
+        real = Preprocessing.check_text
+
+        def check(self: Preprocessing, text: str) -> None:
+            if text == bad:
+                raise DataError("text has no tokens")
+            real(self, text)
+
+        monkeypatch.setattr(Preprocessing, "check_text", check)
+    run = trained(recipe(*overrides)).run
+    before = run.read()
+    assert before["data"]["rows"] == {"train": 60, "validation": 24, "test": 26}
+    evaluate_again(open_trained(run.folder, overrides=())[1], run)
+    assert run.read()["data"] == before["data"]
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write("\n")
+    with pytest.raises(DataError, match="changed since it was started: train"):
+        evaluate_again(open_trained(run.folder, overrides=())[1], run)
+
+
+def test_what_run_json_does_not_say_is_one_line(recipe: Make) -> None:
+    run = Run(Path(recipe().run.dir or ""))
+    run.create(recipe(), command="test", resumed=False, describe=dict)
+    run.finish("trained")
+    with pytest.raises(CheckpointError, match=r"run\.json: data\.labels; received None; expected "):
+        evaluate_again(open_trained(run.folder, overrides=())[1], run)
 
 
 def test_only_trained_runs_and_only_what_concerns_the_evaluation(recipe: Make, finished: Outcome) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,12 +15,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from mope_deploy.errors import CheckpointError, ConfigError, MopeError, UsageError
 from tests.train.tools import assert_same, at_step, logged, resumed, signal_at, trained, weights
 from train.config import Recipe
 from train.objective import Objective
-from train.resume import Progress, newest
+from train.resume import Progress, ResumeState, newest
 from train.run import Outcome
 from train.run_folder import Run
 
@@ -215,6 +217,18 @@ def test_a_disk_that_fills_up_is_one_line_and_costs_only_the_last_steps(
     assert run.read()["status"] == "failed"
     assert newest_name(run) == "checkpoint-8"
     assert resumed(run).evaluation == finished.evaluation
+
+
+def test_tensors_and_progress_that_are_not_the_model_s_are_one_line(tmp_path: Path) -> None:
+    state, file = ResumeState(tmp_path), tmp_path / "model.safetensors"
+    for content in ({}, {"a": torch.full((2,), torch.nan)}):
+        save_file(content, file)
+        with pytest.raises(CheckpointError, match=re.escape(f"{file}: ")) as caught:
+            state.weights({"a": torch.zeros(2)})
+        assert "\n" not in str(caught.value)
+    os.mkfifo(tmp_path / "progress.json")
+    with pytest.raises(CheckpointError, match=r"progress\.json cannot be read: .*not a regular file"):
+        state.progress()
 
 
 def test_early_stopping_counts_over_an_interruption(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:

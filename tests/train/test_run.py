@@ -16,7 +16,7 @@ from torch import Tensor
 
 import train.loop
 from mope_deploy.data import open_samples
-from mope_deploy.errors import ConfigError, MopeError
+from mope_deploy.errors import CheckpointError, ConfigError, MopeError
 from mope_deploy.metrics import report
 from mope_deploy.model import MoPE
 from mope_deploy.task import SingleLabel
@@ -89,6 +89,20 @@ def test_best_is_kept_when_later_epochs_are_worse(recipe: Make, monkeypatch: pyt
     assert run.read()["metrics"]["validation"] == {"accuracy": 0.9, "epoch": 2}
     assert_same(weights(run, "best"), load_file(run.checkpoints / "checkpoint-16" / "model.safetensors"))
     assert differ(weights(run, "best"), weights(run, "last"))
+
+
+def test_a_best_model_that_was_damaged_meanwhile_is_one_line(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = train.loop.Loop.train
+
+    def damaging(self: train.loop.Loop) -> bool:
+        done = original(self)
+        (self.run.best / "model.safetensors").write_bytes(b"damaged")
+        return done
+
+    monkeypatch.setattr(train.loop.Loop, "train", damaging)
+    with pytest.raises(CheckpointError, match=r"best/model\.safetensors cannot be read: ") as caught:
+        trained(recipe("train.max_steps=1"))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_standalone_run_loads_where_its_encoders_are_gone(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.reliability.kills import run_killed
-from mope_deploy.errors import ConfigError, UsageError
-from mope_deploy.files import locked
+from mope_deploy.errors import CheckpointError, ConfigError, UsageError
+from mope_deploy.files import json_bytes, locked
 from tests.train.tools import assert_same, resumed, trained, weights
 from train.config import Recipe
 from train.resume import newest
@@ -116,6 +117,36 @@ def test_what_is_not_a_run_that_came_to_nothing_is_never_taken(recipe: Make, tmp
     (run.checkpoints / "checkpoint-3" / "complete.json").touch()
     with pytest.raises(UsageError, match="continue it"):
         free_folder(recipe())
+
+
+def test_what_a_killed_exchange_of_models_left_stands_in_nobody_s_way(recipe: Make) -> None:
+    run = Run(Path(recipe().run.dir or ""))
+    old = run.folder / ".best.0123abcd.old"
+    old.mkdir(parents=True)
+    with pytest.raises(UsageError, match="not empty"):
+        free_folder(recipe())  # a model, and nothing says whose
+    create(run, recipe())
+    assert free_folder(recipe()) == run.folder
+    run.finish("interrupted")
+    with pytest.raises(UsageError, match="continue it"):
+        free_folder(recipe())  # the only copy of the best model
+
+
+def test_a_record_that_is_none_is_one_line(recipe: Make) -> None:
+    run = Run(Path(recipe().run.dir or ""))
+    create(run, recipe())
+    values = run.read()
+    for key, value in (("status", 3), ("started", None), ("data", []), ("metrics", "none")):
+        run.description.write_bytes(json_bytes(values | {key: value}))
+        with pytest.raises(CheckpointError, match=rf"run\.json: {key}; received .*; expected "):
+            run.read()
+        run.description.write_bytes(json_bytes({name: values[name] for name in values if name != key}))
+        with pytest.raises(CheckpointError, match=rf"run\.json: {key}; received None; expected "):
+            open_run(run.folder, recipe=None, overrides=())
+    run.description.unlink()
+    os.mkfifo(run.description)
+    with pytest.raises(CheckpointError, match=r"run\.json cannot be read: .*not a regular file"):
+        run.read()
 
 
 def test_a_second_start_has_nothing_of_the_first(recipe: Make, finished: Outcome) -> None:

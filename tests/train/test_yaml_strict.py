@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from mope_deploy.errors import ConfigError, UsageError
+from mope_deploy.fields import parse_json
+from mope_deploy.limits import MAX_DIGITS
 from train.recipe import check_recipe, read_recipe
 from train.yaml_strict import YamlError, dump_yaml, load_yaml
 
@@ -106,3 +108,11 @@ def test_of_very_many_problems_the_first_are_named() -> None:
 def test_overrides_are_read_by_the_same_rules(value: str) -> None:
     with pytest.raises(ConfigError, match="expected a YAML value"):
         check_recipe({"name": "a"}, [f"train.epochs={value}"], what="recipe")
+
+
+def test_yaml_and_json_have_integers_of_equal_length() -> None:
+    most = "9" * MAX_DIGITS
+    assert load_yaml(most) == parse_json(most) == int(most)
+    for read in (load_yaml, parse_json):
+        with pytest.raises(ValueError, match=f"an integer of {MAX_DIGITS + 1} digits"):
+            read(most + "9")

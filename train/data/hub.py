@@ -23,7 +23,6 @@ from train.data.files import SplitFiles
 __all__ = ["fetch_hub"]
 
 INFO = "hub.json"
-_SPLITS = {"train", "validation", "test"}
 SPLITS = ("train", "validation", "test")  # ours, and what a data set calls them unless the recipe says otherwise
 
 
@@ -63,7 +62,7 @@ def _found(root: Path, request: dict[str, Any]) -> SplitFiles:
     try:
         info = read_json(root / INFO)
         splits = [str(name) for name in info["splits"]]
-        same = info["request"] == request and set(splits) <= _SPLITS and "train" in splits
+        same = info["request"] == request and set(splits) <= set(SPLITS) and "train" in splits
     except (OSError, ValueError, KeyError, TypeError):
         same, splits = False, []
     if not same:
