@@ -60,5 +60,6 @@ MAX_DIGITS = 300  # of an integer in JSON and YAML; a float holds 308
 
 # Engines
 
+MAX_CACHE_MB = 2**20  # MiB for rows that parts of a split graph made; more than any device has
 MAX_GRAPH_FIELDS = 1_000_000  # protobuf fields of an ONNX file, a weight is about ten; 4,000 nodes have 41,000
 MAX_NAME_BYTES = 512  # of a name in it that is compared; a longer one is none of ours

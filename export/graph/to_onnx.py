@@ -16,11 +16,11 @@ from torch import nn
 from export.graph.exporter_config import MoPEExporterConfig
 from export.graph.files import SMALL
 from export.graph.naming import name_after_modules
-from export.graph.quiet import quiet
 from export.graph.static import StaticMoPE
 from export.limits import DEFAULT_OPSET, MAX_IR_VERSION
 from export.options import check_opset
 from mope_deploy.errors import ExportError
+from mope_deploy.model.quiet import quiet
 
 __all__ = ["drop_routing", "to_older", "trace"]
 

@@ -19,7 +19,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from export.graph.files import check_file, read
-from export.graph.quiet import quiet
 from export.limits import EMBED_LIMIT, MAX_IR_VERSION
 from export.precision.check import DYNAMIC_OPS, check_types
 from export.precision.int8 import quantise_weight_of
@@ -27,6 +26,7 @@ from export.precision.layout import layout
 from export.precision.ranking import own_errors, twin_of
 from mope_deploy.engines.onnxruntime.library import import_onnxruntime
 from mope_deploy.errors import ExportError
+from mope_deploy.model.quiet import quiet
 
 __all__ = ["DynamicLowering"]
 

@@ -16,6 +16,7 @@ import typer
 
 from mope_deploy.cli.printing import tell
 from mope_deploy.errors import UsageError
+from mope_deploy.limits import MAX_CACHE_MB
 
 if TYPE_CHECKING:
     from mope_deploy.predictor import Predictor
@@ -64,7 +65,7 @@ class EngineOptions:
     arena: Annotated[bool | None, option(_ARENA, "--arena/--no-arena")] = None
     providers: Annotated[list[str] | None, option(_PROVIDER, "--provider")] = None
     rebuild: Annotated[bool, option(_REBUILD, "--rebuild")] = False
-    cache_mb: Annotated[int, option(_CACHE, min=0, max=2**20, show_default=True)] = 64
+    cache_mb: Annotated[int, option(_CACHE, min=0, max=MAX_CACHE_MB, show_default=True)] = 64
 
     def load(self, bundle: Path, *, verify: bool = True, announce: bool = True) -> Predictor:
         """Open a bundle, and announce which engine runs, how it is set up and why, where the choice was left to us."""

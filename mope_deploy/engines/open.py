@@ -27,13 +27,13 @@ from mope_deploy.engines.tensorrt.session import open_engine
 from mope_deploy.engines.tensorrt.sidecar import EngineFiles, Sidecar
 from mope_deploy.errors import EngineError, MissingExtraError, MopeError, ParityError, UsageError
 from mope_deploy.fields import did_you_mean
+from mope_deploy.limits import MAX_CACHE_MB
 
 __all__ = ["CACHE_MB", "ENGINES", "Providers", "open_built", "open_session"]
 
 ENGINES = ("tensorrt", "onnxruntime")  # in the order of "auto"; the first stands for all its libraries
 
 CACHE_MB = 64  # MiB, for rows that parts of a split graph made
-_MOST_CACHE_MB = 2**20
 
 
 def open_session(
@@ -77,7 +77,7 @@ def open_session(
             todo=did_you_mean(engine, ENGINES),
         )
     graph = None if graph is None else check_text("graph", graph, expected="the name of one, or None")
-    cache_mb, rebuild = check_integer("cache_mb", cache_mb, 0, _MOST_CACHE_MB), check_flag("rebuild", rebuild)
+    cache_mb, rebuild = check_integer("cache_mb", cache_mb, 0, MAX_CACHE_MB), check_flag("rebuild", rebuild)
     named = {"threads": threads is not None, "arena": arena is not None, "providers": bool(check_providers(providers))}
     for_ort = next((name for name, given in named.items() if given), None)
     if for_ort and (engine == "tensorrt" or rebuild):

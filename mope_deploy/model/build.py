@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -17,13 +16,13 @@ from mope_deploy.model.heads import ClassificationHead
 from mope_deploy.model.mapper import Mapper
 from mope_deploy.model.mope import MoPE
 from mope_deploy.model.prompts import LayerPrompts, StaticPrompt
+from mope_deploy.model.randomness import forked
 from mope_deploy.model.router import Router, routing_embeddings
 from mope_deploy.preprocess import Preprocessing
 
 __all__ = ["assemble", "load_encoders"]
 
 M = TypeVar("M", bound=MoPE)
-_one_at_a_time = threading.Lock()  # layers draw from the process's generator
 
 
 def load_encoders(config: MoPEConfig) -> dict[str, FrozenEncoder]:
@@ -32,8 +31,7 @@ def load_encoders(config: MoPEConfig) -> dict[str, FrozenEncoder]:
     Raises:
         ConfigError: if one cannot be loaded or is of the wrong kind.
     """
-    with _one_at_a_time, torch.random.fork_rng(devices=[]):  # libraries draw values that the loaded ones replace
-        return {spec.modality: load_encoder(spec, main=spec is config.main) for spec in config.encoders}
+    return {spec.modality: load_encoder(spec, main=spec is config.main) for spec in config.encoders}
 
 
 def assemble(
@@ -57,7 +55,7 @@ def assemble(
         ConfigError: if ``config`` names fewer labels than its task needs.
     """
     config.check_labels()
-    with _one_at_a_time, torch.random.fork_rng(devices=[]):
+    with forked():
         torch.default_generator.manual_seed(seed)  # of the CPU alone, where all of it is drawn
         main = encoders[config.main.modality].backbone
         complementary = {spec.modality: _complementary(config, spec, encoders) for spec in config.complementary}

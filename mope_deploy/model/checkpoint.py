@@ -22,14 +22,15 @@ from safetensors.torch import save
 from mope_deploy.errors import CheckpointError, ConfigError
 from mope_deploy.fields import shown
 from mope_deploy.files import json_bytes, reason, whole_folder
-from mope_deploy.model.backbones import Encoder, load_encoder
-from mope_deploy.model.build import assemble
+from mope_deploy.limits import MAX_TOKENIZER_BYTES
+from mope_deploy.model.backbones import Encoder
+from mope_deploy.model.build import assemble, load_encoders
 from mope_deploy.model.config import MoPEConfig
 from mope_deploy.model.mope import MoPE
 from mope_deploy.model.strict import Strict, problems
 from mope_deploy.model.tensors import fingerprint, nonfinite, read_tensors
 from mope_deploy.preprocess import Preprocessing
-from mope_deploy.reading import read_json
+from mope_deploy.reading import read_json, read_regular
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
@@ -110,7 +111,7 @@ def load_checkpoint(kind: type[M], folder: Path, *, encoders: Mapping[str, str])
         _check_hash(folder / CONFIG, _described(values), description.hashes.description)
         _check_hash(folder / TOKENIZER, tokenizer and _hash(tokenizer), description.hashes.tokenizer)
     found = _with_sources(config, folder, encoders)
-    loaded = {spec.modality: load_encoder(spec, main=spec is found.main) for spec in found.encoders}
+    loaded = load_encoders(found)
     for spec in found.encoders:
         recorded, encoder = description.encoders[spec.modality], loaded[spec.modality].backbone.encoder
         weights = loaded[spec.modality].backbone.fingerprint()
@@ -267,7 +268,7 @@ def _read_preprocessing(folder: Path, description: _Description) -> Preprocessin
     """Preprocessing as it was in training: an encoder's hub page may change its tokenizer later."""
     file, config = folder / TOKENIZER, description.model
     try:
-        tokenizer = file.read_bytes().decode("utf-8") if file.is_file() else None
+        tokenizer = read_regular(file, MAX_TOKENIZER_BYTES).decode("utf-8") if file.is_file() else None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read: {reason(error)}") from error
     try:

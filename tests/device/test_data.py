@@ -181,6 +181,13 @@ def test_a_line_without_end_is_not_read_into_memory(folder: Path, monkeypatch: p
         list(open_samples(path, skip_bad=True))
 
 
+def test_labels_without_end_are_no_labels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "MAX_LABELS", 2)
+    path = write(folder, *({**GOOD, "label": name} for name in "abc"))
+    with pytest.raises(DataError, match=r":3: more than 2 different labels; is label the right key\?$"):
+        scan_labels(path)
+
+
 def test_fingerprint(folder: Path) -> None:
     path = write(folder, GOOD, {**GOOD, "image": "zero.png"}, b"broken", GOOD)
     found = fingerprint(path)

@@ -12,6 +12,7 @@ from mope_deploy import limits
 from mope_deploy import manifest as schema
 from mope_deploy.bundle import Bundle, write_bundle
 from mope_deploy.errors import MopeError
+from mope_deploy.manifest import consistent
 from tests.device import tiny
 from tests.device.damage import put, refused, rewrite
 
@@ -286,3 +287,12 @@ def test_random_damage_to_the_manifest_is_never_another_exception(bundle_copy: P
             if "\n" in message:
                 pytest.fail(message)
     assert opened < 200
+
+
+def test_a_tokenizer_and_labels_beyond_their_limits(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as small:
+        small.setattr(consistent, "MAX_TOKENIZER_BYTES", 100)
+        refused(bundle_copy, "manifest.json.files: the tokenizer is too large; expected 100 bytes at most")
+    names = [str(i) for i in range(limits.MAX_LABELS + 1)]
+    rewrite(bundle_copy, lambda document: put(document, "task.labels", names))
+    refused(bundle_copy, "task.labels; received an array of 100001 items; expected an array of 1 to 100,000 items")

@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mope_deploy import reading
 from mope_deploy.bundle import Bundle
 from mope_deploy.engines.tensorrt.sidecar import Sidecar
 from mope_deploy.errors import EngineError
+from mope_deploy.limits import MAX_RECORD_BYTES
 from mope_deploy.reading import read_json, read_npz, read_regular
 from tests.device import tiny
 from tests.device.damage import refused
@@ -139,3 +141,18 @@ def test_a_bomb_is_not_unpacked() -> None:
     assert lying != bomb
     with pytest.raises(ValueError, match=r"\S"):
         read_npz(lying, 10**6)
+
+
+def test_no_more_arrays_than_an_archive_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = archive(*((f"{name}.npy", npy("()")) for name in "abc"))
+    assert len(read_npz(data, 10_000)) == 3
+    monkeypatch.setattr(reading, "MAX_ARRAYS", 2)
+    with pytest.raises(ValueError, match=r"^too large: 3 arrays, at most 2$"):
+        read_npz(data, 10_000)
+
+
+def test_no_more_json_than_a_record_may_have(tmp_path: Path) -> None:
+    with (tmp_path / "record.json").open("wb") as sparse:
+        sparse.truncate(MAX_RECORD_BYTES + 1)
+    with pytest.raises(OSError, match="too large: 67,108,865 bytes, at most 67,108,864"):
+        read_json(tmp_path / "record.json")

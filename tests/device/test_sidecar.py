@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mope_deploy.engines.tensorrt import sidecar
 from mope_deploy.engines.tensorrt.device import Device, _driver, _l4t, available_memory, this_device
 from mope_deploy.engines.tensorrt.profiles import Sizes
 from mope_deploy.engines.tensorrt.sidecar import Precision, Proof, Sidecar
@@ -109,6 +110,13 @@ def test_damaged(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(EngineError, match=r"e\.json.*mope build"):
         Sidecar.read(tmp_path / "e.json")
     assert Proof.read(tmp_path / "e.json") is None
+
+
+def test_a_record_without_end_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_file(tmp_path / "e.json", json_bytes(SIDECAR.to_dict()))
+    monkeypatch.setattr(sidecar, "MAX_SIDECAR_BYTES", 100)
+    with pytest.raises(EngineError, match=r"e\.json cannot be read; received too large: .* at most 100; .*mope build"):
+        Sidecar.read(tmp_path / "e.json")
 
 
 def test_a_proof_that_is_not_exactly_one_is_none(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mope_deploy.errors import CheckpointError
-from mope_deploy.model import MoPE
+from mope_deploy.limits import MAX_RECORD_BYTES
+from mope_deploy.model import MoPE, checkpoint
 from tests.tiny import bert_folder, tiny_inputs, tiny_model, vit_folder
 
 
@@ -259,3 +260,14 @@ def test_an_encoder_is_hashed_again_only_when_it_changed(
         next(encoder.encoder.parameters()).add_(1)
     assert encoder.fingerprint() != first
     assert encoder.double().fingerprint() not in (first, encoder.float().fingerprint())
+
+
+def test_files_without_end_are_not_read(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as small:
+        small.setattr(checkpoint, "MAX_TOKENIZER_BYTES", 100)
+        with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read: too large.* at most 100$"):
+            MoPE.from_pretrained(saved)
+    with (saved / "config.json").open("r+b") as file:
+        file.truncate(MAX_RECORD_BYTES + 1)
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read: too large.* at most 67,108,864$"):
+        MoPE.from_pretrained(saved)

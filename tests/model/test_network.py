@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 from huggingface_hub import constants
@@ -10,7 +12,8 @@ from huggingface_hub.utils import logging
 
 from mope_deploy.errors import CheckpointError, MopeError
 from mope_deploy.model import EncoderSpec, MoPE, network
-from mope_deploy.model.backbones import load_encoder
+from mope_deploy.model.backbones import load_encoder, pooled_vision
+from tests.tiny import bert_folder, tiny_model
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +28,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setattr(network, "getproxies", dict)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(network, "_answers", {})
     return asked
 
 
@@ -61,7 +65,48 @@ def test_the_libraries_are_left_as_they_were(monkeypatch: pytest.MonkeyPatch) ->
     assert logging.get_verbosity() == before
     monkeypatch.setattr(socket, "create_connection", lambda *args, **kwargs: socket.socket())
     with network.hub():
+        assert constants.HF_HUB_OFFLINE, "the answer stands for a while"
+    monkeypatch.setattr(network, "_answers", {})
+    with network.hub():
         assert not constants.HF_HUB_OFFLINE
+
+
+def test_two_threads_that_overlap_leave_the_libraries_as_they_were() -> None:
+    """The first one in leaves first: the second must not take what the first had set for what was there."""
+    before, entered, leave = logging.get_verbosity(), Event(), Event()
+
+    def second() -> None:
+        with network.hub():
+            entered.set()
+            leave.wait()
+
+    thread = Thread(target=second)
+    with network.hub():
+        thread.start()
+        assert not entered.wait(0.2)
+    leave.set()
+    thread.join()
+    assert (constants.HF_HUB_OFFLINE, logging.get_verbosity()) == (False, before)
+
+
+def test_local_folders_ask_nobody(
+    vit: Path, bert: Path, tmp_path: Path, no_network: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither for weights, nor for a tokenizer that transformers converts, nor for an image processor."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        no_network.append(args)
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    text = bert_folder(tmp_path / "bert")
+    (text / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    tiny_model(vit, text).save_pretrained(tmp_path / "whole", standalone=True)
+    MoPE.from_pretrained(tmp_path / "whole")
+    with pytest.raises(MopeError, match="no usable image processor"):
+        pooled_vision._processor(str(bert), "dir:bert")
+    assert no_network == []
 
 
 def test_an_unknown_name_is_not_blamed_on_the_network() -> None:

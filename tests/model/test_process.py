@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
+from time import sleep
 
 import pytest
 import torch
 
-from mope_deploy.model import build_model
+from mope_deploy.model import MoPE, build_model
+from mope_deploy.model.backbones import FrozenEncoder
 from mope_deploy.model.backbones.sources import quiet_transformers
-from tests.tiny import bert_folder, tiny_config, vit_folder
+from mope_deploy.model.backbones.vit import ViTEncoder
+from tests.tiny import bert_folder, tiny_config, tiny_model, vit_folder
 
 WORKERS = 2
 
@@ -38,6 +41,28 @@ def test_random_states_stay(tmp_path: Path, pool: ThreadPoolExecutor, monkeypatc
         assert all(torch.equal(found[name], value) for name, value in alone.items())
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.get_num_threads() == threads
+
+
+def test_loading_checkpoints_leaves_the_random_state(
+    vit: Path, bert: Path, tmp_path: Path, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What wraps an encoder may draw too; and no thread is in while another is."""
+    tiny_model(vit, bert).save_pretrained(tmp_path / "saved")
+    wrap, inside, most = ViTEncoder.wrap, [], []
+
+    def drawing(*args: object) -> FrozenEncoder:
+        inside.append(1)
+        most.append(len(inside))
+        torch.rand(1)
+        sleep(0.05)
+        inside.pop()
+        return wrap(*args)
+
+    monkeypatch.setattr(ViTEncoder, "wrap", drawing)
+    before = torch.get_rng_state()
+    list(pool.map(MoPE.from_pretrained, [tmp_path / "saved"] * WORKERS))
+    assert most == [1] * WORKERS
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_logs_and_bars_of_transformers_stay(pool: ThreadPoolExecutor) -> None:

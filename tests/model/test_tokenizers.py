@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, BertTokenizerFast, RobertaTokenizerFast
 from export.graph.exporter_config import MoPEGraph
 from mope_deploy.errors import ConfigError
 from mope_deploy.model import EncoderSpec
-from mope_deploy.model.backbones import FrozenEncoder, load_encoder
+from mope_deploy.model.backbones import FrozenEncoder, load_encoder, tokenizers
 from mope_deploy.model.backbones.exported.dry import check_traceable
 from tests.tiny import WORDS, bert_folder, tiny_model, vit_folder
 
@@ -181,3 +181,18 @@ def test_rows_that_hold_no_number_are_refused_too(tmp_path: Path) -> None:
     state[name][12] = torch.nan
     save_file(state, made / "model.safetensors", metadata={"format": "pt"})
     assert f"values of {name}" in refused(made)
+
+
+def test_rules_that_no_device_takes_are_refused_before_the_library_has_them(tmp_path: Path) -> None:
+    made = bert_folder(tmp_path / "bert")
+    document = json.loads((made / "tokenizer.json").read_text())
+    doubling = {"type": "Replace", "pattern": {"String": "e"}, "content": "ee"}
+    document["normalizer"] = {"type": "Sequence", "normalizers": [doubling] * 20}
+    (made / "tokenizer.json").write_text(json.dumps(document))
+    assert f"the tokenizer of dir:{made}: tokenizer.json: rules; received texts up to 128 times" in refused(made)
+
+
+def test_a_tokenizer_without_end_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = bert_folder(tmp_path / "bert")
+    monkeypatch.setattr(tokenizers, "MAX_TOKENIZER_BYTES", 100)
+    assert "tokenizer.json cannot be read: too large" in refused(made)

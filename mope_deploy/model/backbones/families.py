@@ -6,18 +6,17 @@ or transformers. Adding a family is that file and one line in :func:`families`.
 
 from __future__ import annotations
 
-import torch
-
 from mope_deploy.errors import ConfigError
 from mope_deploy.model.backbones.base import Encoder, FrozenEncoder, LayeredEncoder
-from mope_deploy.model.backbones.sources import load_source
+from mope_deploy.model.backbones.sources import LoadedEncoder, load_source
 from mope_deploy.model.config import EncoderSpec
+from mope_deploy.model.randomness import forked
 
 __all__ = ["families", "load_encoder"]
 
 
 def load_encoder(spec: EncoderSpec, *, main: bool = False) -> FrozenEncoder:
-    """Load, wrap and freeze the encoder that ``spec`` names.
+    """Load, wrap and freeze the encoder that ``spec`` names, one thread at a time.
 
     Args:
         spec: the encoder.
@@ -27,9 +26,17 @@ def load_encoder(spec: EncoderSpec, *, main: bool = False) -> FrozenEncoder:
         ConfigError: if the source does not exist, is no supported encoder, is of another modality than ``spec`` says,
             or has no layers to prompt where prompts are wanted.
     """
-    # Libraries draw initial values before they load weights; the caller's random state is not theirs to move.
-    with torch.random.fork_rng(devices=[]):
+    # Libraries draw initial values before they load weights, and wrapping may run what is loaded; the caller's random
+    # state is not theirs to move.
+    with forked():
         loaded = load_source(spec.source)
+        frozen = _family(loaded, spec, main=main).wrap(loaded, spec)
+    frozen.backbone.requires_grad_(False).eval()
+    return frozen
+
+
+def _family(loaded: LoadedEncoder, spec: EncoderSpec, *, main: bool) -> type[Encoder]:
+    """The family of a library's encoder, if it can be what ``spec`` says."""
     found = type(loaded.module).__name__
     family = next((family for family in families() if family.accepts(loaded.module)), None)
     if family is None:
@@ -50,9 +57,7 @@ def load_encoder(spec: EncoderSpec, *, main: bool = False) -> FrozenEncoder:
             received=found,
             expected=" or ".join(family.family for family in families() if issubclass(family, LayeredEncoder)),
         )
-    frozen = family.wrap(loaded, spec)
-    frozen.backbone.requires_grad_(False).eval()
-    return frozen
+    return family
 
 
 def families() -> tuple[type[Encoder], ...]:

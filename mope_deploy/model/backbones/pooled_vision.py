@@ -111,7 +111,7 @@ def _processor(location: str, source: str) -> Any:
     from transformers import AutoImageProcessor
 
     try:
-        with quiet_transformers(), hub():
+        with quiet_transformers(), hub(local=Path(location).is_dir()):
             return AutoImageProcessor.from_pretrained(location)
     except Exception as error:  # OSError for a missing file, ValueError for an unknown class
         if offline_reason(error) is not None:

@@ -96,7 +96,7 @@ def _from_timm(name: str, source: str) -> nn.Module:
     timm = require("timm", extra="train", purpose=f"the encoder {source}")
     try:
         # num_classes=0 drops the classifier: MoPE has a head of its own.
-        with hub():
+        with hub(local=name.startswith(_LOCAL)):
             module = timm.create_model(name, pretrained=True, num_classes=0).float()
     except Exception as error:  # timm and the hub raise anything from RuntimeError to HTTP errors
         raise unloadable(source, error) from error
@@ -109,7 +109,7 @@ def _from_timm(name: str, source: str) -> nn.Module:
 def _from_transformers(name: str, source: str) -> nn.Module:
     transformers = require("transformers", extra="train", purpose=f"the encoder {source}")
     try:
-        with quiet_transformers(), hub():
+        with quiet_transformers(), hub(local=Path(name).is_dir()):
             config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
             cls, options = _transformers_class(transformers, config)
             # Tensors of other shapes are refused below, by name: the library's own error names none.

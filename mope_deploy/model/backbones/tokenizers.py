@@ -17,8 +17,11 @@ from tokenizers import Tokenizer
 from mope_deploy.errors import ConfigError, MopeError
 from mope_deploy.fields import shown
 from mope_deploy.files import reason
+from mope_deploy.limits import MAX_TOKENIZER_BYTES
 from mope_deploy.model.backbones.sources import beside, quiet_transformers, read_json, unloadable
 from mope_deploy.model.network import hub, offline_reason
+from mope_deploy.preprocess.rules import check_rules
+from mope_deploy.reading import read_regular
 
 __all__ = ["LoadedTokenizer", "load_tokenizer"]
 
@@ -47,7 +50,8 @@ def load_tokenizer(location: str, source: str) -> LoadedTokenizer:
     """The tokenizer of the encoder at ``location``, a folder or hub id.
 
     Raises:
-        ConfigError: there is none, it is damaged, or its files contradict each other in what cannot be obeyed.
+        ConfigError: there is none, it is damaged or too large, its rules could take all memory or all time, or its
+            files contradict each other in what cannot be obeyed.
         MopeError: it could not be fetched for want of a network.
     """
     own, path = beside(location, _OWN), beside(location, _CONFIG)
@@ -59,9 +63,9 @@ def load_tokenizer(location: str, source: str) -> LoadedTokenizer:
             expected="'right': long texts are cut at their end",
             todo="change it there if that will do",
         )
-    text = _read(own) if own is not None else None
+    text = _checked(_read(own), source) if own is not None else None
     if text is None or settings:
-        text = _as_transformers(location, source, text)
+        text = _checked(_as_transformers(location, source, text), source)
     try:
         highest = max(Tokenizer.from_str(text).get_vocab(with_added_tokens=True).values(), default=-1)
     except Exception as error:  # the library's errors are bare Exceptions
@@ -73,9 +77,18 @@ def load_tokenizer(location: str, source: str) -> LoadedTokenizer:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_regular(path, MAX_TOKENIZER_BYTES).decode("utf-8")
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {reason(error)}") from error
+
+
+def _checked(text: str, source: str) -> str:
+    """``text`` if a device would take its rules; asked before the library gets it, here as there."""
+    try:
+        check_rules(text)
+    except ConfigError as error:
+        raise ConfigError(f"the tokenizer of {source}: {error}") from error
+    return text
 
 
 def _as_transformers(location: str, source: str, own: str | None) -> str:
@@ -91,7 +104,7 @@ def _as_transformers(location: str, source: str, own: str | None) -> str:
     from transformers import AutoTokenizer
 
     try:
-        with quiet_transformers(), hub():
+        with quiet_transformers(), hub(local=folder.is_dir()):
             made = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
             text: str = made.backend_tokenizer.to_str()
     except Exception as error:  # transformers raises anything from OSError to AttributeError here

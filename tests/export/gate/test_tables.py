@@ -22,7 +22,6 @@ from export.gate.reference import eager_outputs
 from export.gate.tables import compare_tables
 from export.graph.files import check_file, save
 from export.graph.naming import name_after_modules
-from export.graph.quiet import quiet
 from export.graph.split import part_inputs, split
 from export.graph.static import StaticLayer
 from export.graph.to_onnx import to_older
@@ -32,6 +31,7 @@ from mope_deploy.data import open_samples
 from mope_deploy.model.backbones.prefix import Projection
 from mope_deploy.model.experts import PromptExperts
 from mope_deploy.model.prompts import LayerPrompts
+from mope_deploy.model.quiet import quiet
 from mope_deploy.model.router import Router, routing_embeddings
 from tests.export.conftest import Export
 from tests.export.gate.faults import edit

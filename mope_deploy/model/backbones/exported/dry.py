@@ -8,9 +8,7 @@ were made are listed; any other is traced once, when it is loaded, which takes s
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ from torch.export import Dim
 
 from mope_deploy.errors import ConfigError
 from mope_deploy.files import reason
+from mope_deploy.model.quiet import quiet
 
 __all__ = ["check_traceable"]
 
@@ -62,7 +61,8 @@ def check_traceable(module: nn.Module, run: Callable[..., Tensor], examples: Map
         for name, tensor in examples.items()
     }
     try:
-        with torch.no_grad(), _quiet():
+        # Errors too: where the exporter fails it writes the whole graph out as one.
+        with torch.no_grad(), quiet(level=logging.CRITICAL):
             program = torch.export.export(_Whole(module, run), (), dict(examples), dynamic_shapes={"inputs": axes})
         found = sorted(set(_refused(program.graph_module)))
         why = f"it calls {', '.join(found[:3])}" if found else None
@@ -83,19 +83,6 @@ class _Whole(nn.Module):
 
     def forward(self, **inputs: Tensor) -> Tensor:
         return self.run(**inputs)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's warnings, and without the graph that it writes out where it fails."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _refused(graph: Any) -> Iterator[str]:
