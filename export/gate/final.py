@@ -97,8 +97,8 @@ def near(thresholds: Thresholds, config: MoPEExporterConfig, model: MoPE) -> Thr
 
     No farther than that one may be from the model: both round the same weights, and where one rounds an activation that
     the other does not, it errs by what lower precision is allowed to. Labels are not counted: on few samples one
-    near-tie would be too many, and what flips has probabilities that near. Nor is a top expert in ten; and where experts
-    are selected out of sight, so that no value is judged, a label in ten.
+    near-tie would be too many, and what flips has probabilities that near. Nor is a top expert in ten; and where
+    experts are selected out of sight, so that no value is judged, a label in ten.
 
     Args:
         thresholds: what the judged file had to reach.

@@ -133,9 +133,9 @@ def judge_again(
 def without_routing(thresholds: Thresholds, model: MoPE) -> Thresholds:
     """What can be asked of a file that does not show its routing.
 
-    A sample for which other experts were selected cannot be told from one that is wrong, and a few of them decide what a
-    largest change, a mean or an RMS is: where experts are selected no value is judged. :mod:`export.final` holds such a
-    file against the one that was judged with its routing in sight.
+    A sample for which other experts were selected cannot be told from one that is wrong, and a few of them decide what
+    a largest change, a mean or an RMS is: where experts are selected no value is judged. :mod:`export.final` holds such
+    a file against the one that was judged with its routing in sight.
     """
     selecting = model.config.dynamic and 0 < model.config.top_k < model.config.experts
     return replace(_without_values(thresholds) if selecting else thresholds, routing=None)
@@ -159,7 +159,7 @@ def _same_experts(eager: Arrays, lowered: Arrays, selecting: bool) -> tuple[Arra
         every = np.ones(len(eager["logits"]) if eager else 0, bool)
         return every, every
     same, tied = _selected(eager, lowered)  # (n, layers) each
-    return same.all(axis=-1), (same | tied).all(axis=-1)
+    return np.asarray(same.all(axis=-1)), np.asarray((same | tied).all(axis=-1))
 
 
 def _selected(eager: Arrays, lowered: Arrays) -> tuple[Array, Array]:

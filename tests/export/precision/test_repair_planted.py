@@ -5,8 +5,8 @@ The planted weights leave the model what it was in fp32. They are outliers of we
 
 from __future__ import annotations
 
-import itertools
 import copy
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
