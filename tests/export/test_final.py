@@ -194,7 +194,7 @@ def test_no_other_file_is_packed(
     use_graph(exports["dense"])
 
     def export(precision: str) -> None:
-        options = Options(precisions=(precision,), gate_samples=10, thresholds=LOOSE)
+        options = Options(precisions=(precision,), gate_samples=16, thresholds=LOOSE)
         export_model(exports["dense"].model, tmp_path / "bundle", data=data, calibration=data, options=options)
 
     def judge_and_spoil(work: Work, variant: Variant) -> Variant:
