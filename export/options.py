@@ -41,8 +41,8 @@ class Options:
         precisions: of the graphs, of :data:`mope_deploy.manifest.PRECISIONS`; the first is what runs by default.
         gate_samples: real samples that precisions below fp32 are judged on; fewer if there are fewer.
         thresholds: what precisions below fp32 have to reach instead of the defaults
-            (:data:`export.gate.THRESHOLDS`): ``labels``, ``routing`` and ``metric``, shares of 1.
-        calibration_samples: real samples that int8 reads its ranges from.
+            (:data:`export.gate.THRESHOLDS`), shares of 1 by :data:`THRESHOLD_NAMES`.
+        calibration_samples: real samples at most that int8 reads its ranges from, and layers are ranked on in a repair.
         calibration_method: how outliers among them are cut, one of :data:`METHODS`.
         repair_minutes: that each precision below fp32 may take to find out what has to stay in fp32.
         skip_bad: leave rows out that int8 cannot be calibrated on, as the model was trained without them.

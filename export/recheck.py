@@ -36,7 +36,8 @@ def check_bundle(
     """Repeat the gates on the files of a bundle; :func:`export.gate.require_parity` and
     :func:`export.gate.require_precision` judge the reports.
 
-    What ONNX Runtime cannot run (bf16) is judged on a float32 copy made of its bytes.
+    What ONNX Runtime cannot run (bf16) is judged on a float32 copy made of its bytes. A bundle does not say which rows
+    int8 read its ranges from: where ``data`` holds some of them, they are judged as well, unlike by an export.
 
     Args:
         model: what the bundle should compute.

@@ -29,7 +29,7 @@ class Rows:
 
     Attributes:
         judged: what a lower precision is judged on.
-        calibration: what int8 reads its ranges from.
+        calibration: what int8 reads its ranges from, and layers are ranked on; empty where nothing is calibrated.
         skipped: what was wrong with rows of the calibration file that cannot be used.
     """
 

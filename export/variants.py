@@ -115,9 +115,12 @@ class Work:
         )
 
     def feeds(self) -> Iterator[dict[str, NDArray[Any]]]:
-        """Input arrays to calibrate on, of no row that is judged."""
+        """Input arrays to calibrate on, of no row that is judged; where nothing is calibrated, to rank layers on."""
+        rows = self.rows
+        if "int8" not in self.options.precisions:  # a ranking fits no number to them: judged rows serve as well
+            rows = replace(rows, calibration=rows.judged[: self.options.calibration_samples])
         return calibration_feeds(
-            self.model, self.rows, skip_bad=self.options.skip_bad, on_notice=self.notify, where=self.calibration
+            self.model, rows, skip_bad=self.options.skip_bad, on_notice=self.notify, where=self.calibration
         )
 
     def notify(self, text: str) -> None:

@@ -100,34 +100,24 @@ class Evaluation:
             shown |= {("expert", layer, k) for _, layer, k in np.argwhere(selected).tolist()}
         return shown
 
-    def batches(
-        self, *, limit: int | None = None, only: Collection[int] | None = None, what: str = "a file"
-    ) -> Iterator[Batch]:
+    def batches(self, *, only: Collection[int] | None = None, what: str = "a file") -> Iterator[Batch]:
         """The samples in order, in batches of 1, 3, then 16.
 
         Args:
-            limit: only the first so many samples.
             only: only these batches, by their first sample.
             what: is being compared, for ``on_step``.
 
         Raises:
             DataError: a sample that cannot be read, by file and line.
         """
-        total = len(self) if limit is None else min(limit, len(self))
         for start, stop in batches_of(len(self)):
-            if start >= total:
-                return
             if only is not None and start not in only:
                 continue
             feeds = self._inputs(start, stop)
             if start not in self._eager:
                 self._eager[start] = eager_outputs(self.model, feeds)
-            stop = min(stop, total)
-            feeds, eager = (
-                {name: array[: stop - start] for name, array in side.items()} for side in (feeds, self._eager[start])
-            )
-            yield Batch(Case(f"samples {start + 1} to {stop}", "samples", feeds), eager)
-            self.on_step(f"comparing {what} with the model ({stop:,} of {total:,} samples)")
+            yield Batch(Case(f"samples {start + 1} to {stop}", "samples", feeds), self._eager[start])
+            self.on_step(f"comparing {what} with the model ({stop:,} of {len(self):,} samples)")
 
     def _inputs(self, start: int, stop: int) -> Arrays:
         if start in self._feeds:

@@ -36,7 +36,7 @@ __all__ = ["Final", "JudgedFile", "changed", "check_judged", "hashes", "near"]
 # How export/graph/split calls a value on its way from a part to the main file.
 _CROSSED = re.compile(r"(_row|_given|_half|_float32|_computed|_$)+(?=\.|$)")
 _LEAST, _MOST = 64, 192  # samples that two files are compared on
-_SAME_EXPERT = 0.9  # of these samples: one in 64 is more than the gate allows of a thousand
+_SAME = 0.9  # of these samples: one in 64 is more than the gate allows of a thousand
 _LARGE = 16  # elements from which on a weight has to be found again
 
 
@@ -97,16 +97,20 @@ def near(thresholds: Thresholds, config: MoPEExporterConfig, model: MoPE) -> Thr
 
     No farther than that one may be from the model: both round the same weights, and where one rounds an activation that
     the other does not, it errs by what lower precision is allowed to. Labels are not counted: on few samples one
-    near-tie would be too many, and what flips has probabilities that near. Nor is a top expert in ten.
+    near-tie would be too many, and what flips has probabilities that near. Nor is a top expert in ten; and where
+    experts are selected out of sight, so that no value is judged, a label in ten.
 
     Args:
         thresholds: what the judged file had to reach.
         config: what the file was asked to be.
         model: that it is of.
     """
-    routing = None if thresholds.routing is None else min(_SAME_EXPERT, thresholds.routing)
+    routing = None if thresholds.routing is None else min(_SAME, thresholds.routing)
     asked = replace(thresholds, labels=0.0, routing=routing, metric=None)
-    return asked if "routing" in config.outputs else without_routing(asked, model)
+    if "routing" in config.outputs:
+        return asked
+    asked = without_routing(asked, model)
+    return asked if asked.logits is not None else replace(asked, labels=min(_SAME, thresholds.labels))
 
 
 class JudgedFile:
@@ -140,8 +144,8 @@ class JudgedFile:
     def name(self, row: int) -> str:
         return self._name(self._rows[row])
 
-    def batches(self, *, limit: int | None = None, what: str = "a file") -> Iterator[Batch]:
-        del limit, what
+    def batches(self, *, what: str = "a file") -> Iterator[Batch]:
+        del what
         for case, outputs in self._runs:
             soft = {"soft": outputs["routing"]} if "routing" in outputs else {}
             yield Batch(Case(case.name, case.source, case.inputs), outputs | soft)

@@ -135,7 +135,7 @@ class PrecisionReport(Report):
         thresholds: what had to be reached.
         given: labels that were given, by both sides together, and those of them that both gave: where most of hundreds
             of labels are never given, that all of them agree says little. None where a sample has exactly one.
-        tables: every expert and router, compared directly (:mod:`export.gate.tables`); empty on a part of the samples.
+        tables: every expert and router, compared directly (:mod:`export.gate.tables`).
     """
 
     file: str
@@ -182,6 +182,11 @@ class PrecisionReport(Report):
     def ran(self) -> bool:
         """Whether there is anything to judge: the file is what it should be from outside, and ran on some samples."""
         return self.samples > 0 and all(check.passed for check in self.interface)
+
+    @property
+    def exact(self) -> bool:
+        """Whether all outputs are equal to the last bit: logits alone are of samples with the same experts."""
+        return self.logits.maximum == 0 and not any(self.drift) and self.samples == self.probabilities.compared
 
     @property
     def routing(self) -> Share:

@@ -46,7 +46,7 @@ class Reference(Protocol):
 
     def name(self, row: int) -> str: ...
 
-    def batches(self, *, limit: int | None = None, what: str = "a file") -> Iterator[Batch]: ...
+    def batches(self, *, what: str = "a file") -> Iterator[Batch]: ...
 
 
 def measure_precision(
@@ -57,7 +57,6 @@ def measure_precision(
     precision: str,
     thresholds: Thresholds,
     mark: str = "",
-    limit: int | None = None,
     parts: Sequence[Path] = (),
 ) -> PrecisionReport:
     """Run ``file`` in ONNX Runtime on the CPU and compare. Never raises for a wrong file: it is in the report.
@@ -65,17 +64,17 @@ def measure_precision(
     Args:
         evaluation: the samples and the eager model's outputs.
         file: the graph as saved, or what can be run in its place.
-        config: what the graph was asked to be. A model that routes needs its output ``routing`` here.
+        config: what the graph was asked to be. Without its output ``routing`` a model that routes passes only where
+            none is asked for (:func:`without_routing`).
         precision: what it was lowered to.
         thresholds: what has to be reached.
         mark: what running it here does not show: ``"emulated"``, ``"CPU"``, or nothing.
-        limit: only the first so many samples.
         parts: of a graph in several files the others; the report's hash is that of ``file``.
 
     Raises:
         DataError: a sample that cannot be read.
     """
-    batches = evaluation.batches(limit=limit, what=file.name)
+    batches = evaluation.batches(what=file.name)
     runs, opened, ran = run_checked(file, config, batches, parts, precision=precision, cpu=evaluation.cpu)
     model, n = evaluation.model.config, sum(run.case.batch for run in runs)
     eager = _joined([run.eager for run in runs])
@@ -83,7 +82,9 @@ def measure_precision(
     finite = all(bool(np.isfinite(array).all()) for array in (*eager.values(), *lowered.values()))
     labels, label_flips = _labels(eager, lowered, evaluation.model.task, evaluation.name)
     experts, expert_flips = _experts(eager, lowered, evaluation.name)
-    same = _same_experts(eager, lowered, 0 < model.top_k < model.experts)  # (n,)
+    same, tied = _same_experts(eager, lowered, 0 < model.top_k < model.experts)  # (n,) each
+    if n and not same.any() and tied.all():  # there is no value to compare, and no decision is wrong
+        thresholds = _without_values(thresholds)
     return PrecisionReport(
         **origin(file, parts),
         precision=precision,
@@ -103,7 +104,7 @@ def measure_precision(
         expert_flips=expert_flips,
         thresholds=thresholds,
         given=_given(eager, lowered, evaluation.model.task),
-        tables=compare_tables(evaluation.model, file, parts) if runs and limit is None else (),
+        tables=compare_tables(evaluation.model, file, parts) if runs else (),
     )
 
 
@@ -132,10 +133,16 @@ def judge_again(
 def without_routing(thresholds: Thresholds, model: MoPE) -> Thresholds:
     """What can be asked of a file that does not show its routing.
 
-    A sample for which other experts were selected cannot be told from one that is wrong: none is judged by itself then.
+    A sample for which other experts were selected cannot be told from one that is wrong, and a few of them decide what
+    a largest change, a mean or an RMS is: where experts are selected no value is judged. :mod:`export.final` holds such
+    a file against the one that was judged with its routing in sight.
     """
     selecting = model.config.dynamic and 0 < model.config.top_k < model.config.experts
-    return replace(thresholds, routing=None, probability=None if selecting else thresholds.probability)
+    return replace(_without_values(thresholds) if selecting else thresholds, routing=None)
+
+
+def _without_values(thresholds: Thresholds) -> Thresholds:
+    return replace(thresholds, probability=None, mean_probability=None, logits=None)
 
 
 def _joined(batches: Sequence[Arrays]) -> Arrays:
@@ -143,11 +150,25 @@ def _joined(batches: Sequence[Arrays]) -> Arrays:
     return {name: np.concatenate([batch[name] for batch in batches]) for name in (batches[0] if batches else ())}
 
 
-def _same_experts(eager: Arrays, lowered: Arrays, selecting: bool) -> Array:
-    """Samples for which the same experts were selected in every layer: all where none are, or they are not shown."""
+def _same_experts(eager: Arrays, lowered: Arrays, selecting: bool) -> tuple[Array, Array]:
+    """Samples for which the same experts were selected in every layer, and those where these or ones that tie were.
+
+    All where none are selected, or they are not shown.
+    """
     if not selecting or "routing" not in lowered:
-        return np.ones(len(eager["logits"]) if eager else 0, bool)
-    return np.asarray(((lowered["routing"] > 0) == (eager["routing"] > 0)).all(axis=(1, 2)))
+        every = np.ones(len(eager["logits"]) if eager else 0, bool)
+        return every, every
+    same, tied = _selected(eager, lowered)  # (n, layers) each
+    return np.asarray(same.all(axis=-1)), np.asarray((same | tied).all(axis=-1))
+
+
+def _selected(eager: Arrays, lowered: Arrays) -> tuple[Array, Array]:
+    """Per sample and layer (n, layers), whether the same experts were selected, and whether others that tie were."""
+    ours, theirs = eager["routing"] > 0, lowered["routing"] > 0  # (n, layers, K)
+    soft = eager.get("soft", eager["routing"])
+    least, lowest = (np.where(chosen, soft, np.inf).min(axis=-1) for chosen in (ours, theirs))
+    same = np.asarray((ours == theirs).all(axis=-1))
+    return same, ~same & (ours.sum(axis=-1) == theirs.sum(axis=-1)) & (lowest >= least - _TIE)
 
 
 def _error(eager: Arrays, lowered: Arrays, same: Array) -> LogitsError:
@@ -232,12 +253,8 @@ def _selections(eager: Arrays, lowered: Arrays) -> tuple[Share, ...]:
     """The set of experts that top-k routing selected, in every layer; of experts that tie either is right."""
     if "routing" not in lowered:
         return ()
-    ours, theirs = eager["routing"] > 0, lowered["routing"] > 0  # (n, layers, K)
-    soft = eager.get("soft", eager["routing"])
-    least, lowest = (np.where(chosen, soft, np.inf).min(axis=-1) for chosen in (ours, theirs))
-    tied = (ours.sum(axis=-1) == theirs.sum(axis=-1)) & (lowest >= least - _TIE)
-    same = (ours == theirs).all(axis=-1) | tied  # (n, layers)
-    return tuple(Share(len(same), int(equal)) for equal in same.sum(axis=0))
+    same, tied = _selected(eager, lowered)  # (n, layers) each
+    return tuple(Share(len(same), int(equal)) for equal in (same | tied).sum(axis=0))
 
 
 def _largest(flips: list[Flip]) -> tuple[Flip, ...]:

@@ -33,6 +33,7 @@ from export.gate.inside import router_softmaxes, save_probe
 from export.gate.reference import mixed
 from export.graph.folding import AppendedExperts, FoldedExperts
 from export.graph.probe import open_probe
+from mope_deploy.files import reason
 from mope_deploy.model import MoPE
 from mope_deploy.model.backbones.prefix import Projection
 from mope_deploy.model.experts import PromptExperts
@@ -110,7 +111,11 @@ def _experts(
     if len(graphs) == 1 and (routed := _routed_part(graphs[0], i)) is not None:
         names, soft = _forced(K, top_k)
         sides = [_expected(experts, projection, top_k, each) for each in (soft, soft.float())]
-        pairs = _paired(_run(*routed, soft.numpy().astype(np.float32)), *sides)
+        try:
+            ran = _run(*routed, soft.numpy().astype(np.float32))
+        except Exception as failed:  # ONNX Runtime raises many classes
+            return TableCheck(what, "forced routing", 0, np.inf, TOLERANCE, f"they do not run: {reason(failed)}")
+        pairs = _paired(ran, *sides)
         if pairs is not None:
             error, allowed, row = max(map(_worst, *zip(*pairs, strict=True)), key=lambda one: one[0] / one[1])
             return TableCheck(what, "forced routing", K, error, allowed, names[row])

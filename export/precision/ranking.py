@@ -20,6 +20,7 @@ from export.graph.files import read
 from export.graph.insert import add_node
 from export.graph.naming import renumber
 from export.graph.probe import open_probe
+from mope_deploy.errors import ExportError
 
 __all__ = ["own_errors", "twin_of"]
 
@@ -43,6 +44,9 @@ def own_errors(
         twin: puts the lowered twin of a node behind it and returns its float32 output.
         feeds: arrays by input name, batch by batch; read once.
         on_step: called with a few words after each batch.
+
+    Raises:
+        ExportError: there is no sample, of which every error would be 0.
     """
     model = read(graph)
     owners = {node: product for product, nodes in products.items() for node in nodes}
@@ -69,6 +73,8 @@ def own_errors(
             sums += [float(value) for value in found]
             samples += len(next(iter(feed.values())))
             on_step(f"finding what each layer loses by itself ({samples:,} samples)")
+    if not samples:
+        raise ExportError("there is no sample to rank layers on")
     totals = {product: np.zeros(2) for product in products}
     for product, pair in zip(of, sums.reshape(-1, 2), strict=True):
         totals[product] += pair

@@ -321,7 +321,8 @@ class _Search:
             f"{', …' if len(most.kept) > 4 else ''}): {problems}",
             received=f"{len(tried)} choices tried{late}, none good enough",
             todo=f"export another precision, {'search longer (--repair-minutes), ' if late else ''}or accept less: "
-            "--threshold labels=…,routing=…,metric=…,probability=…,logits=…",
+            "--threshold labels=…,routing=…,metric=…,probability=…,"
+            "mean_probability=…,logits=…",
         )
 
 

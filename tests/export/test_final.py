@@ -13,12 +13,14 @@ import pytest
 from onnx import numpy_helper
 
 from export.final import judge_final
-from export.gate import check_judged
+from export.gate import check_judged, hashes
 from export.options import Options
 from export.pack.golden import pick_samples
 from export.parts import in_parts
 from export.pipeline import export_model
+from export.precision import lowering
 from export.precision.half import HalfLowering
+from export.precision.repair import Lowered
 from export.variants import Variant, Work, make_variants
 from mope_deploy.errors import ExportError, ParityError
 from tests.export.conftest import Export
@@ -128,9 +130,8 @@ def smallest_step(graph: onnx.ModelProto) -> None:
 
 
 def huge_expert(graph: onnx.ModelProto) -> None:
-    """What few samples show where experts are selected: a weight that is another."""
-    tables = [tensor for tensor in graph.graph.initializer if len(tensor.dims) == 3 and tensor.dims[0] == 5]
-    edit(graph, tables[0].name, lambda table: np.where(np.arange(len(table))[:, None, None] == 2, 1000, table))
+    """What few samples show where experts are selected."""
+    edit(graph, "layers.1.dynamic.table", lambda table: np.where(np.arange(len(table))[:, None] == 2, 1000, table))
 
 
 def another_weight(graph: onnx.ModelProto) -> None:
@@ -158,6 +159,20 @@ def test_every_weight_and_operator_counts(how: str, name: str, fault: Callable[.
         judge_final(work, variant)
 
 
+def test_so_does_an_expert_that_no_sample_selects(exports: dict[str, Export], data: Path, tmp_path: Path) -> None:
+    export = exports["top1"]
+    low = lowering(export.file, "int8-dynamic")
+    (reference,), (file,) = low.write(tmp_path / "judged.onnx"), low.write(tmp_path / "model.onnx")
+    done = Lowered((reference,), (), None, (), hashes([reference]), {})  # type: ignore[arg-type]
+    name, work = "int8-dynamic", _work(export, data, tmp_path, "whole")
+    variant = Variant(f"model-{name}", name, "onnxruntime", (file,), file, None, done, reference=reference)
+    with (
+        faulty(file, huge_expert),
+        pytest.raises(ParityError, match=r"other weights or nodes, layers\.1\.dynamic\.table"),
+    ):
+        judge_final(work, variant)
+
+
 def test_a_part_is_judged_as_the_main_file_is(made: Made) -> None:
     work, variants = made("split")
     for name in ("model-fp16", "model-int8"):
@@ -179,7 +194,7 @@ def test_no_other_file_is_packed(
     use_graph(exports["dense"])
 
     def export(precision: str) -> None:
-        options = Options(precisions=(precision,), gate_samples=10, thresholds=LOOSE)
+        options = Options(precisions=(precision,), gate_samples=16, thresholds=LOOSE)
         export_model(exports["dense"].model, tmp_path / "bundle", data=data, calibration=data, options=options)
 
     def judge_and_spoil(work: Work, variant: Variant) -> Variant:

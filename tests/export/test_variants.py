@@ -18,6 +18,7 @@ from export.pack.engines import EngineOptions
 from export.pack.summary import Row, summary_table
 from export.pipeline import export_model
 from export.recheck import check_bundle
+from export.variants import Work
 from mope_deploy import load
 from mope_deploy.bundle import Bundle
 from mope_deploy.engines import built_engines
@@ -150,6 +151,23 @@ def test_the_gates_can_be_repeated_on_the_bundle(many: Bundle, exports: dict[str
             assert report.thresholds.to_dict() == THRESHOLDS[report.precision].to_dict() | LOOSE  # the manifest's
             assert report.mark == {"fp16": "CPU", "bf16": "emulated"}.get(report.precision, "")
         assert report.passed
+
+
+def test_layers_are_ranked_on_real_samples_where_nothing_is_calibrated(
+    exports: dict[str, Export], data: Path, tmp_path: Path
+) -> None:
+    work = Work(
+        model=exports["dense"].model,
+        options=Options(precisions=("fp16",), gate_samples=20, calibration_samples=18),
+        folder=tmp_path,
+        samples=(),
+        data=data,
+        calibration=data,
+        on_step=lambda _: None,
+        on_report=lambda _: None,
+    )
+    assert len(work.rows.judged) == 20
+    assert sum(len(feed["input_ids"]) for feed in work.feeds()) == 18
 
 
 def test_without_the_output_routing_it_is_still_judged_by_routing(

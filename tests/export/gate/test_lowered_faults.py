@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from export.gate import Thresholds
+from export.gate import THRESHOLDS, Thresholds
 from tests.export.gate.table import LAYERS, C, K, N, Table, compare, names, select, shown, weights
 
 ASKED = Thresholds(labels=0.99, routing=0.99, metric=0.01)
@@ -32,14 +33,20 @@ def test_a_second_expert_that_is_always_wrong_fails(tmp_path: Path, random: np.r
 
 def test_experts_that_tie_are_no_flip(tmp_path: Path, random: np.random.Generator) -> None:
     eager = random.standard_normal((N, C)).astype(np.float32)
-    for top_k in (0, 2):
+    for top_k in (0, 1, 2):
         soft = np.full((N, LAYERS, K), 0.2, np.float32)
         chosen = np.zeros_like(soft)
-        chosen[..., [1, 3]] = 0.5
+        chosen[..., [3] if top_k == 1 else [1, 3]] = 1 / max(top_k, 1)  # every sample's: no value is left to compare
         routing = chosen if top_k else np.roll(soft * np.float32(1 + 1e-6 * np.arange(K)), 1, axis=-1)
         model = Table(eager, soft, top_k=top_k)
-        report = compare(model, tmp_path, names(N), logits=eager, routing=routing, thresholds=ASKED)
+        report = compare(model, tmp_path, names(N), logits=eager, routing=routing, thresholds=THRESHOLDS["int8"])
         assert report.passed, report.problems()
+        assert not report.exact
+    # A flip is no tie: where nothing is left to compare because of it, values are missing.
+    soft[1] = [0.3, 0.2, 0.2, 0.1, 0.2]
+    asked = replace(THRESHOLDS["int8"], routing=0.0)
+    report = compare(Table(eager, soft, top_k=2), tmp_path, names(N), logits=eager, routing=chosen, thresholds=asked)
+    assert any(problem.startswith("logits change, of their spread, by nan") for problem in report.problems())
 
 
 @pytest.mark.parametrize("labelled", [True, False])

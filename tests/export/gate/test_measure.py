@@ -11,7 +11,8 @@ import onnx
 import pytest
 from sklearn.metrics import f1_score
 
-from export.gate import THRESHOLDS, Evaluation, measure_precision
+from export.gate import THRESHOLDS, Evaluation, measure_precision, near
+from export.gate.measure import without_routing
 from export.pack.golden import pick_samples
 from export.precision import lowering
 from mope_deploy.data import Sample
@@ -162,30 +163,43 @@ def test_an_unknown_label_is_named_with_its_row() -> None:
         Evaluation(Table(np.eye(2)), table_samples(["a", "z"]))  # type: ignore[arg-type]
 
 
-def test_a_limit_takes_the_first_samples_and_the_model_runs_once(tmp_path: Path, random: np.random.Generator) -> None:
+def test_the_model_runs_once_for_all_files(tmp_path: Path, random: np.random.Generator) -> None:
     eager = random.standard_normal((N, C)).astype(np.float32)
-    lowered = eager.copy()
-    lowered[37:] = -eager[37:]  # the first 37 agree
     model = Table(eager)
     steps: list[str] = []
     evaluation = Evaluation(model, table_samples(names(N)), on_step=steps.append)  # type: ignore[arg-type]
-    file = write_table(tmp_path / "x.onnx", lowered)
-    found = {}
-    for limit in (1, 36, 37, 38, N, 10 * N, None):
-        arguments: dict[str, Any] = {"precision": "int8", "thresholds": ANYTHING, "limit": limit}
-        report = measure_precision(evaluation, file, model.describe(), **arguments)
-        found[limit] = report.samples, report.samples - report.labels.equal
-    assert found == {
-        1: (1, 0),
-        36: (36, 0),
-        37: (37, 0),
-        38: (38, 1),
-        N: (N, N - 37),
-        10 * N: (N, N - 37),
-        None: (N, N - 37),
-    }
-    assert model.calls == 7  # batches of 1, 3, 16, 16, 16, 16, 15: each once for all seven comparisons
+    for right in (37, N):
+        lowered = np.concatenate((eager[:right], -eager[right:]))
+        file = write_table(tmp_path / "x.onnx", lowered)
+        report = measure_precision(evaluation, file, model.describe(), precision="int8", thresholds=ANYTHING)
+        assert (report.samples, report.labels.equal) == (N, right)
+    assert model.calls == 7  # batches of 1, 3, 16, 16, 16, 16, 15: each once
     assert steps[-1] == f"comparing x.onnx with the model ({N} of {N} samples)"
+
+
+def test_where_experts_are_selected_out_of_sight_no_value_is_judged(
+    tmp_path: Path, random: np.random.Generator
+) -> None:
+    """One sample in 83 with another expert, and so another answer, is what routing's threshold allows."""
+    eager = random.standard_normal((N, C)).astype(np.float32)
+    eager[:, 0] += 9
+    lowered = eager.copy()
+    lowered[5] *= 0.1
+    for top_k, passes in ((2, True), (0, False)):
+        model = Table(eager, weights(random), top_k=top_k)
+        asked = without_routing(THRESHOLDS["int8"], model)  # type: ignore[arg-type]
+        assert compare(model, tmp_path, names(N), logits=lowered, thresholds=asked).passed == passes
+        assert near(THRESHOLDS["int8"], model.describe(routing=False), model).labels == (0.9 if top_k else 0)  # type: ignore[arg-type]
+
+
+def test_equal_logits_of_other_weights_are_not_equal_to_the_last_bit(
+    tmp_path: Path, random: np.random.Generator
+) -> None:
+    eager, soft = random.standard_normal((N, C)).astype(np.float32), weights(random)
+    for routing, exact in ((soft, True), (np.nextafter(soft, 0), False)):
+        report = compare(Table(eager, soft), tmp_path, names(N), logits=eager, routing=routing)
+        assert report.logits.maximum == 0
+        assert report.exact == exact
 
 
 # --- a real model ---

@@ -137,6 +137,17 @@ def test_one_wrong_expert_in_any_table_is_found(how: str, forms: tuple[SimpleNam
     assert [check.passed for check in found] == [False, True] * len(LAYERS)
 
 
+def test_experts_that_do_not_run_have_not_passed(forms: tuple[SimpleNamespace, Path], tmp_path: Path) -> None:
+    model, file = forms
+    proto = onnx.load(file)
+    edit(proto, "layers.0.dynamic.table", lambda table: table[:-1])
+    onnx.save(proto, tmp_path / "bad.onnx")
+    first, *others = compare_tables(model, tmp_path / "bad.onnx")  # type: ignore[arg-type]
+    assert (first.passed, first.error, first.experts) == (False, np.inf, 0)
+    assert "they do not run" in str(first)
+    assert all(check.passed for check in others)
+
+
 def test_a_second_expert_that_is_always_the_wrong_one_is_found(
     forms: tuple[SimpleNamespace, Path], tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from export.precision import lowering
 from export.precision.int8 import Int8Lowering
+from mope_deploy.errors import ExportError
 from tests.export.precision.conftest import B0, LOWERED, AllLowered, one_layer
 from tests.export.runtime import feeds
 
@@ -66,6 +67,12 @@ def _half(array: NDArray[np.generic], precision: str) -> NDArray[np.float64]:
     import ml_dtypes
 
     return array.astype(np.float32).astype(np.float16 if precision == "fp16" else ml_dtypes.bfloat16).astype(np.float64)
+
+
+def test_no_sample_is_no_ranking(tmp_path: Path) -> None:
+    low = lowering(one_layer(tmp_path, weight=np.ones((4, 3), np.float32), bias=np.zeros(3, np.float32)), "fp16")
+    with pytest.raises(ExportError, match="there is no sample to rank layers on"):
+        low.own_errors([], on_step=lambda _: None)
 
 
 def test_an_overflow_is_infinitely_bad_and_another_layer_is_not_blamed(tmp_path: Path) -> None:
