@@ -65,7 +65,7 @@ def test_one_case_is_nearly_constant() -> None:
     """Down to pictures of one value alone, and texts of one word."""
     case = next(case for case in generated_cases(GRAPH) if "nearly constant" in case.name)
     spread = case.inputs["pixel_values"].reshape(case.batch, -1).std(axis=1)
-    assert (spread < 2e-3).all()
+    assert (spread < 5e-3).all()
     assert spread[-1] == 0 < spread[0]
     for ids, mask in zip(case.inputs["input_ids"], case.inputs["attention_mask"], strict=True):
         assert len(set(ids[mask > 0].tolist())) == 1

@@ -57,7 +57,9 @@ def filled(*shape: int, seed: int) -> Tensor:
 def one_layer(i: int, top_k: int, norm: bool) -> tuple[LayerPrompts, Projection]:
     options = {"temperature": 0.5, "sigma": 0.0, "cosine": False, "train_embeddings": False}
     U = routing_embeddings(experts=K, width=3, seed=0, layer=i)
-    router = Router(width_x=D, widths_y={}, embeddings=U, d_x=3, d_y=0, top_k=top_k, **options)
+    with torch.random.fork_rng(devices=[]):  # the graph may be another worker's
+        torch.manual_seed(i)
+        router = Router(width_x=D, widths_y={}, embeddings=U, d_x=3, d_y=0, top_k=top_k, **options)
     experts = PromptExperts(experts=K, prompt_length=L, width=D)
     normed = nn.LayerNorm(D, eps=1e-3) if norm else None
     with torch.no_grad():
