@@ -205,7 +205,9 @@ def test_files_that_are_not_the_whole_graph_are_no_bundle(
     use_graph(exports["dense"])
     monkeypatch.setattr("export.parts.split", wrong)
     options = {"precisions": (precision,), "gate_samples": 40, "samples": 43}
-    with pytest.raises(ParityError, match=r"model.*onnx \+ model.*text.onnx|is not the file that was judged: other weights"):
+    with pytest.raises(
+        ParityError, match=r"model.*onnx \+ model.*text.onnx|is not the file that was judged: other weights"
+    ):
         export_bundle(exports["dense"].model, tmp_path / "b", data=data, split=True, **options)
     assert not (tmp_path / "b").exists()
 
