@@ -46,7 +46,10 @@ def _train(kit: Kit, folder: Path) -> Killed:
 
     def check() -> str | None:
         started = (run / "run.json").exists()
-        said = _run(command("train", "--resume", run) if started else call)
+        if started and json.loads((run / "run.json").read_bytes()).get("status") == "finished":
+            said = None  # killed on its way out: there is nothing left to do
+        else:
+            said = _run(command("train", "--resume", run) if started else call)
         if said is not None and started:  # killed before the first state: the same command starts anew
             said = _run(call)
         return said or _same(run / "last/model.safetensors", kit.run / "last/model.safetensors") or _left(folder)
