@@ -187,7 +187,7 @@ def test_a_dry_run_says_everything_and_writes_nothing(
     for part in (
         "a main file, and one of text",
         "append in 2 of 2 layers",
-        "labels 0.99, routing 0.99, metric 0.01, probability 0.25, mean_probability 0.03, logits 0.1; ranges of up to 9",
+        "labels 0.99, routing 0.99, metric 0.01, probability 0.25, mean_probability 0.03, logits 0.1; ranges of up to",
         "MB or more, with what is kept in fp32; judged on up to 1,000 of",
         f"{bundle}, called 'tiny', which is there already: --overwrite would be needed",
     ):
