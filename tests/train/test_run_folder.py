@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -185,12 +189,30 @@ def test_what_changes_bits_may_not_change(recipe: Make) -> None:
         open_run(run.folder, recipe=None, overrides=["data.check_images=false"])
 
 
-def test_killed_at_some_operations_of_a_training_it_comes_to_the_same(recipe: Make, tmp_path: Path) -> None:
-    """``python -m benchmarks reliability`` kills at many more."""
+KILLED = """
+import json, sys
+from pathlib import Path
+from benchmarks.reliability.kills import run_killed
+from train.recipe import check_recipe
+from train.run import fit
+values, overrides, at, below = json.loads(sys.argv[1])
+recipe = check_recipe(values, overrides, what="the test's recipe")
+sys.exit(not run_killed(lambda: fit(recipe, command="test"), at=at, below=Path(below)))
+"""
+
+
+def test_killed_at_some_operations_of_a_training_it_comes_to_the_same(
+    recipe: Make, values: dict[str, Any], tmp_path: Path
+) -> None:
+    """In a process of its own: autograd does not work in a fork of one that has threads of it already.
+
+    ``python -m benchmarks reliability`` kills at many more.
+    """
     whole = trained(recipe(*SHORT, f"run.dir={tmp_path / 'whole'}")).run
     run = Run(tmp_path / "run")
     for at in (80, 150):
-        assert run_killed(lambda: trained(recipe(*SHORT)), at=at, below=run.folder)
+        told = json.dumps([values, SHORT, at, str(run.folder)])
+        subprocess.run([sys.executable, "-c", KILLED, told], check=True)
         again = trained(recipe(*SHORT)) if newest(run) is None else resumed(run)
         assert again.status == "finished"
         assert_same(weights(run), weights(whole))
