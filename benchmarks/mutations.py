@@ -29,10 +29,9 @@ from export.gate import THRESHOLDS, judge_again, require_parity, require_precisi
 from export.gate.cases import sample_cases
 from export.gate.device import open_files
 from export.gate.reference import eager_outputs
-from export.limits import GOLDEN_COUNT
 from export.options import Options
-from export.pack.golden import golden_samples, make_golden, pick_samples
-from export.pack.manifest import graph_entry, manifest_of
+from export.pack.contents import contents_of
+from export.pack.golden import pick_samples
 from export.parts import in_parts
 from export.source import find_source
 from export.variants import Variant, Work, make_variants
@@ -113,21 +112,9 @@ class Bench:
         self.case, self.work, self._seed, self._count = case, work, seed, effect_samples
         variants = make_variants(work)
         self.variants = in_parts(work, variants) if work.options.split else variants
-        model = work.model
-        lowered = [
-            open_files(one.runnable, work.final, precision=one.precision, cpu=work.cpu)
-            for one in self.variants
-            if one.lowered is not None
-        ]
-        chosen = golden_samples(model, work.samples, GOLDEN_COUNT, lowered=lowered)
-        golden = make_golden(model, chosen, outputs=work.final.outputs)
-        entries = [graph_entry(work, variant, golden) for variant in self.variants]
-        contents: dict[str, Path | bytes] = {p.name: p for variant in self.variants for p in variant.all_files}
-        contents |= golden.files | {"parity.json": b"{}"}
-        if model.preprocessing.tokenizer is not None:
-            contents["tokenizer.json"] = model.preprocessing.tokenizer.encode("utf-8")
-        manifest = manifest_of(work, self.variants, entries)
-        self.bundle: Bundle = write_bundle(work.folder / "as-exported", files=contents, manifest=manifest)
+        contents = contents_of(work, self.variants)
+        folder = work.folder / "as-exported"
+        self.bundle: Bundle = write_bundle(folder, files=contents.files, manifest=contents.manifest)
         self._before: dict[str, tuple[list[Arrays], float]] = {}
 
     @cached_property

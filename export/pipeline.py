@@ -14,12 +14,11 @@ from export.checks import check_device, check_sizes, check_split, check_target
 from export.final import judge_final
 from export.gate import ParityReport, PrecisionReport, check_judged
 from export.gate.cases import rows_needed
-from export.gate.device import open_files
-from export.limits import CALIBRATION_SAMPLES, DEFAULT_OPSET, GATE_SAMPLES, GOLDEN_COUNT
+from export.limits import CALIBRATION_SAMPLES, DEFAULT_OPSET, GATE_SAMPLES
 from export.options import Options
+from export.pack.contents import contents_of
 from export.pack.engines import EngineOptions, ExportedEngine, check_engine_options, export_engines
-from export.pack.golden import golden_samples, make_golden, pick_samples
-from export.pack.manifest import REPORT, TOKENIZER, graph_entry, manifest_of, reports_of
+from export.pack.golden import pick_samples
 from export.pack.place import claimed, place
 from export.pack.summary import Row, summarise
 from export.parts import in_parts
@@ -27,7 +26,6 @@ from export.source import find_source
 from export.variants import Variant, Work, make_variants
 from mope_deploy.bundle import Bundle, write_bundle
 from mope_deploy.errors import UsageError
-from mope_deploy.files import json_bytes
 from mope_deploy.model import MoPE
 from mope_deploy.targets import get_target
 
@@ -170,30 +168,18 @@ def export_model(
 
 def _pack(work: Work, variants: Sequence[Variant], target: Path, engines: EngineOptions | None) -> Exported:
     """Golden samples, reports, manifest, engines: everything in one folder, whole or not at all."""
-    model = work.model
     work.on_step("choosing golden samples")
-    lowered = [
-        open_files(variant.runnable, work.final, precision=variant.precision, cpu=work.cpu)
-        for variant in variants
-        if variant.lowered is not None
-    ]
-    chosen = golden_samples(model, work.samples, GOLDEN_COUNT, lowered=lowered)
-    golden = make_golden(model, chosen, outputs=work.final.outputs)
-    graphs = [graph_entry(work, variant, golden) for variant in variants]
-    manifest = manifest_of(work, variants, graphs)
-    contents: dict[str, Path | bytes] = {path.name: path for variant in variants for path in variant.all_files}
-    contents |= golden.files | {REPORT: json_bytes(reports_of(work, variants))}
-    if model.preprocessing.tokenizer is not None:
-        contents[TOKENIZER] = model.preprocessing.tokenizer.encode("utf-8")
+    contents = contents_of(work, variants)
+    files, manifest = contents.files, contents.manifest
     for variant in variants:
         check_judged(variant.final, variant.all_files)
     built: list[ExportedEngine] = []
     if engines is not None:
-        without = write_bundle(work.folder / "bundle", files=contents, manifest=manifest)
+        without = write_bundle(work.folder / "bundle", files=files, manifest=manifest)
         built = export_engines(without, work.folder / "engines", engines, on_step=work.on_step)
-        contents |= {name: path for engine in built for name, path in engine.files.items()}
+        files |= {name: path for engine in built for name, path in engine.files.items()}
     work.on_step("timing each graph")
-    rows = summarise(work, variants, built, golden.inputs)
+    rows = summarise(work, variants, built, contents.golden.inputs)
     work.on_step("writing the bundle")
-    bundle = place(target, files=contents, manifest=manifest, overwrite=work.options.overwrite)
+    bundle = place(target, files=files, manifest=manifest, overwrite=work.options.overwrite)
     return Exported(bundle, work.parity.reports, tuple(rows))

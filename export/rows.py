@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from export.limits import MIN_JUDGED
-from export.pack.golden import pick_samples
-from mope_deploy.data import Sample, open_samples
+from export.pack.golden import open_rows, pick_samples
+from mope_deploy.data import Sample
 from mope_deploy.errors import DataError
 from mope_deploy.model import MoPE
 
@@ -77,15 +77,7 @@ def draw_rows(model: MoPE, data: Path, *, seed: int, skip_bad: bool) -> tuple[li
     Raises:
         DataError: a row that cannot be used, unless they are left out, with what to do about it.
     """
-    encoders = (model.config.main, *model.config.complementary)
-    rows = open_samples(
-        data,
-        task=model.task,
-        require_label=False,
-        skip_bad=skip_bad,
-        modalities=[spec.modality for spec in encoders],
-        optional=model.config.missing,
-    )
+    rows = open_rows(model, data, skip_bad=skip_bad)
     try:
         known = list(rows)
     except DataError as error:

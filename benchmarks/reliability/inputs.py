@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from benchmarks.reliability.kit import Kit, environment
+from benchmarks.child import environment
+from benchmarks.reliability.kit import Kit
 from mope_deploy.errors import MopeError
 from mope_deploy.progress import track
 
@@ -78,7 +79,7 @@ def _answers(kit: Kit, name: str, count: int, seed: int, found: Found) -> Iterat
                 [sys.executable, "-m", "benchmarks.reliability.trial", *arguments],
                 stdout=subprocess.PIPE,
                 stderr=noise,
-                env=environment(),
+                env=environment(threads=1),
             )
             assert process.stdout is not None
             ready, begun, how = False, first, "crash"

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from benchmarks.child import environment
 from benchmarks.reliability.inputs import Found
-from benchmarks.reliability.kit import Kit, command, environment
+from benchmarks.reliability.kit import Kit, command
 from mope_deploy.files import sha256
 from mope_deploy.progress import track
 
@@ -159,7 +160,7 @@ def _place() -> Iterator[Path]:
 def _kill(call: list[str], *, after: Callable[[], bool]) -> bool:
     """Start a command and kill it, not its children, as soon as ``after`` says; True where it ended before."""
     with tempfile.TemporaryFile() as noise:
-        process = subprocess.Popen(call, stdout=noise, stderr=noise, env=environment())
+        process = subprocess.Popen(call, stdout=noise, stderr=noise, env=environment(threads=1))
         while process.poll() is None and not after():
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
@@ -168,7 +169,9 @@ def _kill(call: list[str], *, after: Callable[[], bool]) -> bool:
 
 def _run(call: list[str]) -> str | None:
     """What went wrong, if anything did."""
-    done = subprocess.run(call, capture_output=True, text=True, env=environment(), timeout=_LIMIT_S, check=False)
+    done = subprocess.run(
+        call, capture_output=True, text=True, env=environment(threads=1), timeout=_LIMIT_S, check=False
+    )
     if done.returncode == 0 and "Traceback" not in done.stderr:
         return None
     return f"{' '.join(call[2:])} left with {done.returncode}: {' '.join(done.stderr.split())[-300:]}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import subprocess
 import sys
 import wave
@@ -15,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.child import environment
 from mope_deploy.console import err
 from mope_deploy.errors import MopeError
 
-__all__ = ["Kit", "command", "environment", "make_kit", "make_media"]
+__all__ = ["Kit", "command", "make_kit", "make_media"]
 
-_ROOT = Path(__file__).parents[2]
 _MODULES = {"mope": "mope_deploy", "mope-export": "export.cli", "train": "train"}
 
 
@@ -59,12 +58,6 @@ class Kit:
 def command(name: str, *arguments: object) -> list[str]:
     """The command line of ``mope``, ``mope-export`` or ``train``, as it is typed."""
     return [sys.executable, "-m", _MODULES[name], *map(str, arguments)]
-
-
-def environment(**changes: str) -> dict[str, str]:
-    """For processes that run the commands: this tree's code, one thread."""
-    paths = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    return os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"} | changes
 
 
 def make_kit(folder: Path) -> Kit:
@@ -113,7 +106,9 @@ def _settings(kit: Kit) -> Sequence[str]:
 
 
 def _call(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command(name, *arguments), capture_output=True, text=True, env=environment(), check=False)
+    done = subprocess.run(
+        command(name, *arguments), capture_output=True, text=True, env=environment(threads=1), check=False
+    )
     if done.returncode:
         raise MopeError(f"{name} left with exit code {done.returncode}: {' '.join(done.stderr.split())[-300:]}")
     return done

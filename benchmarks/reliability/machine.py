@@ -9,8 +9,9 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from benchmarks.child import environment
 from benchmarks.reliability.inputs import Found
-from benchmarks.reliability.kit import Kit, command, environment
+from benchmarks.reliability.kit import Kit, command
 
 __all__ = ["try_machine"]
 
@@ -97,7 +98,13 @@ def _can_mount() -> bool:
 def _tried(name: str, call: list[str], *, fails: bool) -> tuple[str, str]:
     try:
         done = subprocess.run(
-            call, capture_output=True, text=True, env=environment(), timeout=_LIMIT_S, check=False, errors="replace"
+            call,
+            capture_output=True,
+            text=True,
+            env=environment(threads=1),
+            timeout=_LIMIT_S,
+            check=False,
+            errors="replace",
         )
     except subprocess.TimeoutExpired:
         return "hang", name

@@ -15,7 +15,7 @@ from PIL import Image
 
 from export.gate.cases import sample_cases
 from export.gate.reference import eager_outputs
-from mope_deploy.data import Sample, open_samples
+from mope_deploy.data import Sample, Samples, open_samples
 from mope_deploy.engines.golden import MOST_TOLERANCE
 from mope_deploy.engines.session import Session
 from mope_deploy.errors import DataError, ExportError
@@ -25,7 +25,17 @@ from mope_deploy.preprocess.audio import read_waveform
 from mope_deploy.preprocess.image import upright_rgb
 from mope_deploy.preprocess.video import read_clip
 
-__all__ = ["FOLDER", "INPUTS", "OUTPUTS", "SAMPLES", "Golden", "golden_samples", "make_golden", "pick_samples"]
+__all__ = [
+    "FOLDER",
+    "INPUTS",
+    "OUTPUTS",
+    "SAMPLES",
+    "Golden",
+    "golden_samples",
+    "make_golden",
+    "open_rows",
+    "pick_samples",
+]
 
 FOLDER = "golden"
 SAMPLES, INPUTS, OUTPUTS = f"{FOLDER}/samples.jsonl", f"{FOLDER}/inputs.npz", f"{FOLDER}/outputs.npz"
@@ -46,21 +56,25 @@ class Golden:
     outputs: dict[str, NDArray[Any]]
 
 
+def open_rows(model: MoPE, data: Path, *, skip_bad: bool = False) -> Samples:
+    """The rows of a data file as ``model`` reads them, with or without labels; raises as :func:`open_samples`."""
+    return open_samples(
+        data,
+        task=model.task,
+        require_label=False,
+        skip_bad=skip_bad,
+        modalities=[spec.modality for spec in (model.config.main, *model.config.complementary)],
+        optional=model.config.missing,
+    )
+
+
 def pick_samples(data: Path, model: MoPE, count: int, *, seed: int = 0) -> list[Sample]:
     """``count`` samples of a data file, drawn without order so that every label has its chance; fewer if it has fewer.
 
     Raises:
         DataError: a row that cannot be used, by file and line, or no row at all.
     """
-    rows = list(
-        open_samples(
-            data,
-            task=model.task,
-            require_label=False,
-            modalities=[spec.modality for spec in (model.config.main, *model.config.complementary)],
-            optional=model.config.missing,
-        )
-    )
+    rows = list(open_rows(model, data))
     if not rows:
         raise DataError(f"{data} has no rows", expected="samples to check the export on")
     order = np.random.default_rng(seed).permutation(len(rows))[:count]

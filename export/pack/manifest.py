@@ -9,11 +9,12 @@ from typing import Any
 import msgspec
 
 from export.checks import check_sizes
-from export.gate.device import describe, open_files
+from export.gate.device import describe
 from export.graph.static import folding_of
 from export.pack.golden import INPUTS, OUTPUTS, SAMPLES, Golden
 from export.pack.tolerance import golden_errors, golden_tolerance
 from export.variants import Variant, Work
+from mope_deploy.engines.session import Session
 from mope_deploy.extras import installed_versions
 from mope_deploy.manifest import Gate, Graph
 from mope_deploy.targets import get_target
@@ -24,17 +25,21 @@ TOKENIZER, REPORT = "tokenizer.json", "parity.json"
 _VERSIONS = ("mope-deploy", "torch", "timm", "transformers", "onnx", "onnxscript", "onnxruntime", "optimum")
 
 
-def graph_entry(work: Work, variant: Variant, golden: Golden) -> Graph:
+def graph_entry(work: Work, variant: Variant, golden: Golden, session: Session | None) -> Graph:
     """A graph as the manifest describes it; its tolerances are a multiple of what was measured here.
 
     That is of fp32 over everything that was compared, of lower precisions on the golden samples themselves.
+
+    Args:
+        work, variant, golden: the export, one of its graphs, and its golden samples.
+        session: what the graph computes here, of a lower precision.
 
     Raises:
         ParityError: a graph that golden samples could not check.
     """
     measured, gate = _parity_errors(work), None
     if variant.lowered is not None:
-        session = open_files(variant.runnable, work.final, precision=variant.precision, cpu=work.cpu)
+        assert session is not None
         report, measured = variant.lowered.report, golden_errors(session, golden, work.model.preprocessing)
         asked, figures = report.thresholds.to_dict(), report.figures()
         gate = Gate(samples=report.samples, mark=report.mark, kept=variant.kept, thresholds=asked, figures=figures)
